@@ -1,0 +1,30 @@
+"""Sapflow: is this module's gradient flow healthy? Measured on every backward pass, said, shown, acted on."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from sapflow.gradients.gradient_monitor import GradientMonitor as GradientMonitor
+    from sapflow.health.policy import HealthPolicy as HealthPolicy
+    from sapflow.telemetry.events import SeedTelemetry as SeedTelemetry
+
+# Public names are imported when they are first used: `import sapflow` costs neither torch nor textual.
+_HOMES = {
+    "GradientMonitor": "sapflow.gradients.gradient_monitor",
+    "HealthPolicy": "sapflow.health.policy",
+    "SeedTelemetry": "sapflow.telemetry.events",
+}
+
+__all__ = ["GradientMonitor", "HealthPolicy", "SeedTelemetry", "__version__"]  # noqa: F822 - _HOMES provides them
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sapflow' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

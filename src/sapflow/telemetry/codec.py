@@ -1,0 +1,67 @@
+"""How an event becomes bytes and back: msgpack, with an envelope that every version can read."""
+
+import msgspec
+
+from sapflow.errors import UnreadableEventError
+from sapflow.telemetry.events import PAYLOADS, SCHEMA_VERSION, TelemetryEvent
+
+
+class Envelope(msgspec.Struct, frozen=True, kw_only=True):
+    """What every version writes around a payload that only some versions know."""
+
+    schema: int
+    run_id: str
+    env_id: int | None
+    sequence: int | None
+    time: float
+    type: str
+    payload: msgspec.Raw
+
+
+_encoder = msgspec.msgpack.Encoder()
+_envelope_decoder = msgspec.msgpack.Decoder(Envelope)
+_payload_decoders = {name: msgspec.msgpack.Decoder(payload) for name, payload in PAYLOADS.items()}
+
+
+def encode(event: TelemetryEvent) -> bytes:
+    """An event as msgpack; NaN and infinities survive.
+
+    Raises:
+        TypeError, OverflowError: the payload holds something msgpack has no form for.
+    """
+    return _encoder.encode(
+        Envelope(
+            schema=SCHEMA_VERSION,
+            run_id=event.run_id,
+            env_id=event.env_id,
+            sequence=event.sequence,
+            time=event.time,
+            type=event.type.value,
+            payload=msgspec.Raw(_encoder.encode(event.payload)),
+        )
+    )
+
+
+def decode(data: bytes) -> TelemetryEvent:
+    """The event in `data`, validated.
+
+    Raises:
+        UnreadableEventError: with cause "newer schema", "unknown type" or "malformed"; the reader counts it and goes on.
+    """
+    try:
+        envelope = _envelope_decoder.decode(data)
+        if envelope.schema > SCHEMA_VERSION:
+            raise UnreadableEventError("newer schema", f"version {envelope.schema}, this Sapflow reads {SCHEMA_VERSION}")
+        decoder = _payload_decoders.get(envelope.type)
+        if decoder is None:
+            raise UnreadableEventError("unknown type", envelope.type)
+        payload = decoder.decode(envelope.payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UnreadableEventError("malformed", str(error)) from error
+    return TelemetryEvent(
+        run_id=envelope.run_id,
+        env_id=envelope.env_id,
+        sequence=envelope.sequence,
+        time=envelope.time,
+        payload=payload,
+    )

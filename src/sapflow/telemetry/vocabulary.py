@@ -1,0 +1,54 @@
+"""The words that everyone shares: stages of a seed, states of a measurement, types of events, severities."""
+
+from enum import StrEnum
+
+
+class SeedStage(StrEnum):
+    """Where a seed stands in its life; WATCHED is a module that Sapflow measures and no slot manages."""
+
+    DORMANT = "DORMANT"
+    GERMINATED = "GERMINATED"
+    TRAINING = "TRAINING"
+    BLENDING = "BLENDING"
+    HOLDING = "HOLDING"
+    FOSSILIZED = "FOSSILIZED"
+    PRUNED = "PRUNED"
+    EMBARGOED = "EMBARGOED"
+    WATCHED = "WATCHED"
+
+
+class Measurement(StrEnum):
+    """What is known of a module's gradient flow; only MEASURED may be read as a ratio."""
+
+    UNMEASURED = "UNMEASURED"  # no backward pass yet
+    MEASURED = "MEASURED"
+    NO_GRADIENT = "NO_GRADIENT"  # nothing entered
+    INPUT_DETACHED = "INPUT_DETACHED"  # the leaving gradient cannot be known
+    NON_FINITE = "NON_FINITE"  # no pass had finite gradients
+    PROBE_LOST = "PROBE_LOST"  # the module ran forward and its probe never fired
+
+
+class Severity(StrEnum):
+    """How much an alert asks of the person who reads it."""
+
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
+class EventType(StrEnum):
+    """The types of events that this version writes; a reader meets unknown ones and skips them."""
+
+    RUN_STARTED = "RUN_STARTED"
+    RUN_RESUMED = "RUN_RESUMED"
+    ENV_STARTED = "ENV_STARTED"
+    SEED_GERMINATED = "SEED_GERMINATED"
+    SEED_STAGE_CHANGED = "SEED_STAGE_CHANGED"
+    SEED_PRUNED = "SEED_PRUNED"
+    SEED_FOSSILIZED = "SEED_FOSSILIZED"
+    GRADIENT_SAMPLED = "GRADIENT_SAMPLED"
+    EPOCH_COMPLETED = "EPOCH_COMPLETED"
+    ALERT_RAISED = "ALERT_RAISED"
+    ALERT_CLEARED = "ALERT_CLEARED"
+    ENV_COMPLETED = "ENV_COMPLETED"
+    ENV_FAILED = "ENV_FAILED"
+    RUN_COMPLETED = "RUN_COMPLETED"
