@@ -46,12 +46,12 @@ def decode(data: bytes) -> TelemetryEvent:
     """The event in `data`, validated.
 
     Raises:
-        UnreadableEventError: with cause "newer schema", "unknown type" or "malformed"; the reader counts it and goes on.
+        UnreadableEventError: its cause is "newer schema", "unknown type" or "malformed"; readers count it.
     """
     try:
         envelope = _envelope_decoder.decode(data)
         if envelope.schema > SCHEMA_VERSION:
-            raise UnreadableEventError("newer schema", f"version {envelope.schema}, this Sapflow reads {SCHEMA_VERSION}")
+            raise UnreadableEventError("newer schema", f"{envelope.schema}, this Sapflow reads {SCHEMA_VERSION}")
         decoder = _payload_decoders.get(envelope.type)
         if decoder is None:
             raise UnreadableEventError("unknown type", envelope.type)

@@ -1,0 +1,78 @@
+"""The sums on the host: what the closed passes of an epoch come to, row by row, in float64."""
+
+import math
+
+import torch
+
+from sapflow.gradients.pass_sums import ENTERING, LEAVING
+from sapflow.telemetry.events import HISTOGRAM_BINS, HISTOGRAM_HIGHEST_OCTAVE, HISTOGRAM_LOWEST_OCTAVE
+
+
+class EpochSums:
+    """Folds blocks of passes, vectorised over all rows; every field has one element a row.
+
+    A pass counts for a row when both of its sides fired, both are finite, and something entered.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.entering = torch.zeros(rows, dtype=torch.float64)  # Σ entering² over the passes that count
+        self.leaving = torch.zeros(rows, dtype=torch.float64)
+        self.passes = torch.zeros(rows, dtype=torch.int64)
+        self.non_finite = torch.zeros(rows, dtype=torch.int64)
+        self.run = torch.zeros(rows, dtype=torch.int64)  # non-finite passes in a row, up to now
+        self.longest_run = torch.zeros(rows, dtype=torch.int64)
+        self.entered = torch.zeros(rows, dtype=torch.bool)  # something other than 0 entered, in any pass
+        self.fired = torch.zeros(rows, 2, dtype=torch.bool)
+        self.lowest = torch.full((rows,), math.inf, dtype=torch.float64)
+        self.highest = torch.zeros(rows, dtype=torch.float64)
+        self.last = torch.zeros(rows, dtype=torch.float64)
+        self.histogram = torch.zeros(rows, HISTOGRAM_BINS, dtype=torch.int64)
+
+    def grow(self, rows: int) -> None:
+        """Make room for more rows."""
+        larger = EpochSums(rows)
+        for name, old in vars(self).items():
+            if isinstance(old, torch.Tensor):
+                getattr(larger, name)[: self.rows] = old
+        self.__dict__.update(larger.__dict__)
+
+    def add(self, squares: torch.Tensor) -> None:
+        """Fold closed passes: float32 squares of shape (passes, rows, 2), as many rows as there were at the time."""
+        fired = fired_cells(squares)
+        squares = squares.double()
+        entering, leaving = squares[..., ENTERING], squares[..., LEAVING]
+        non_finite = (fired & ~squares.isfinite()).any(-1)
+        counts = fired.all(-1) & ~non_finite & (entering > 0)
+        zero = squares.new_zeros(())
+        ratio = torch.where(counts, (leaving / entering).sqrt(), zero)
+
+        here = slice(0, squares.shape[1])
+        self.entering[here] += torch.where(counts, entering, zero).sum(0)
+        self.leaving[here] += torch.where(counts, leaving, zero).sum(0)
+        self.passes[here] += counts.sum(0)
+        self.non_finite[here] += non_finite.sum(0)
+        self.entered[here] |= (fired[..., ENTERING] & (entering != 0)).any(0)
+        self.fired[here] |= fired.any(0)
+        self.lowest[here] = torch.minimum(self.lowest[here], torch.where(counts, ratio, math.inf).amin(0))
+        self.highest[here] = torch.maximum(self.highest[here], ratio.amax(0))
+        self.histogram[here] += histogram_of(ratio, counts)
+        for pass_counts, pass_ratio, bad, any_fired in zip(counts, ratio, non_finite, fired.any(-1), strict=True):
+            self.last[here] = torch.where(pass_counts, pass_ratio, self.last[here])
+            run = torch.where(bad, self.run[here] + 1, torch.where(any_fired, 0, self.run[here]))
+            self.run[here] = run
+            self.longest_run[here] = torch.maximum(self.longest_run[here], run)
+
+
+def fired_cells(squares: torch.Tensor) -> torch.Tensor:
+    """Which cells any gradient reached: all but those that still hold −0.0 (a NaN's sign means nothing)."""
+    return ~((squares == 0) & squares.signbit())
+
+
+def histogram_of(ratio: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Counts of the ratios (passes, rows) by octave, of shape (rows, HISTOGRAM_BINS); 0 falls into the lowest bin."""
+    exponent = torch.frexp(ratio).exponent - 1  # ⌊log2⌋, exact at powers of two
+    exponent = torch.where(ratio == 0, HISTOGRAM_LOWEST_OCTAVE - 1, exponent)
+    bins = exponent.clamp(HISTOGRAM_LOWEST_OCTAVE - 1, HISTOGRAM_HIGHEST_OCTAVE + 1) - (HISTOGRAM_LOWEST_OCTAVE - 1)
+    histogram = torch.zeros(ratio.shape[1], HISTOGRAM_BINS, dtype=torch.int64)
+    return histogram.scatter_add_(1, bins.long().T, counts.long().T)

@@ -1,0 +1,251 @@
+"""The monitor: probes on modules, passes and epochs of them, and a verdict on each module's gradient flow."""
+
+import copy
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from sapflow.errors import InputError
+from sapflow.gradients.epoch_sums import EpochSums, fired_cells
+from sapflow.gradients.pass_sums import ENTERING, LEAVING, PassBlock, PassSums
+from sapflow.gradients.probe import Probe, inside_backward
+from sapflow.gradients.reading import reading_of
+from sapflow.health.policy import HealthPolicy, Policy
+from sapflow.telemetry.events import GradientHealth
+
+# Blocks of passes that wait to be sampled; an epoch longer than anybody samples loses its oldest, and counts them.
+UNSAMPLED_BLOCKS = 64
+
+
+class PassSample(NamedTuple):
+    """Passes of one module: their indices within the epoch and the norms of each; non-finite norms are data."""
+
+    pass_index: tuple[int, ...]
+    entering: tuple[float, ...]
+    leaving: tuple[float, ...]
+
+
+@dataclass
+class _Watched:
+    probe: Probe
+    memory: Any
+
+
+class GradientMonitor:
+    """Measures grad_ratio = ‖∂L/∂input‖₂ / ‖∂L/∂output‖₂ of modules, on every backward pass.
+
+    TELE-557 says "output gradient norm to input gradient norm" and means the output and the input *of the backward
+    pass*: the gradient that leaves a module towards its input over the one that enters at its output, in PyTorch's
+    names ‖grad_input‖/‖grad_output‖. So ≪ 1 is vanishing and ≫ 1 exploding.
+
+    A pass is everything that is backpropagated until it is closed: by the step of `optimizer`, by a call of `step()`,
+    or, with neither, by the next forward of `root` after a backward. An epoch is closed by `close_epoch()`. Nothing
+    synchronises with the device until an epoch closes or its `health()` is asked for.
+
+    Args:
+        modules: what to measure, by name; more can be attached later.
+        policy: judges the readings; the record's band by default.
+        optimizer: closes a pass after each of its steps.
+        root: closes a pass when its forward is called again; for loops that have neither optimizer nor `step()`.
+        loss_scaled: a GradScaler is at work: overflowed passes are its normal business (see `HealthPolicy`).
+        ring_passes: closed passes that wait on the device for one copy to the host.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module] | None = None,
+        *,
+        policy: Policy | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        root: nn.Module | None = None,
+        loss_scaled: bool = False,
+        ring_passes: int = 64,
+    ) -> None:
+        self.policy: Policy = HealthPolicy() if policy is None else policy
+        self.loss_scaled = loss_scaled
+        self.passes_lost_to_sampling = 0
+        self._sums = PassSums(ring_passes)
+        self._epoch = EpochSums(self._sums.rows)
+        self._watched: dict[str, _Watched] = {}
+        self._free_rows = list(range(self._sums.rows))
+        self._retired_rows: list[int] = []
+        self._unsampled: deque[PassBlock] = deque()
+        self._root_handle: RemovableHandle | None = None
+        self._optimizer_handle: RemovableHandle | None = None
+        if optimizer is not None:
+            self._optimizer_handle = optimizer.register_step_post_hook(lambda *_: self._close_pass())
+        elif root is not None:
+            self._root_handle = root.register_forward_pre_hook(self._on_root_forward)
+        for name, module in (modules or {}).items():
+            self.attach(name, module)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The modules that are measured, in the order they were attached."""
+        return tuple(self._watched)
+
+    @property
+    def passes(self) -> int:
+        """Passes closed since the epoch began."""
+        return self._sums.passes_closed
+
+    def attach(self, name: str, module: nn.Module) -> None:
+        """Measure `module` from its next forward on.
+
+        Raises:
+            InputError: the name is taken.
+        """
+        if name in self._watched:
+            raise InputError(f"the name {name!r} is being measured already: detach it first, or choose another")
+        if not self._free_rows:
+            first, rows = self._sums.rows, 2 * self._sums.rows
+            self._sums.grow(rows)
+            self._epoch.grow(rows)
+            self._free_rows = list(range(first, rows))
+        row = self._free_rows.pop(0)
+        self._sums.reset_row(row)
+        self._watched[name] = _Watched(Probe(module, self._sums, row), self.policy.new_memory())
+
+    def detach(self, name: str) -> None:
+        """Stop measuring a module and leave nothing on it; what its epoch had so far is gone."""
+        watched = self._watched.pop(name)
+        self._retired_rows.append(watched.probe.row)
+        watched.probe.remove()
+
+    def step(self) -> None:
+        """Close the pass; from the first call on, the root's forward no longer does."""
+        self._remove_root_hook()
+        self._close_pass()
+
+    @contextmanager
+    def only(self, name: str) -> Iterator[None]:
+        """Let one module's probe listen and no other, for a forward whose loss is that module's alone."""
+        others = [watched.probe for other, watched in self._watched.items() if other != name]
+        was_muted = [probe.muted for probe in others]
+        for probe in others:
+            probe.muted = True
+        try:
+            yield
+        finally:
+            for probe, muted in zip(others, was_muted, strict=True):
+                probe.muted = muted
+
+    def health(self) -> dict[str, GradientHealth]:
+        """The epoch so far, of every module; waits for the device."""
+        self._sums.send()
+        self._receive(wait=True)
+        return self.latest_health()
+
+    def latest_health(self) -> dict[str, GradientHealth]:
+        """The epoch so far, up to the last passes that have reached the host; never waits."""
+        return {
+            name: self._judge(watched.probe, copy.deepcopy(watched.memory)) for name, watched in self._watched.items()
+        }
+
+    def samples(self) -> dict[str, PassSample]:
+        """Every pass that has reached the host since the last call, of each module it fired in; never waits."""
+        self._sums.send()
+        self._receive(wait=False)
+        blocks = list(self._unsampled)
+        self._unsampled.clear()
+        sampled = {name: _sample(blocks, watched.probe.row) for name, watched in self._watched.items()}
+        return {name: sample for name, sample in sampled.items() if sample.pass_index}
+
+    def close_epoch(self) -> dict[str, GradientHealth]:
+        """Close the open pass and the epoch, judge every module, and begin the next epoch; waits for the device."""
+        if self._sums.fired:
+            self._close_pass()
+        self._sums.send()
+        self._receive(wait=True)
+        health = {name: self._judge(watched.probe, watched.memory) for name, watched in self._watched.items()}
+        self._epoch = EpochSums(self._sums.rows)
+        self._sums.passes_closed = 0
+        self._unsampled.clear()
+        self._free_rows += self._retired_rows
+        self._retired_rows = []
+        for watched in self._watched.values():
+            watched.probe.begin_epoch()
+        return health
+
+    def close(self) -> None:
+        """Detach everything and leave nothing behind, on modules or optimizer."""
+        for name in self.names:
+            self.detach(name)
+        self._remove_root_hook()
+        if self._optimizer_handle is not None:
+            self._optimizer_handle.remove()
+            self._optimizer_handle = None
+
+    def __enter__(self) -> "GradientMonitor":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _close_pass(self) -> None:
+        self._sums.close_pass()
+        for watched in self._watched.values():
+            watched.probe.end_pass()
+
+    def _on_root_forward(self, module: nn.Module, args: Any) -> None:
+        if not torch.compiler.is_compiling() and self._sums.fired and not inside_backward():
+            self._close_pass()
+
+    def _remove_root_hook(self) -> None:
+        if self._root_handle is not None:
+            self._root_handle.remove()
+            self._root_handle = None
+
+    def _receive(self, *, wait: bool) -> None:
+        for block in self._sums.receive(wait=wait):
+            self._epoch.add(block.squares)
+            self._unsampled.append(block)
+            if len(self._unsampled) > UNSAMPLED_BLOCKS:
+                self.passes_lost_to_sampling += len(self._unsampled.popleft().squares)
+
+    def _judge(self, probe: Probe, memory: Any) -> GradientHealth:
+        reading = reading_of(self._epoch, probe, loss_scaled=self.loss_scaled)
+        verdict = self.policy.judge(reading, memory)
+        return GradientHealth(
+            grad_ratio=reading.grad_ratio,
+            has_vanishing=verdict.has_vanishing,
+            has_exploding=verdict.has_exploding,
+            measurement=reading.measurement,
+            measurement_reason=reading.reason,
+            passes=reading.passes,
+            non_finite_passes=reading.non_finite_passes,
+            entering_norm=reading.entering_square**0.5,
+            leaving_norm=reading.leaving_square**0.5,
+            min_ratio=reading.min_ratio,
+            max_ratio=reading.max_ratio,
+            last_ratio=reading.last_ratio,
+            ratio_histogram=reading.histogram,
+            evidence=verdict.evidence,
+        )
+
+
+def _sample(blocks: list[PassBlock], row: int) -> PassSample:
+    """The passes of one row in which something entered or left; a side that did not fire is NaN."""
+    pass_index: list[int] = []
+    norms: list[list[float]] = []
+    for block in blocks:
+        if row >= block.squares.shape[1]:
+            continue
+        cells = block.squares[:, row]
+        fired = fired_cells(cells)
+        passes = fired.any(-1).nonzero().flatten()
+        values = torch.where(fired, cells.double().sqrt(), torch.nan)[passes]
+        pass_index += (passes + block.first_pass).tolist()
+        norms += values.tolist()
+    return PassSample(
+        tuple(pass_index), tuple(pair[ENTERING] for pair in norms), tuple(pair[LEAVING] for pair in norms)
+    )

@@ -1,0 +1,95 @@
+"""The judging seam: a reading of one module and epoch goes in, flags and the evidence for them come out."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from sapflow.telemetry.records import Band, record_of
+from sapflow.telemetry.vocabulary import Measurement
+
+# A ratio is measured from fp32 norms: one that differs from an end of the band by less than this, relatively, is on it.
+RELATIVE_TOLERANCE = 1e-6
+# Overflow is the normal business of a GradScaler; only this many overflowed passes in a row are a sign of trouble.
+OVERFLOWS_IN_A_ROW = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """The torch-free sums of one module over one epoch, or over the epoch so far.
+
+    Squares are sums of ‖·‖₂² over the `passes` in which both sides were finite and something entered.
+    """
+
+    measurement: Measurement = Measurement.UNMEASURED
+    reason: str = ""
+    passes: int = 0
+    non_finite_passes: int = 0
+    longest_non_finite_run: int = 0
+    loss_scaled: bool = False
+    entering_square: float = 0.0
+    leaving_square: float = 0.0
+    min_ratio: float = 0.0
+    max_ratio: float = 0.0
+    last_ratio: float = 0.0
+    histogram: tuple[int, ...] = ()
+
+    @property
+    def grad_ratio(self) -> float:
+        """√(Σ leaving² / Σ entering²): the gain of all passes taken as one batch (TELE-557); 0.0 unless MEASURED."""
+        return math.sqrt(self.leaving_square / self.entering_square) if self.entering_square > 0 else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The flags of TELE-557, and what a person can check them by."""
+
+    has_vanishing: bool = False
+    has_exploding: bool = False
+    evidence: str = ""
+
+
+class Policy(Protocol):
+    """How readings are judged. `memory` is the policy's own, one for each module, kept by the caller."""
+
+    def new_memory(self) -> Any:
+        """What the policy wants to remember of one module; None if nothing."""
+
+    def judge(self, reading: Reading, memory: Any) -> Verdict:
+        """The verdict on a reading; may change `memory`."""
+
+
+def record_band() -> Band:
+    """The healthy band as TELE-557 has it."""
+    band = record_of("grad_ratio").data.band
+    assert band is not None
+    return band
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthPolicy:
+    """The record's band: healthy in [lower, upper], both ends included; it needs no memory.
+
+    A non-finite pass sets `has_exploding`; where the loss is scaled (GradScaler), three in a row do.
+    """
+
+    lower: float = field(default_factory=lambda: record_band().lower)
+    upper: float = field(default_factory=lambda: record_band().upper)
+
+    def new_memory(self) -> None:
+        """The band needs none."""
+
+    def judge(self, reading: Reading, memory: None) -> Verdict:
+        """Flags by the band and by non-finite passes; nothing measured is no flag, and no evidence of health."""
+        run_limit = OVERFLOWS_IN_A_ROW if reading.loss_scaled else 1
+        overflowed = reading.longest_non_finite_run >= run_limit
+        findings = []
+        if overflowed:
+            findings.append(f"{reading.non_finite_passes} non-finite passes")
+        vanishing = exploding = False
+        if reading.measurement is Measurement.MEASURED:
+            ratio = reading.grad_ratio
+            vanishing = ratio < self.lower * (1 - RELATIVE_TOLERANCE)
+            exploding = ratio > self.upper * (1 + RELATIVE_TOLERANCE)
+            place = f"below {self.lower:g}" if vanishing else f"above {self.upper:g}" if exploding else "in the band"
+            findings.append(f"ratio {ratio:.3g} {place} over {reading.passes} passes")
+        return Verdict(has_vanishing=vanishing, has_exploding=exploding or overflowed, evidence="; ".join(findings))

@@ -1,0 +1,641 @@
+"""The monitor from outside: real backward passes, compared with analytic gains and with torch.autograd.grad."""
+
+import copy
+import dataclasses
+import math
+import pickle
+from collections import namedtuple
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from sapflow import GradientMonitor
+from sapflow.errors import InputError
+from sapflow.gradients.structures import map_tensors
+from sapflow.telemetry.vocabulary import Measurement
+
+
+def scaled_orthogonal(gain: float, width: int = 16) -> nn.Linear:
+    layer = nn.Linear(width, width, bias=False)
+    nn.init.orthogonal_(layer.weight, gain=gain)
+    return layer
+
+
+def reference_ratio(module: nn.Module, x: torch.Tensor, loss_of) -> tuple[float, float]:
+    """Entering and leaving by torch.autograd.grad on a graph that Sapflow never saw."""
+    leaf = x.detach().clone().requires_grad_()
+    y = module(leaf)
+    loss = loss_of(y)
+    entering, leaving = torch.autograd.grad(loss, [y, leaf])
+    return entering.norm().item(), leaving.norm().item()
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed():
+    torch.manual_seed(7)
+
+
+@pytest.mark.parametrize("gain", [0.85, 0.1, 5.0, 1.0, 1e-6, 1e6])
+def test_scaled_orthogonal_layer_has_its_gain(gain):
+    layer = scaled_orthogonal(gain)
+    monitor = GradientMonitor({"seed": layer})
+    layer(torch.randn(8, 16, requires_grad=True)).square().sum().backward()
+    health = monitor.close_epoch()["seed"]
+    assert health.grad_ratio == pytest.approx(gain, rel=1e-6)
+    assert health.measurement is Measurement.MEASURED
+    assert (health.has_vanishing, health.has_exploding) == (gain < 0.5, gain > 2.0)
+
+
+def test_entering_and_leaving_agree_with_autograd():
+    module = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 4))
+    x = torch.randn(5, 6, requires_grad=True)
+    entering, leaving = reference_ratio(module, x, lambda y: y.square().sum())
+    monitor = GradientMonitor({"m": module})
+    module(x).square().sum().backward()
+    health = monitor.close_epoch()["m"]
+    assert health.entering_norm == pytest.approx(entering, rel=1e-6)
+    assert health.leaving_norm == pytest.approx(leaving, rel=1e-6)
+
+
+def test_a_branch_is_measured_without_its_skip_connection():
+    branch = scaled_orthogonal(0.1)
+    monitor = GradientMonitor({"branch": branch})
+    h = torch.randn(4, 16, requires_grad=True)
+    (h + branch(h)).sum().backward()
+    assert monitor.close_epoch()["branch"].grad_ratio == pytest.approx(0.1, rel=1e-6)
+
+
+def test_epoch_ratio_is_the_gain_of_all_passes_taken_as_one_batch():
+    module = nn.Sequential(nn.Linear(6, 6), nn.GELU())
+    x = torch.randn(32, 6)
+    monitor = GradientMonitor({"m": module})
+    for part in x.split(8):
+        module(part.requires_grad_()).square().sum().backward()
+        monitor.step()
+    health = monitor.close_epoch()["m"]
+    entering, leaving = reference_ratio(module, x, lambda y: y.square().sum())
+    assert health.passes == 4
+    assert health.grad_ratio == pytest.approx(leaving / entering, rel=1e-6)
+    assert health.min_ratio <= health.grad_ratio <= health.max_ratio
+    assert sum(health.ratio_histogram) == 4
+
+
+def test_micro_batches_of_one_optimizer_step_are_one_pass():
+    module = nn.Linear(6, 6)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
+    monitor = GradientMonitor({"m": module}, optimizer=optimizer)
+    x = torch.randn(32, 6)
+    for part in x.split(8):
+        module(part.requires_grad_()).square().sum().backward()
+    optimizer.step()
+    health = monitor.close_epoch()["m"]
+    entering, leaving = reference_ratio(module, x, lambda y: y.square().sum())
+    assert health.passes == 1
+    assert health.last_ratio == pytest.approx(leaving / entering, rel=1e-6)
+
+
+def test_root_forward_closes_the_pass_before_it():
+    module = nn.Sequential(nn.Linear(4, 4), scaled_orthogonal(2.0, 4))
+    monitor = GradientMonitor({"last": module[1]}, root=module)
+    for _ in range(3):
+        module(torch.randn(2, 4)).sum().backward()
+    assert monitor.close_epoch()["last"].passes == 3
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_a_checkpoint_that_runs_the_root_again_closes_no_pass(use_reentrant):
+    model = nn.Sequential(scaled_orthogonal(2.0, 4), nn.Tanh(), scaled_orthogonal(0.5, 4))
+    monitor = GradientMonitor({"last": model[2]}, root=model)
+    for _ in range(3):
+        checkpoint(model, torch.randn(2, 4, requires_grad=True), use_reentrant=use_reentrant).sum().backward()
+    assert monitor.close_epoch()["last"].passes == 3
+
+
+def test_a_step_without_a_backward_is_no_pass():
+    layer = scaled_orthogonal(1.0)
+    monitor = GradientMonitor({"m": layer})
+    monitor.step()
+    layer(torch.randn(2, 16, requires_grad=True)).sum().backward()
+    monitor.step()
+    monitor.step()
+    assert monitor.close_epoch()["m"].passes == 1
+
+
+Pair = namedtuple("Pair", "left right")
+
+
+@dataclasses.dataclass
+class Batch:
+    x: torch.Tensor
+    names: list
+    extra: dict
+
+
+class Structured(nn.Module):
+    """Takes and returns nested structures; its gain is that of its layer, since both tensors pass through it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = scaled_orthogonal(3.0)
+
+    def forward(self, batch, *, more):
+        out = {"a": self.layer(batch.x), "b": [self.layer(more["y"]), None, "text"]}
+        return Pair(Batch(out["a"], ["n"], {}), out)
+
+
+def test_structured_inputs_and_outputs_keywords_none_and_shared_tensors():
+    module = Structured()
+    monitor = GradientMonitor({"m": module})
+    x, y = (torch.randn(3, 16, requires_grad=True) for _ in range(2))
+    pair = module(Batch(x, ["n"], {}), more={"y": y, "z": 3})
+    assert isinstance(pair, Pair)
+    assert isinstance(pair.left, Batch)
+    assert pair.left.x is pair.right["a"]
+    (pair.left.x.sum() + 2 * pair.right["b"][0].sum()).backward()
+    health = monitor.close_epoch()["m"]
+    assert health.grad_ratio == pytest.approx(3.0, rel=1e-6)
+    assert health.entering_norm == pytest.approx(math.sqrt(48 + 4 * 48), rel=1e-6)
+
+
+def test_query_key_and_value_the_same_tensor_is_one_input():
+    attention = nn.MultiheadAttention(16, 4, batch_first=True)
+    x = torch.randn(2, 5, 16)
+    leaf = x.clone().requires_grad_()
+    y, _ = attention(leaf, leaf, leaf)
+    entering, leaving = torch.autograd.grad(y.square().sum(), [y, leaf])
+    monitor = GradientMonitor({"m": attention})
+    h = x.clone().requires_grad_()
+    attention(h, h, h)[0].square().sum().backward()
+    health = monitor.close_epoch()["m"]
+    assert health.grad_ratio == pytest.approx((leaving.norm() / entering.norm()).item(), rel=1e-5)
+
+
+def test_a_module_called_twice_in_a_pass_adds_its_calls():
+    layer = scaled_orthogonal(0.5)
+    monitor = GradientMonitor({"m": layer})
+    a, b = (torch.randn(3, 16, requires_grad=True) for _ in range(2))
+    (layer(a).sum() + 3 * layer(b).sum()).backward()
+    health = monitor.close_epoch()["m"]
+    assert health.passes == 1
+    assert health.grad_ratio == pytest.approx(0.5, rel=1e-6)
+    assert health.entering_norm == pytest.approx(math.sqrt(48 + 9 * 48), rel=1e-6)
+
+
+def test_in_place_operation_on_the_output():
+    layer = scaled_orthogonal(1.5)
+    x = torch.randn(4, 16)
+    monitor = GradientMonitor({"m": layer})
+    leaf = x.clone().requires_grad_()
+    layer(leaf).relu_().square().sum().backward()
+    health = monitor.close_epoch()["m"]
+    assert health.grad_ratio == pytest.approx(1.5, rel=1e-6)
+    expected = F.linear(x, layer.weight).relu().mul(2).norm().item()
+    assert health.entering_norm == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("calls", [1, 3])
+def test_in_place_operation_on_the_input(calls):
+    module = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(16, 16))
+    monitor = GradientMonitor({"m": module})
+    entering = leaving = 0.0
+    for _ in range(calls):
+        x = torch.randn(4, 16, requires_grad=True)
+        norms = reference_ratio(nn.Sequential(nn.ReLU(), module[1]), x, lambda y: y.square().sum())
+        entering, leaving = math.hypot(entering, norms[0]), math.hypot(leaving, norms[1])
+        module(x * 1.0).square().sum().backward()
+        monitor.step()
+    health = monitor.close_epoch()["m"]
+    assert health.passes == calls
+    assert health.grad_ratio == pytest.approx(leaving / entering, rel=1e-6)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("place", ["around", "inside", "a part"])
+def test_activation_checkpointing(use_reentrant, place):
+    inner = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16))
+    x = torch.randn(4, 16, requires_grad=True)
+    entering, leaving = reference_ratio(inner, x, lambda y: y.square().sum())
+
+    class Inside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, h):
+            return checkpoint(self.inner, h, use_reentrant=use_reentrant)
+
+    watched = Inside() if place == "inside" else inner
+    monitor = GradientMonitor({"m": watched})
+    h = x.detach().clone().requires_grad_()
+    if place == "around":
+        y = checkpoint(watched, h, use_reentrant=use_reentrant)
+    elif place == "inside":
+        y = watched(h)
+    else:
+        y = checkpoint(lambda t: watched(t * 1.0) * 1.0, h, use_reentrant=use_reentrant)
+    y.square().sum().backward()
+    health = monitor.close_epoch()["m"]
+    assert health.entering_norm == pytest.approx(entering, rel=1e-5)
+    assert health.leaving_norm == pytest.approx(leaving, rel=1e-5)
+
+
+def test_several_backward_passes_over_one_graph_and_create_graph():
+    layer = scaled_orthogonal(0.7)
+    monitor = GradientMonitor({"m": layer})
+    loss = layer(torch.randn(4, 16, requires_grad=True)).square().sum()
+    loss.backward(retain_graph=True)
+    loss.backward()
+    x = torch.randn(4, 16, requires_grad=True)
+    (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    gradient.square().sum().backward()
+    health = monitor.close_epoch()["m"]
+    assert health.grad_ratio == pytest.approx(0.7, rel=1e-5)
+
+
+def test_no_grad_and_inference_leave_nothing():
+    layer = scaled_orthogonal(1.0)
+    monitor = GradientMonitor({"m": layer})
+    with torch.no_grad():
+        layer(torch.randn(2, 16))
+    with torch.inference_mode():
+        layer(torch.randn(2, 16))
+    health = monitor.close_epoch()["m"]
+    assert health.measurement is Measurement.UNMEASURED
+    assert health.grad_ratio == 0.0
+    assert not health.has_vanishing
+    assert not health.has_exploding
+    assert health.measurement_reason
+
+
+def test_every_kind_of_missing_measurement_is_named():
+    class Constant(nn.Module):
+        def forward(self, x):
+            return torch.ones(3, requires_grad=True) * 2
+
+    modules = nn.ModuleDict(
+        {
+            "never run": nn.Linear(3, 3),
+            "first layer": nn.Linear(3, 3),
+            "unused": nn.Linear(3, 3),
+            "masked": scaled_orthogonal(1.0, 3),
+            "frozen": nn.Linear(3, 3).requires_grad_(False),
+            "constant": Constant(),
+            "dead": scaled_orthogonal(0.0, 3),
+            "live": scaled_orthogonal(1.0, 3),
+        }
+    )
+    monitor = GradientMonitor(dict(modules.items()))
+    data = torch.randn(2, 3)
+    h = modules["first layer"](data)
+    modules["unused"](h)
+    modules["frozen"](data)
+    loss = modules["live"](h).sum() + modules["dead"](h).sum() + (modules["masked"](h) * 0).sum()
+    (loss + modules["constant"](h).sum()).backward()
+    states = {name: health.measurement for name, health in monitor.close_epoch().items()}
+    assert states == {
+        "never run": Measurement.UNMEASURED,
+        "first layer": Measurement.INPUT_DETACHED,
+        "unused": Measurement.NO_GRADIENT,
+        "masked": Measurement.NO_GRADIENT,
+        "frozen": Measurement.NO_GRADIENT,
+        "constant": Measurement.INPUT_DETACHED,
+        "dead": Measurement.MEASURED,
+        "live": Measurement.MEASURED,
+    }
+
+
+def test_a_dead_module_is_measured_and_vanishing_while_no_data_is_neither():
+    dead, idle = scaled_orthogonal(0.0), scaled_orthogonal(1.0)
+    monitor = GradientMonitor({"dead": dead, "idle": idle})
+    dead(torch.randn(2, 16, requires_grad=True)).sum().backward()
+    health = monitor.close_epoch()
+    assert (health["dead"].grad_ratio, health["dead"].has_vanishing) == (0.0, True)
+    assert (health["idle"].grad_ratio, health["idle"].has_vanishing) == (0.0, False)
+    assert health["idle"].measurement is not Measurement.MEASURED
+
+
+def test_probe_lost_where_gradients_reach_the_parameters_alone():
+    class SideDoor(nn.Module):
+        """Its parameters are trained past its forward's output, where no probe can see."""
+
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            self.layer(x).sum().backward()
+            return self.layer(x.detach())
+
+    module, other = SideDoor(), scaled_orthogonal(1.0, 4)
+    monitor = GradientMonitor({"m": module, "other": other})
+    module(torch.randn(2, 4))
+    other(torch.randn(2, 4, requires_grad=True)).sum().backward()
+    health = monitor.close_epoch()["m"]
+    assert health.measurement is Measurement.PROBE_LOST
+    assert "parameters" in health.measurement_reason
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_non_finite_passes_are_counted_and_left_out_of_the_sums(poison):
+    layer = scaled_orthogonal(0.8)
+    monitor = GradientMonitor({"m": layer})
+    for factor in (1.0, poison, 1.0):
+        (layer(torch.randn(2, 16, requires_grad=True)) * factor).sum().backward()
+        monitor.step()
+    samples = monitor.samples()["m"]
+    health = monitor.close_epoch()["m"]
+    assert (health.passes, health.non_finite_passes) == (2, 1)
+    assert health.grad_ratio == pytest.approx(0.8, rel=1e-6)
+    assert health.has_exploding
+    assert samples.pass_index == (0, 1, 2)
+    assert [math.isfinite(norm) for norm in samples.entering] == [True, False, True]
+
+
+def test_only_non_finite_passes_read_zero():
+    layer = scaled_orthogonal(0.8)
+    monitor = GradientMonitor({"m": layer})
+    (layer(torch.randn(2, 16, requires_grad=True)) * math.nan).sum().backward()
+    health = monitor.close_epoch()["m"]
+    assert (health.grad_ratio, health.measurement) == (0.0, Measurement.NON_FINITE)
+    assert health.has_exploding
+
+
+def test_under_a_grad_scaler_three_overflows_in_a_row_explode_and_two_do_not():
+    def run(factors):
+        layer = scaled_orthogonal(1.0)
+        monitor = GradientMonitor({"m": layer}, loss_scaled=True)
+        for factor in factors:
+            (layer(torch.randn(2, 16, requires_grad=True)) * factor).sum().backward()
+            monitor.step()
+        return monitor.close_epoch()["m"].has_exploding
+
+    inf = math.inf
+    assert not run([inf, inf, 1.0, inf, 1.0])
+    assert run([1.0, inf, inf, inf, 1.0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_other_dtypes(dtype):
+    layer = scaled_orthogonal(2.0).to(dtype)
+    monitor = GradientMonitor({"m": layer})
+    layer(torch.randn(8, 16, dtype=dtype, requires_grad=True)).sum().backward()
+    assert monitor.close_epoch()["m"].grad_ratio == pytest.approx(2.0, rel=1e-6 if dtype == torch.float64 else 0.02)
+
+
+@pytest.mark.parametrize("value", [300.0, 1e-4])
+@pytest.mark.parametrize("elements", [1_000_003, 1 << 20])
+def test_half_precision_norms_neither_overflow_nor_lose_digits(value, elements):
+    layer = nn.Identity()
+    monitor = GradientMonitor({"m": layer})
+    x = torch.zeros(elements, dtype=torch.float16, requires_grad=True)
+    gradient = torch.full_like(x, value)
+    layer(x * 1).backward(gradient)
+    assert monitor.close_epoch()["m"].entering_norm == pytest.approx(gradient.double().norm().item(), rel=1e-6)
+
+
+def test_complex_gradients():
+    class Phase(nn.Module):
+        def forward(self, z):
+            return z * (3 + 4j)
+
+    phase = Phase()
+    monitor = GradientMonitor({"phase": phase})
+    z = torch.randn(6, dtype=torch.complex64, requires_grad=True)
+    phase(z).abs().sum().backward()
+    assert monitor.close_epoch()["phase"].grad_ratio == pytest.approx(5.0, rel=1e-6)
+
+
+def test_sparse_gradients_are_coalesced():
+    class Lookup(nn.Module):
+        def forward(self, table):
+            return F.embedding(torch.tensor([1, 1, 2]), table, sparse=True)
+
+    lookup = Lookup()
+    monitor = GradientMonitor({"lookup": lookup})
+    table = torch.ones(10, 4, requires_grad=True)
+    lookup(table).sum().backward()
+    assert table.grad.is_sparse
+    health = monitor.close_epoch()["lookup"]
+    assert health.leaving_norm == pytest.approx(math.sqrt(4 * 4 + 4), rel=1e-6)
+    assert health.entering_norm == pytest.approx(math.sqrt(12), rel=1e-6)
+
+
+def test_large_gradients_keep_their_digits():
+    layer = nn.Identity()
+    monitor = GradientMonitor({"m": layer})
+    x = torch.zeros(2048, 2048, requires_grad=True)
+    gradient = torch.rand_like(x)
+    layer(x * 1).backward(gradient.T)  # not contiguous
+    assert monitor.close_epoch()["m"].entering_norm == pytest.approx(gradient.double().norm().item(), rel=1e-6)
+
+
+def test_a_parameter_handed_out_does_not_pile_up_hooks():
+    class Prompt(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.prompt = nn.Parameter(torch.ones(4))
+
+        def forward(self, x):
+            return self.prompt
+
+    module = Prompt()
+    monitor = GradientMonitor({"m": module})
+    for _ in range(5):
+        module(torch.ones(4, requires_grad=True)).sum().backward()
+        monitor.step()
+    assert set(monitor.samples()["m"].entering) == {2.0}
+    assert not module.prompt._backward_hooks
+
+
+def test_losses_and_gradients_are_the_same_to_the_bit_with_monitors():
+    def train(monitored):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Dropout(), nn.Linear(144, 10)
+        )
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        monitor = GradientMonitor(dict(model.named_children()), optimizer=optimizer) if monitored else None
+        curve = []
+        for _ in range(5):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(torch.randn(16, 1, 8, 8)), torch.randint(10, (16,)))
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            curve += [loss.item(), *[p.grad.clone() for p in model.parameters()]]
+        if monitor:
+            assert all(health.passes for name, health in monitor.close_epoch().items() if name != "0")
+        return curve
+
+    for plain, watched in zip(train(False), train(True), strict=True):
+        assert torch.equal(torch.as_tensor(plain), torch.as_tensor(watched))
+
+
+def test_removal_leaves_no_trace():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = [{key: copy.copy(value) for key, value in vars(m).items()} for m in model.modules()]
+    with GradientMonitor(dict(model.named_children()), optimizer=optimizer, root=model) as monitor:
+        y = model(torch.randn(2, 4))
+        names = monitor.names
+    y.sum().backward()  # a graph that outlives the monitor
+    optimizer.zero_grad(set_to_none=True)
+    after = [vars(m) for m in model.modules()]
+    assert names == ("0", "1", "2")
+    assert [set(a) for a in after] == [set(b) for b in before]
+    for old, new in zip(before, after, strict=True):
+        for key in old:
+            if "hooks" in key:
+                assert len(new[key]) == len(old[key]) == 0, key
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def test_copies_and_state_dicts_do_not_know_of_probes():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    keys = list(model.state_dict())
+    monitor = GradientMonitor(dict(model.named_children()))
+    assert list(model.state_dict()) == keys
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        twin(torch.randn(2, 4, requires_grad=True)).sum().backward()
+    assert all(health.measurement is Measurement.UNMEASURED for health in monitor.close_epoch().values())
+
+
+def test_modules_come_and_go_while_passes_run():
+    layers = [scaled_orthogonal(0.5 + index, 4) for index in range(40)]
+    monitor = GradientMonitor(ring_passes=4)
+    alive: dict[str, nn.Linear] = {}
+    for index, layer in enumerate(layers):
+        monitor.attach(str(index), layer)
+        alive[str(index)] = layer
+        if index % 3 == 2:
+            gone = str(index - 1)
+            monitor.detach(gone)
+            del alive[gone]
+        sum(member(torch.randn(2, 4, requires_grad=True)).sum() for member in alive.values()).backward()
+        monitor.step()
+        if index % 7 == 6:
+            for name, health in monitor.close_epoch().items():
+                assert health.grad_ratio == pytest.approx(0.5 + int(name), rel=1e-5)
+    assert set(monitor.names) == set(alive)
+
+
+def test_samples_hold_every_pass_exactly_once_whatever_the_ring():
+    layer = scaled_orthogonal(1.0, 4)
+    monitor = GradientMonitor({"m": layer}, ring_passes=4)
+    seen, norms = [], []
+    for index in range(23):
+        (layer(torch.ones(1, 4, requires_grad=True)) * (index + 1)).sum().backward()
+        monitor.step()
+        if index % 5 == 0:
+            sample = monitor.samples()["m"]
+            seen += sample.pass_index
+            norms += sample.entering
+    sample = monitor.samples()["m"]
+    assert [*seen, *sample.pass_index] == list(range(23))
+    assert [*norms, *sample.entering] == pytest.approx([2.0 * (index + 1) for index in range(23)])
+    assert monitor.samples() == {}
+
+
+def test_the_live_value_is_that_of_the_epoch_so_far():
+    layer = scaled_orthogonal(1.0, 4)
+    monitor = GradientMonitor({"m": layer})
+    for gain, expected in ((1.0, 1.0), (3.0, math.sqrt(5))):
+        nn.init.orthogonal_(layer.weight, gain=gain)
+        layer(torch.randn(1, 4, requires_grad=True)).backward(torch.full((1, 4), 1.0))
+        monitor.step()
+        assert monitor.health()["m"].grad_ratio == pytest.approx(expected, rel=1e-6)
+    assert monitor.close_epoch()["m"].grad_ratio == pytest.approx(math.sqrt(5), rel=1e-6)
+    assert monitor.health()["m"].measurement is Measurement.UNMEASURED
+
+
+def test_only_one_module_listens_inside_only():
+    shadowed, other = scaled_orthogonal(0.5, 4), scaled_orthogonal(2.0, 4)
+    monitor = GradientMonitor({"shadowed": shadowed, "other": other})
+    x = torch.randn(2, 4, requires_grad=True)
+    with monitor.only("shadowed"):
+        other(shadowed(x)).sum().backward()
+    health = monitor.close_epoch()
+    assert health["shadowed"].grad_ratio == pytest.approx(0.5, rel=1e-6)
+    assert health["other"].measurement is Measurement.UNMEASURED
+
+
+def test_functorch_transforms_pass_through_unharmed_and_unmeasured():
+    layer = scaled_orthogonal(1.0, 4)
+    monitor = GradientMonitor({"m": layer})
+    gradient = torch.func.grad(lambda x: layer(x).sum())(torch.ones(4))
+    assert torch.allclose(gradient, layer.weight.sum(0))
+    torch.func.vmap(layer)(torch.ones(3, 4))
+    assert monitor.close_epoch()["m"].passes == 0
+
+
+def test_a_tensor_that_cannot_be_measured_is_survived_and_named(caplog):
+    class Odd(nn.Module):
+        def forward(self, box):
+            return box.tensor * 2
+
+    class Box(dict):
+        """A dict that forbids looking into it."""
+
+        tensor = torch.ones(3, requires_grad=True)
+
+        def items(self):
+            raise RuntimeError("closed")
+
+    module = Odd()
+    monitor = GradientMonitor({"m": module})
+    for _ in range(2):
+        module(Box()).sum().backward()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    health = monitor.close_epoch()["m"]
+    assert health.measurement is not Measurement.MEASURED
+    assert "closed" in health.measurement_reason or health.measurement is Measurement.INPUT_DETACHED
+
+
+def test_a_forward_that_raises_leaves_the_probe_usable():
+    class Fragile(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = scaled_orthogonal(1.0, 4)
+
+        def forward(self, x, fail):
+            if fail:
+                raise ValueError("no")
+            return self.layer(x)
+
+    module = Fragile()
+    monitor = GradientMonitor({"m": module})
+    with pytest.raises(ValueError, match="no"):
+        module(torch.ones(2, 4, requires_grad=True), True)
+    module(torch.ones(2, 4, requires_grad=True), False).sum().backward()
+    assert monitor.close_epoch()["m"].grad_ratio == pytest.approx(1.0, rel=1e-6)
+
+
+def test_a_name_is_measured_once():
+    monitor = GradientMonitor({"m": nn.Linear(2, 2)})
+    with pytest.raises(InputError, match="'m'"):
+        monitor.attach("m", nn.Linear(2, 2))
+
+
+def test_no_activation_is_kept_alive():
+    import weakref
+
+    layer = scaled_orthogonal(1.0, 4)
+    monitor = GradientMonitor({"m": layer})
+    x = torch.randn(2, 4, requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    monitor.step()
+    alive = weakref.ref(y), weakref.ref(x)
+    del x, y
+    assert [ref() for ref in alive] == [None, None]
+
+
+def test_map_tensors_keeps_what_holds_no_changed_tensor():
+    structure = {"a": [1, (2, "x")], "b": Pair(None, torch.ones(1))}
+    assert map_tensors(lambda t: t, structure) is structure
+    changed = map_tensors(lambda t: t + 1, structure)
+    assert changed["a"] is structure["a"]
+    assert changed["b"].right.item() == 2
