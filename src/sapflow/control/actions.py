@@ -1,0 +1,158 @@
+"""What can be done to the slots of an env; whatever is done is said as events."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sapflow.gradients.gradient_monitor import GradientMonitor
+from sapflow.growth.blueprints import Blueprint
+from sapflow.growth.germination import germinate
+from sapflow.growth.randomness import stream_seed
+from sapflow.growth.shadow import exchange_at
+from sapflow.growth.slot import SeedSlot
+from sapflow.health.rules import RuleBook
+from sapflow.telemetry.events import AlertCleared, SeedFossilized, SeedGerminated, SeedPruned, SeedStageChanged
+from sapflow.telemetry.stream import EventStream
+from sapflow.telemetry.vocabulary import SeedStage
+
+
+@dataclass
+class Tally:
+    """What has happened in an env since its start."""
+
+    germinated: int = 0
+    pruned: int = 0
+    fossilized: int = 0
+    alerts: int = 0
+
+
+class SlotActions:
+    """Germinate, advance and prune the seeds of one host.
+
+    Args:
+        host: the network that holds the slots.
+        slots: its slots by slot_id.
+        monitor: measures every seed while it lives, under its slot_id.
+        rules: forget a seed that is gone.
+        stream: where it is said.
+        sample: a batch of inputs of the host, to measure gains at birth on.
+        loss_of_sample: the loss of the host's output for it.
+        make_optimizer: of a seed's own optimizer.
+        random_name: with the slot and a count it determines each seed's random stream.
+    """
+
+    def __init__(
+        self,
+        host: nn.Module,
+        slots: Mapping[str, SeedSlot],
+        monitor: GradientMonitor,
+        rules: RuleBook,
+        stream: EventStream,
+        *,
+        sample: Tensor,
+        loss_of_sample: Callable[[Tensor], Tensor],
+        make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        random_name: str,
+    ) -> None:
+        self.host = host
+        self.slots = slots
+        self.monitor = monitor
+        self.rules = rules
+        self.stream = stream
+        self.sample = sample
+        self.loss_of_sample = loss_of_sample
+        self.make_optimizer = make_optimizer
+        self.random_name = random_name
+        self.tally = Tally()
+
+    def germinate(self, epoch: int, slot: SeedSlot, blueprint: Blueprint, *, planted: bool = False) -> None:
+        """Plant a seed, measured from its first pass on.
+
+        Raises:
+            BlueprintError: it does not fit the slot.
+            IllegalTransitionError: the slot is not DORMANT.
+        """
+        slot_id = slot.state.slot_id
+        seed_id = f"{slot_id}-{self.tally.germinated + 1}"
+        birth_gain = germinate(
+            slot,
+            blueprint,
+            seed_id=seed_id,
+            exchange=lambda: exchange_at(self.host, slot, self.sample, self.loss_of_sample),
+            random_seed=stream_seed(self.random_name, seed_id),
+        )
+        assert slot.seed is not None
+        slot.optimizer = self.make_optimizer(slot.seed)
+        self.monitor.attach(slot_id, slot.seed)
+        self.tally.germinated += 1
+        self.stream.emit(
+            SeedGerminated(
+                epoch=epoch,
+                slot_id=slot_id,
+                seed_id=seed_id,
+                blueprint_id=blueprint.blueprint_id,
+                seed_params=slot.state.seed_params,
+                birth_gain=birth_gain,
+                planted=planted,
+            )
+        )
+
+    def advance(self, epoch: int, slot: SeedSlot, target: SeedStage, reason: str) -> None:
+        """Move a seed, or the empty slot after it, on to its next stage.
+
+        Raises:
+            IllegalTransitionError: the stage does not lead there, or the gate is closed.
+        """
+        before = slot.state
+        from_stage, seed_id, blueprint_id = before.stage, before.seed_id, before.blueprint_id
+        slot.advance(target)
+        self.stream.emit(
+            SeedStageChanged(
+                epoch=epoch,
+                slot_id=before.slot_id,
+                seed_id=seed_id,
+                blueprint_id=blueprint_id,
+                from_stage=from_stage,
+                to_stage=target,
+                reason=reason,
+            )
+        )
+        if target is SeedStage.FOSSILIZED:
+            self.tally.fossilized += 1
+            self.stream.emit(
+                SeedFossilized(
+                    epoch=epoch,
+                    slot_id=before.slot_id,
+                    seed_id=seed_id,
+                    blueprint_id=blueprint_id,
+                    seed_params=before.seed_params,
+                    accuracy_delta=before.accuracy_delta,
+                )
+            )
+
+    def prune(self, epoch: int, slot: SeedSlot, *, rule: str, evidence: str) -> None:
+        """Cut a seed out: the host goes on as if it had never been there, and its alerts are closed.
+
+        Raises:
+            IllegalTransitionError: no seed lives in the slot, or it is fossilised.
+        """
+        stage, grad_ratio = slot.state.stage, slot.state.grad_ratio
+        self.advance(epoch, slot, SeedStage.PRUNED, f"{rule}: {evidence}")
+        self.monitor.detach(slot.state.slot_id)
+        self.tally.pruned += 1
+        self.stream.emit(
+            SeedPruned(
+                epoch=epoch,
+                slot_id=slot.state.slot_id,
+                seed_id=slot.state.seed_id,
+                blueprint_id=slot.state.blueprint_id,
+                stage=stage,
+                rule=rule,
+                grad_ratio=grad_ratio,
+                evidence=evidence,
+            )
+        )
+        for alert in self.rules.forget(slot.state.seed_id):
+            self.stream.emit(AlertCleared(epoch=epoch, alert=alert, reason="the seed was pruned"))

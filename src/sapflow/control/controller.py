@@ -1,0 +1,97 @@
+"""Who decides: at the end of each epoch a controller prunes by the rules, moves seeds on, and germinates new ones."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from sapflow.control.actions import SlotActions
+from sapflow.growth.blueprints import CATALOGUE, blueprint_for, blueprints_for
+from sapflow.growth.slot import SeedSlot
+from sapflow.health.rules import Action
+from sapflow.telemetry.events import Alert
+from sapflow.telemetry.vocabulary import SeedStage
+
+
+class Controller(Protocol):
+    """The seam: decides once an epoch, in step with training, and acts through `actions` alone."""
+
+    def decide(self, epoch: int, actions: SlotActions) -> None:
+        """Act on the slots after `epoch` (counted from 1; 0 is before the first) has been measured and said."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowthPlan:
+    """When things happen, in epochs."""
+
+    first_germination: int = 1
+    germination_interval: int = 2
+    training_epochs: int = 3
+    longest_training: int = 10
+    blending_epochs: int = 4
+    holding_epochs: int = 3
+    embargo_epochs: int = 3
+
+
+class ScheduledController:
+    """Germinates slot after slot on a plan, lets gates and rules decide the rest.
+
+    Args:
+        plan: the timing.
+        plants: blueprints that are to grow in given slots first, by slot_id.
+        random_seed: of the stream that the blueprints of all other seeds are drawn from.
+    """
+
+    def __init__(self, plan: GrowthPlan, plants: Mapping[str, str], random_seed: int) -> None:
+        self.plan = plan
+        self.plants = dict(plants)
+        self._random = random.Random(random_seed)
+
+    def decide(self, epoch: int, actions: SlotActions) -> None:
+        """Prune, then move on, then germinate."""
+        for alert in actions.rules.open_alerts:
+            if Action.PRUNE in alert.actions:
+                self._prune(epoch, actions, alert)
+        for order, slot in enumerate(actions.slots.values()):
+            self._move_on(epoch, slot, actions)
+            due = self.plan.first_germination + order * self.plan.germination_interval
+            if slot.state.stage is SeedStage.DORMANT and epoch >= due:
+                self._germinate(epoch, slot, actions)
+
+    def _prune(self, epoch: int, actions: SlotActions, alert: Alert) -> None:
+        slot = actions.slots[alert.slot_id]
+        if slot.state.stage is not SeedStage.FOSSILIZED:
+            actions.prune(epoch, slot, rule=alert.rule, evidence=alert.evidence)
+
+    def _germinate(self, epoch: int, slot: SeedSlot, actions: SlotActions) -> None:
+        planted = self.plants.pop(slot.state.slot_id, None)
+        if planted is None:
+            blueprint = self._random.choice(blueprints_for(slot.shape, CATALOGUE))
+        else:
+            blueprint = blueprint_for(planted, slot.shape, CATALOGUE)
+        actions.germinate(epoch, slot, blueprint, planted=planted is not None)
+        actions.advance(epoch, slot, SeedStage.TRAINING, "it fits its slot")
+
+    def _move_on(self, epoch: int, slot: SeedSlot, actions: SlotActions) -> None:
+        plan, epochs = self.plan, slot.state.epochs_in_stage
+        match slot.state.stage:
+            case SeedStage.TRAINING if epochs >= plan.longest_training and slot.closed_gate(SeedStage.BLENDING):
+                evidence = f"{slot.closed_gate(SeedStage.BLENDING)} after {epochs} epochs"
+                actions.prune(epoch, slot, rule="never ready", evidence=evidence)
+            case SeedStage.TRAINING if epochs >= plan.training_epochs and not slot.closed_gate(SeedStage.BLENDING):
+                actions.advance(epoch, slot, SeedStage.BLENDING, "healthy measured gradient flow")
+            case SeedStage.BLENDING if epochs >= plan.blending_epochs:
+                actions.advance(epoch, slot, SeedStage.HOLDING, "blended in whole")
+            case SeedStage.HOLDING if epochs >= plan.holding_epochs:
+                closed = slot.closed_gate(SeedStage.FOSSILIZED)
+                if closed:
+                    actions.prune(epoch, slot, rule="no gain", evidence=closed)
+                else:
+                    reason = f"accuracy {slot.state.accuracy_delta:+.2f} %"
+                    actions.advance(epoch, slot, SeedStage.FOSSILIZED, reason)
+            case SeedStage.PRUNED:
+                actions.advance(epoch, slot, SeedStage.EMBARGOED, f"for {plan.embargo_epochs} epochs")
+            case SeedStage.EMBARGOED if epochs >= plan.embargo_epochs:
+                actions.advance(epoch, slot, SeedStage.DORMANT, "the embargo is over")
+            case _:
+                pass

@@ -1,0 +1,34 @@
+"""The life of a seed: which stage may follow which, and the gates between them."""
+
+from sapflow.errors import IllegalTransitionError
+from sapflow.telemetry.vocabulary import SeedStage
+
+_NEXT: dict[SeedStage, frozenset[SeedStage]] = {
+    SeedStage.DORMANT: frozenset({SeedStage.GERMINATED}),
+    SeedStage.GERMINATED: frozenset({SeedStage.TRAINING, SeedStage.PRUNED}),
+    SeedStage.TRAINING: frozenset({SeedStage.BLENDING, SeedStage.PRUNED}),
+    SeedStage.BLENDING: frozenset({SeedStage.HOLDING, SeedStage.PRUNED}),
+    SeedStage.HOLDING: frozenset({SeedStage.FOSSILIZED, SeedStage.PRUNED}),
+    SeedStage.FOSSILIZED: frozenset(),
+    SeedStage.PRUNED: frozenset({SeedStage.EMBARGOED}),
+    SeedStage.EMBARGOED: frozenset({SeedStage.DORMANT}),
+    SeedStage.WATCHED: frozenset(),
+}
+
+# The host's forward contains the seed in these.
+HOST_SEES = frozenset({SeedStage.BLENDING, SeedStage.HOLDING, SeedStage.FOSSILIZED})
+# A seed stands in the slot in these.
+ALIVE = HOST_SEES | {SeedStage.GERMINATED, SeedStage.TRAINING}
+# Out of TRAINING leads only measured gradient flow without a flag, for this many epochs in a row.
+HEALTHY_EPOCHS_TO_BLEND = 2
+
+
+def check_transition(stage: SeedStage, target: SeedStage) -> None:
+    """Pass in silence if `target` may follow `stage`.
+
+    Raises:
+        IllegalTransitionError: it may not; the message names what may.
+    """
+    if target not in _NEXT[stage]:
+        allowed = ", ".join(sorted(_NEXT[stage])) or "nothing"
+        raise IllegalTransitionError(f"a seed cannot go from {stage} to {target}: after {stage} comes {allowed}")

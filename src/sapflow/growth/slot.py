@@ -1,0 +1,235 @@
+"""A slot in a host: the state of the seed that grows there, and the forward that the host sees."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from msgspec.structs import asdict
+from torch import Tensor, nn
+
+from sapflow.errors import IllegalTransitionError
+from sapflow.gradients.probe import alias_of
+from sapflow.growth.lifecycle import ALIVE, HEALTHY_EPOCHS_TO_BLEND, HOST_SEES, check_transition
+from sapflow.telemetry.events import GradientHealth, SeedTelemetry
+from sapflow.telemetry.vocabulary import Measurement, SeedStage
+
+
+@dataclass
+class SeedState:
+    """State of a single seed slot; `health` is the gradient flow of the last closed epoch.
+
+    Units as in `SeedTelemetry`. `healthy_epochs` counts the epochs in a row, up to the last, that were measured and
+    without a flag: the gate out of TRAINING asks for it.
+    """
+
+    slot_id: str
+    seed_id: str = ""
+    blueprint_id: str = ""
+    stage: SeedStage = SeedStage.DORMANT
+    epochs_in_stage: int = 0
+    alpha: float = 0.0
+    seed_params: int = 0
+    accuracy_delta: float = 0.0
+    masked_values: int = 0
+    healthy_epochs: int = 0
+    health: GradientHealth = field(default_factory=GradientHealth)
+
+    @property
+    def grad_ratio(self) -> float:
+        """Leaving over entering gradient norm of the current epoch (TELE-557); 0.0 without data."""
+        return self.health.grad_ratio
+
+    @property
+    def has_vanishing(self) -> bool:
+        """The ratio is below the healthy band."""
+        return self.health.has_vanishing
+
+    @property
+    def has_exploding(self) -> bool:
+        """The ratio is above the healthy band, or gradients were not finite."""
+        return self.health.has_exploding
+
+    def observe(self, health: GradientHealth) -> None:
+        """Take in the gradient flow of an epoch that has closed."""
+        healthy = health.measurement is Measurement.MEASURED and not (health.has_vanishing or health.has_exploding)
+        self.health = health
+        self.healthy_epochs = self.healthy_epochs + 1 if healthy else 0
+
+    def telemetry(self) -> SeedTelemetry:
+        """The state as it is said."""
+        own = {name: getattr(self, name) for name in SeedTelemetry.__struct_fields__ if name in self.__dict__}
+        return SeedTelemetry(**own, **asdict(self.health))
+
+
+class SeedSlot(nn.Module):
+    """A place in a host where a module may grow: hands on h, or h + α·seed(h) once the seed blends in.
+
+    While it lives, a seed is none of the host's submodules: the host's parameters, clipping and state_dict are those
+    of the host alone, until fossilising makes the seed a submodule for good.
+
+    Args:
+        slot_id: stable for the whole run.
+        shape: of one sample of h, without the batch dimension.
+    """
+
+    def __init__(self, slot_id: str, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = shape
+        self.state = SeedState(slot_id)
+        self.bypassed = False  # the counterfactual: the host as if nothing grew here
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.fossil: nn.Module | None = None
+        self._nursery: list[nn.Module] = []  # a list, so that nn.Module does not register what is in it
+        self._shadow_leaf: Tensor | None = None
+        self._in_shadow = False
+        self._stand_in: Callable[[Tensor], Tensor] | None = None
+        self._masked: Tensor | None = None
+
+    @property
+    def seed(self) -> nn.Module | None:
+        """The module that grows here, if any."""
+        return self._nursery[0] if self._nursery else self.fossil
+
+    @property
+    def alive(self) -> bool:
+        """Whether a seed stands in the slot."""
+        return self.state.stage in ALIVE
+
+    @property
+    def host_sees(self) -> bool:
+        """Whether the host's forward contains the seed."""
+        return self.state.stage in HOST_SEES
+
+    def forward(self, h: Tensor) -> Tensor:
+        """`h` and the blended seed, of the same shape (batch, *shape)."""
+        if self._in_shadow:
+            return self._shadow_forward(h)
+        if not self.host_sees or self.bypassed:
+            return h
+        branch = self._finite_branch(h)
+        return h + branch if self.state.alpha == 1.0 else h + self.state.alpha * branch
+
+    def _shadow_forward(self, h: Tensor) -> Tensor:
+        """h + seed(h) on a leaf of its own: the leaving gradient is known and ends here."""
+        assert self.seed is not None
+        self._shadow_leaf = h.detach().requires_grad_()
+        branch: Tensor = self.seed(self._shadow_leaf.clone())  # a clone: seeds may write on neither the leaf nor h
+        return h.detach() + branch
+
+    def _finite_branch(self, h: Tensor) -> Tensor:
+        """seed(h), with what is not finite masked in the output and in the gradient that leaves: the host is safe."""
+        grown = self._stand_in or self.seed
+        assert grown is not None
+        alias: Tensor = alias_of(h)
+        if alias.requires_grad:
+            alias.register_hook(self._finite)
+        return self._finite(grown(alias))
+
+    def _finite(self, values: Tensor) -> Tensor:
+        finite = values.isfinite()
+        if self._stand_in is None and self.training:
+            masked = (~finite).sum()  # stays on the device until the epoch ends
+            self._masked = masked if self._masked is None else self._masked + masked
+        return torch.where(finite, values, 0.0)
+
+    @contextmanager
+    def shadowed(self) -> Iterator[Callable[[], Tensor]]:
+        """Inside, the slot's forward is the shadow's; what is handed out gives the leaf that it made of h."""
+
+        def leaf() -> Tensor:
+            assert self._shadow_leaf is not None
+            return self._shadow_leaf
+
+        self._in_shadow = True
+        try:
+            yield leaf
+        finally:
+            self._in_shadow = False
+            self._shadow_leaf = None
+
+    @contextmanager
+    def replaced_by(self, stand_in: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Inside, the host sees `stand_in` in place of the seed, and nothing that happens is counted."""
+        self._stand_in = stand_in
+        try:
+            yield
+        finally:
+            self._stand_in = None
+
+    def plant(self, seed: nn.Module, *, seed_id: str, blueprint_id: str) -> None:
+        """Put a seed into the empty slot, GERMINATED.
+
+        Raises:
+            IllegalTransitionError: the slot is not DORMANT.
+        """
+        check_transition(self.state.stage, SeedStage.GERMINATED)
+        self._nursery = [seed.train(self.training)]
+        self.state = SeedState(
+            self.state.slot_id,
+            seed_id=seed_id,
+            blueprint_id=blueprint_id,
+            stage=SeedStage.GERMINATED,
+            seed_params=sum(parameter.numel() for parameter in seed.parameters()),
+        )
+
+    def closed_gate(self, target: SeedStage) -> str:
+        """Why the gate to `target` is closed, in words; empty if it is open.
+
+        Raises:
+            IllegalTransitionError: no gate leads there.
+        """
+        check_transition(self.state.stage, target)
+        if target is SeedStage.BLENDING and self.state.healthy_epochs < HEALTHY_EPOCHS_TO_BLEND:
+            return f"{self.state.healthy_epochs} of {HEALTHY_EPOCHS_TO_BLEND} healthy measured epochs in a row"
+        if target is SeedStage.FOSSILIZED and self.state.accuracy_delta < 0:
+            return f"it costs the host {-self.state.accuracy_delta:.2f} % accuracy"
+        return ""
+
+    def advance(self, target: SeedStage) -> None:
+        """Move the seed on to `target`.
+
+        Raises:
+            IllegalTransitionError: the stage does not lead there, or its gate is closed; nothing was changed.
+        """
+        closed = self.closed_gate(target)
+        if closed:
+            raise IllegalTransitionError(f"the gate from {self.state.stage} to {target} is closed: {closed}")
+        self.state.stage = target
+        self.state.epochs_in_stage = 0
+        if target is SeedStage.HOLDING:
+            self.state.alpha = 1.0
+        elif target is SeedStage.FOSSILIZED:
+            self.fossil, self._nursery = self._nursery[0], []
+        elif target is SeedStage.PRUNED:
+            self._uproot()
+        elif target is SeedStage.DORMANT:
+            self.state = SeedState(self.state.slot_id)
+
+    def _uproot(self) -> None:
+        self._nursery = []
+        self.optimizer = self._masked = None
+        self.state.alpha = 0.0
+        self.state.accuracy_delta = 0.0
+        self.state.healthy_epochs = 0
+        self.state.health = GradientHealth()
+
+    def read_masked_values(self) -> None:
+        """Bring the count of masked values to the host; at epoch ends, since it waits for the device."""
+        if self._masked is not None:
+            self.state.masked_values += int(self._masked)
+            self._masked = None
+
+    def train(self, mode: bool = True) -> "SeedSlot":
+        """As for every module, for the seed too."""
+        super().train(mode)
+        for seed in self._nursery:
+            seed.train(mode)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # What moves or casts the host (`.to`, `.half`) moves and casts the seed.
+        for seed in self._nursery:
+            seed._apply(fn, recurse)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it unannotated

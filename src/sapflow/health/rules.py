@@ -1,0 +1,160 @@
+"""Alert rules: conditions that must hold for some epochs, clear for some, and ask for an action."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from sapflow.telemetry.events import Alert, SeedTelemetry
+from sapflow.telemetry.vocabulary import Measurement, Severity
+
+
+class Condition(StrEnum):
+    """What a rule looks at in an epoch of a seed."""
+
+    VANISHING = "vanishing"
+    EXPLODING = "exploding"
+    NON_FINITE = "non_finite"
+    RATIO_BELOW = "ratio_below"
+    RATIO_ABOVE = "ratio_above"
+
+
+class Action(StrEnum):
+    """What a rule asks the controller to do; the alert itself is always said."""
+
+    PRUNE = "prune"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """`when` holds for `for_epochs` measured epochs in a row: raised; fails to for `clear_after`: cleared.
+
+    `level` is the ratio that RATIO_BELOW and RATIO_ABOVE compare with.
+    """
+
+    name: str
+    when: Condition
+    for_epochs: int
+    clear_after: int = 2
+    severity: Severity = Severity.WARNING
+    actions: tuple[Action, ...] = ()
+    level: float = 0.0
+
+    def holds(self, seed: SeedTelemetry) -> bool:
+        """Whether the condition is met in the epoch that `seed` reports."""
+        match self.when:
+            case Condition.VANISHING:
+                return seed.has_vanishing
+            case Condition.EXPLODING:
+                return seed.has_exploding
+            case Condition.NON_FINITE:
+                return seed.non_finite_passes > 0 or seed.masked_values > 0
+            case Condition.RATIO_BELOW:
+                return seed.measurement is Measurement.MEASURED and seed.grad_ratio < self.level
+            case Condition.RATIO_ABOVE:
+                return seed.measurement is Measurement.MEASURED and seed.grad_ratio > self.level
+
+
+# Flags are no verdict of death: trained healthy seeds leave the band. What is pruned has been beyond these wider levels
+# for some epochs; they are measured on healthy seeds (docs/prune-levels.md, benchmarks/prune_levels.py).
+PRUNE_BELOW = 0.02
+PRUNE_ABOVE = 20.0
+
+DEFAULT_RULES = (
+    Rule(name="vanishing seed", when=Condition.VANISHING, for_epochs=2),
+    Rule(name="exploding seed", when=Condition.EXPLODING, for_epochs=2),
+    Rule(
+        name="dying seed",
+        when=Condition.RATIO_BELOW,
+        level=PRUNE_BELOW,
+        for_epochs=3,
+        severity=Severity.CRITICAL,
+        actions=(Action.PRUNE,),
+    ),
+    Rule(
+        name="runaway seed",
+        when=Condition.RATIO_ABOVE,
+        level=PRUNE_ABOVE,
+        for_epochs=3,
+        severity=Severity.CRITICAL,
+        actions=(Action.PRUNE,),
+    ),
+    Rule(
+        name="non-finite seed",
+        when=Condition.NON_FINITE,
+        for_epochs=1,
+        severity=Severity.CRITICAL,
+        actions=(Action.PRUNE,),
+    ),
+)
+
+
+@dataclass
+class _Streak:
+    holding: int = 0  # epochs in a row in which the condition held
+    failing: int = 0  # measured epochs in a row in which it did not
+    alert: Alert | None = None
+
+
+@dataclass
+class Outcome:
+    """What one epoch of an env changed; `open` are all alerts that now stand."""
+
+    raised: list[Alert] = field(default_factory=list)
+    cleared: list[Alert] = field(default_factory=list)
+    open: list[Alert] = field(default_factory=list)
+
+
+class RuleBook:
+    """The rules of one env with their memory; deterministic, evaluated in step at the end of each epoch."""
+
+    def __init__(self, rules: Iterable[Rule] = DEFAULT_RULES) -> None:
+        self.rules = tuple(rules)
+        self._streaks: dict[tuple[str, str], _Streak] = {}
+
+    def evaluate(self, epoch: int, seeds: Iterable[SeedTelemetry]) -> Outcome:
+        """Apply every rule to every seed of the epoch; an unmeasured epoch neither raises nor clears."""
+        outcome = Outcome()
+        for seed in seeds:
+            for rule in self.rules:
+                self._apply(rule, epoch, seed, outcome)
+        outcome.open = self.open_alerts
+        return outcome
+
+    @property
+    def open_alerts(self) -> list[Alert]:
+        """The alerts that stand."""
+        return [streak.alert for streak in self._streaks.values() if streak.alert is not None]
+
+    def forget(self, seed_id: str) -> list[Alert]:
+        """Drop a seed that is gone; its open alerts come back to be cleared."""
+        gone = [key for key in self._streaks if key[1] == seed_id]
+        return [streak.alert for key in gone if (streak := self._streaks.pop(key)).alert is not None]
+
+    def _apply(self, rule: Rule, epoch: int, seed: SeedTelemetry, outcome: Outcome) -> None:
+        streak = self._streaks.setdefault((rule.name, seed.seed_id), _Streak())
+        if rule.holds(seed):
+            streak.holding, streak.failing = streak.holding + 1, 0
+        elif seed.measurement is Measurement.MEASURED:
+            streak.holding, streak.failing = 0, streak.failing + 1
+        if streak.alert is None and streak.holding >= rule.for_epochs:
+            streak.alert = _alert(rule, epoch, seed)
+            outcome.raised.append(streak.alert)
+        elif streak.alert is not None and streak.failing >= rule.clear_after:
+            outcome.cleared.append(streak.alert)
+            streak.alert = None
+
+
+def _alert(rule: Rule, epoch: int, seed: SeedTelemetry) -> Alert:
+    level = f" {rule.level:g}" if rule.level else ""
+    sustained = f"{rule.when}{level} for {rule.for_epochs} epochs"
+    return Alert(
+        rule=rule.name,
+        severity=rule.severity,
+        slot_id=seed.slot_id,
+        seed_id=seed.seed_id,
+        blueprint_id=seed.blueprint_id,
+        since_epoch=epoch - rule.for_epochs + 1,
+        value=seed.grad_ratio,
+        evidence="; ".join(part for part in (sustained, seed.evidence) if part),
+        actions=tuple(action.value for action in rule.actions),
+    )

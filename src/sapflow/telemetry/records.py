@@ -1,0 +1,317 @@
+"""The telemetry records as data: what every field of SeedTelemetry means, where it comes from, and where it is shown.
+
+What differs from record to record is written in `records.toml`; what is the same for all (classes, files, the stages of
+the transport, the path in the snapshot) is derived here. Whether a record is *Tested* is written nowhere:
+`sapflow.verification` computes it.
+"""
+
+from collections.abc import Mapping
+from datetime import date
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from sapflow.errors import InputError
+from sapflow.telemetry.events import GradientHealth, SeedTelemetry
+
+Reader = Literal["operator", "developer", "researcher", "automation"]
+Timing = Literal["real-time", "periodic", "on-demand", "post-hoc"]
+Default = str | bool | int | float | tuple[int, ...] | None
+
+FIELDS: tuple[str, ...] = SeedTelemetry.__struct_fields__
+# SeedState keeps the gradient flow as one GradientHealth, its `health`; these three it also has in its own name.
+_STATE_HAS_ITSELF = ("grad_ratio", "has_vanishing", "has_exploding")
+
+STATE_FILE = "growth/slot.py"
+TELEMETRY_FILE = "telemetry/events.py"
+SCHEMA_FILE = "sanctum/schema.py"
+CARD_FILE = "sanctum/widgets/env_detail_screen.py"
+TEXT_FILE = "sanctum/formatting.py"
+
+
+class Section(Struct, frozen=True, forbid_unknown_fields=True):
+    """The base of all sections: immutable, and strict about what it is read from."""
+
+
+class Row(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The base of what is a row of a table, written as an array."""
+
+
+class Status(Section, frozen=True):
+    """The boxes that a person ticks; *Tested* is not one of them.
+
+    Wired: a value travels from its emitter to the snapshot. Verified: a person has compared the record with the code.
+    """
+
+    planned: bool = True
+    wired: bool = True
+    verified: bool = False
+
+
+class Identity(Section, frozen=True):
+    """Section 1: what the record is called, and how much hangs on it."""
+
+    id: str
+    name: str
+    priority: Literal["P0-critical", "P1-important", "P2-useful"]
+    category: str = "seed"
+
+
+class Purpose(Section, frozen=True):
+    """Section 2: the question that the field answers, for whom, and when."""
+
+    question: str
+    readers: tuple[Reader, ...]
+    timings: tuple[Timing, ...]
+
+
+class Range(Section, frozen=True):
+    """An interval of numbers; an infinite end is never included."""
+
+    lower: int | float
+    upper: int | float
+    lower_inclusive: bool = True
+    upper_inclusive: bool = True
+
+    def __contains__(self, value: float) -> bool:
+        above = value >= self.lower if self.lower_inclusive else value > self.lower
+        below = value <= self.upper if self.upper_inclusive else value < self.upper
+        return above and below
+
+
+class Band(Section, frozen=True):
+    """The values that are healthy, both ends included."""
+
+    lower: float
+    upper: float
+
+
+class Threshold(Row, frozen=True):
+    """A condition on the value, where it applies, and what it means."""
+
+    context: str
+    condition: str
+    meaning: str
+
+
+class Data(Section, frozen=True):
+    """Section 3: type, units, range and meaning.
+
+    `range` is None where the value is no number, `allowed` says in words what is then possible; `precision` counts the
+    decimals on display and is None where the value is shown as it is; `required` fields have no default; `meaning` is
+    Markdown.
+    """
+
+    type: str
+    units: str
+    default_means: str
+    meaning: str
+    range: Range | None = None
+    allowed: str = ""
+    precision: int | None = None
+    precision_note: str = ""
+    default: Default = None
+    required: bool = False
+    thresholds: tuple[Threshold, ...] = ()
+    band: Band | None = None
+
+
+class Stage(Row, frozen=True):
+    """One stage of the transport, from the backward pass to the screen."""
+
+    name: str
+    mechanism: str
+    file: str
+
+
+class Source(Section, frozen=True):
+    """Where the value comes into being; `beside` names the fields of the same state that are read together with it."""
+
+    origin: str
+    emitter: str
+    computation: str
+    file: str
+    checked: str
+    emitted: bool = True
+    beside: tuple[str, ...] = ()
+
+
+class Rule(Row, frozen=True):
+    """A text and its style, for when `condition` on `seed` holds; `text.format(seed=seed)` fills in the value."""
+
+    condition: str
+    text: str
+    style: str
+
+
+class Display(Section, frozen=True):
+    """How the SeedCard shows the value: an example of the text, when it stands there, and how else it looks.
+
+    `rules` are tried in order, the first whose condition holds decides; `label` stands before their text.
+    """
+
+    text: str
+    when: str = ""
+    looks: str = ""
+    label: str = ""
+    rules: tuple[Rule, ...] = ()
+
+
+class Check(Row, frozen=True):
+    """A box of the wiring checklist."""
+
+    name: str
+    done: bool
+    note: str
+
+
+class Dependency(Row, frozen=True):
+    """What the record depends on, or what depends on it."""
+
+    name: str
+    type: str
+    notes: str
+
+
+class Change(Row, frozen=True):
+    """An entry of the record's history."""
+
+    date: date
+    author: str
+    change: str
+
+
+FIRST_ENTRY = Change(date(2026, 11, 23), "Sapflow", "Initial creation, beside TELE-557")
+
+
+class Record(Section, frozen=True):
+    """One telemetry record: a field of SeedTelemetry and everything that is promised of it."""
+
+    field: str
+    identity: Identity
+    purpose: Purpose
+    data: Data
+    source: Source
+    upstream: tuple[Dependency, ...]
+    downstream: tuple[Dependency, ...]
+    notes: str
+    display: Display | None = None
+    status: Status = Status()
+    history: tuple[Change, ...] = (FIRST_ENTRY,)
+
+    @property
+    def id(self) -> str:
+        """The record's id, such as TELE-557."""
+        return self.identity.id
+
+    @property
+    def path(self) -> str:
+        """Where the value stands in a SanctumSnapshot."""
+        return f"snapshot.envs[env_id].seeds[slot_id].{self.field}"
+
+    @property
+    def in_health(self) -> bool:
+        """Whether SeedState has the field only in its `health`, a GradientHealth."""
+        return self.field in GradientHealth.__struct_fields__ and self.field not in _STATE_HAS_ITSELF
+
+    @property
+    def state_field(self) -> str:
+        """Where the value stands in growth's SeedState, such as `grad_ratio` or `health.passes`."""
+        return f"health.{self.field}" if self.in_health else self.field
+
+    @property
+    def transport(self) -> tuple[Stage, ...]:
+        """The stages from where the value is computed to where it is shown."""
+        stages = (
+            Stage("Computation", self.source.computation, self.source.file),
+            Stage("Storage", f"SeedState.{self.state_field} updated", STATE_FILE),
+            Stage("Telemetry", f"SeedTelemetry.{self.field} field", TELEMETRY_FILE),
+            Stage("Schema", f"SeedState.{self.field} in Sanctum", SCHEMA_FILE),
+        )
+        return (*stages, Stage("Display", "EnvDetailScreen SeedCard", CARD_FILE)) if self.display else stages
+
+    @property
+    def declaration(self) -> str:
+        """The field as a dataclass declares it, such as `grad_ratio: float = 0.0`."""
+        return f"{self.field}: {self.data.type}" + ("" if self.data.required else f" = {self.default_literal}")
+
+    @property
+    def default_literal(self) -> str:
+        """The default as it stands in Python, such as `0.0` or `SeedStage.DORMANT`."""
+        if self.data.required:
+            return "required"
+        default = self.data.default
+        if not isinstance(default, str):
+            return repr(default)
+        return f'"{default}"' if self.data.type == "str" else f"{self.data.type}.{default}"
+
+    @property
+    def wiring(self) -> tuple[Check, ...]:
+        """The six boxes of the wiring checklist."""
+        emitted, display = self.source.emitted, self.display
+        reads = f"SeedCard displays `seed.{self.field}`" if display else "no widget reads it"
+        looks = "nothing is displayed"
+        if display:
+            looks = f'Format: "{display.text}"' + (f" {display.looks}" if display.looks else "")
+        travels = (
+            f"SeedState.{self.state_field} updated; telemetry carries value"
+            if emitted
+            else "there is no value to carry"
+        )
+        return (
+            Check("Emitter exists", emitted, self.source.checked),
+            Check("Transport works", emitted, travels),
+            Check("Schema field exists", True, f"`SeedState.{self.declaration}`"),
+            Check("Default is correct", True, f"`{self.default_literal}` is correct for {self.data.default_means}"),
+            Check("Consumer reads it", display is not None, reads),
+            Check("Display is correct", display is not None, looks),
+        )
+
+
+class _File(Section, frozen=True):
+    """What stands in `records.toml`."""
+
+    records: tuple[Record, ...]
+
+
+@cache
+def all_records() -> tuple[Record, ...]:
+    """Every record, in the order of the ids; read once, when first asked for."""
+    import tomllib  # here, since who only imports the contract needs no parser
+
+    text = Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")
+    return msgspec.convert(tomllib.loads(text), _File).records
+
+
+def record(record_id: str) -> Record:
+    """The record with this id; "tele-557" and "557" will do for TELE-557.
+
+    Raises:
+        InputError: there is none.
+    """
+    record_id = record_id.strip().upper()
+    if record_id.isdecimal():
+        record_id = f"TELE-{record_id}"
+    return _find("telemetry record", record_id, {known.id: known for known in all_records()})
+
+
+def record_of(field: str) -> Record:
+    """The record of a field of SeedTelemetry.
+
+    Raises:
+        InputError: SeedTelemetry has no such field.
+    """
+    return _find("telemetry field", field, {known.field: known for known in all_records()})
+
+
+def _find(kind: str, key: str, known: Mapping[str, Record]) -> Record:
+    if key in known:
+        return known[key]
+    from difflib import get_close_matches  # here, since only a wrong name needs it
+
+    near = get_close_matches(key, known, cutoff=0.8)
+    hint = f", did you mean {' or '.join(near)}?" if near else ":"
+    raise InputError(f"there is no {kind} {key!r}{hint} `sapflow records` lists all")

@@ -1,0 +1,134 @@
+"""A run: its envs trained in turn, epoch by epoch, in one process."""
+
+import logging
+import platform
+from collections.abc import Callable
+
+import msgspec
+import torch
+
+import sapflow
+from sapflow.control.controller import GrowthPlan, ScheduledController
+from sapflow.errors import InputError
+from sapflow.growth.blueprints import CATALOGUE, blueprint_for
+from sapflow.growth.host import slots_of
+from sapflow.growth.randomness import stream_seed
+from sapflow.telemetry.events import EnvFailed, RunCompleted, RunStarted
+from sapflow.telemetry.stream import EventStream, Sink
+from sapflow.training.env import Env, EnvPlan
+from sapflow.training.tasks import task_named
+from sapflow.training.tasks.task import Task
+
+log = logging.getLogger("sapflow.training")
+
+# One thread: the sums of a parallel kernel depend on how many there are, and an env's telemetry must not.
+THREADS = 1
+
+
+class Plant(msgspec.Struct, frozen=True):
+    """A blueprint that is to grow first in a slot of an env."""
+
+    env_id: int
+    slot_id: str
+    blueprint_id: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Plant":
+        """The plant that ENV:SLOT:BLUEPRINT means.
+
+        Raises:
+            InputError: the text is not of that form.
+        """
+        parts = text.split(":")
+        if len(parts) != 3 or not parts[0].isdecimal() or not all(parts):
+            raise InputError(f"cannot plant {text!r}: write ENV:SLOT:BLUEPRINT, as in 1:mid:sigmoid")
+        return cls(int(parts[0]), parts[1], parts[2])
+
+
+class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run is asked to do."""
+
+    task: str = "digits-cnn"
+    envs: int = 4
+    epochs: int = 30
+    rng_seed: int = 0
+    plants: tuple[Plant, ...] = ()
+
+    def check(self) -> Task:
+        """Everything that can be known to be wrong before anything is made.
+
+        Raises:
+            InputError: and what to do about it, in one line.
+        """
+        task = task_named(self.task)
+        if self.envs < 1:
+            raise InputError(f"--envs {self.envs}: a run needs at least 1 env")
+        if self.epochs < 1:
+            raise InputError(f"--epochs {self.epochs}: a run needs at least 1 epoch")
+        if not 0 <= self.rng_seed < 2**63:
+            raise InputError(f"--rng-seed {self.rng_seed}: choose a number from 0 to 2**63 - 1")
+        slots = slots_of(task.make_host())
+        for plant in self.plants:
+            where = f"--plant {plant.env_id}:{plant.slot_id}:{plant.blueprint_id}"
+            if plant.env_id >= self.envs:
+                raise InputError(f"{where}: there is no env {plant.env_id}, envs are 0 to {self.envs - 1}")
+            if plant.slot_id not in slots:
+                raise InputError(f"{where}: {task.name} has no slot {plant.slot_id!r}, only {', '.join(slots)}")
+            blueprint_for(plant.blueprint_id, slots[plant.slot_id].shape, CATALOGUE)
+        places = [(plant.env_id, plant.slot_id) for plant in self.plants]
+        for place in places:
+            if places.count(place) > 1:
+                raise InputError(f"--plant: env {place[0]} slot {place[1]!r} is planted more than once")
+        return task
+
+
+def run(plan: RunPlan, run_id: str, sink: Sink, on_epoch: Callable[[Env], None] = lambda _env: None) -> dict[int, Env]:
+    """Train all envs to their end and return those that came there, by env_id.
+
+    An env that raises is said to have failed; the others go on.
+
+    Args:
+        plan: what to do.
+        run_id: names the run in every event.
+        sink: where the events go.
+        on_epoch: called with an env after each of its epochs.
+
+    Raises:
+        InputError: the plan cannot be carried out; nothing was done.
+    """
+    task = plan.check()
+    torch.set_num_threads(THREADS)
+    stream = EventStream(sink, run_id)
+    versions = {"sapflow": sapflow.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    stream.emit(
+        RunStarted(task=task.name, envs=plan.envs, epochs=plan.epochs, rng_seed=plan.rng_seed, versions=versions)
+    )
+    envs = {env_id: _make_env(plan, task, env_id, EventStream(sink, run_id, env_id)) for env_id in range(plan.envs)}
+    for env in envs.values():
+        env.start()
+    for _ in range(plan.epochs):
+        for env_id, env in list(envs.items()):
+            try:
+                env.run_epoch()
+            except Exception as error:  # one env's failure is its own
+                log.exception("env %d failed in epoch %d", env_id, env.epoch)
+                env.stream.emit(EnvFailed(epoch=env.epoch, error=f"{type(error).__name__}: {error}"))
+                del envs[env_id]
+            on_epoch(env)
+    for env in envs.values():
+        env.complete()
+    stream.emit(RunCompleted(completed_envs=len(envs), failed_envs=plan.envs - len(envs)))
+    return envs
+
+
+def _make_env(plan: RunPlan, task: Task, env_id: int, stream: EventStream) -> Env:
+    growth = GrowthPlan()
+    controller = ScheduledController(
+        growth,
+        {plant.slot_id: plant.blueprint_id for plant in plan.plants if plant.env_id == env_id},
+        stream_seed(plan.rng_seed, "env", env_id, "controller"),
+    )
+    env_plan = EnvPlan(
+        env_id=env_id, epochs=plan.epochs, rng_seed=plan.rng_seed, blending_epochs=growth.blending_epochs
+    )
+    return Env(task, env_plan, controller, stream)
