@@ -13,19 +13,32 @@ from sapflow.growth.randomness import stream_seed
 from sapflow.growth.shadow import exchange_at
 from sapflow.growth.slot import SeedSlot
 from sapflow.health.rules import RuleBook
-from sapflow.telemetry.events import AlertCleared, SeedFossilized, SeedGerminated, SeedPruned, SeedStageChanged
+from sapflow.telemetry.events import (
+    AlertCleared,
+    GradientHealth,
+    SeedFossilized,
+    SeedGerminated,
+    SeedPruned,
+    SeedStageChanged,
+)
 from sapflow.telemetry.stream import EventStream
 from sapflow.telemetry.vocabulary import SeedStage
 
 
-@dataclass
-class Tally:
-    """What has happened in an env since its start."""
+@dataclass(kw_only=True)
+class Life:
+    """What became of one seed, so far; epochs count from 1, 0 is before the first."""
 
-    germinated: int = 0
-    pruned: int = 0
-    fossilized: int = 0
-    alerts: int = 0
+    slot_id: str
+    seed_id: str
+    blueprint_id: str
+    planted: bool
+    born_epoch: int
+    stage: SeedStage = SeedStage.GERMINATED
+    last_ratio: float = 0.0
+    blended_epoch: int | None = None  # after which the host began to see it
+    pruned_epoch: int | None = None
+    pruned_by: str = ""
 
 
 class SlotActions:
@@ -65,7 +78,8 @@ class SlotActions:
         self.loss_of_sample = loss_of_sample
         self.make_optimizer = make_optimizer
         self.random_name = random_name
-        self.tally = Tally()
+        self.lives: list[Life] = []
+        self._living: dict[str, Life] = {}
 
     def germinate(self, epoch: int, slot: SeedSlot, blueprint: Blueprint, *, planted: bool = False) -> None:
         """Plant a seed, measured from its first pass on.
@@ -75,7 +89,7 @@ class SlotActions:
             IllegalTransitionError: the slot is not DORMANT.
         """
         slot_id = slot.state.slot_id
-        seed_id = f"{slot_id}-{self.tally.germinated + 1}"
+        seed_id = f"{slot_id}-{sum(life.slot_id == slot_id for life in self.lives) + 1}"
         birth_gain = germinate(
             slot,
             blueprint,
@@ -86,7 +100,15 @@ class SlotActions:
         assert slot.seed is not None
         slot.optimizer = self.make_optimizer(slot.seed)
         self.monitor.attach(slot_id, slot.seed)
-        self.tally.germinated += 1
+        life = Life(
+            slot_id=slot_id,
+            seed_id=seed_id,
+            blueprint_id=blueprint.blueprint_id,
+            planted=planted,
+            born_epoch=epoch,
+        )
+        self.lives.append(life)
+        self._living[slot_id] = life
         self.stream.emit(
             SeedGerminated(
                 epoch=epoch,
@@ -99,6 +121,11 @@ class SlotActions:
             )
         )
 
+    def observe(self, slot_id: str, health: GradientHealth) -> None:
+        """Take the gradient flow of an epoch into the state of a slot and the life of its seed."""
+        self.slots[slot_id].state.observe(health)
+        self._living[slot_id].last_ratio = health.grad_ratio
+
     def advance(self, epoch: int, slot: SeedSlot, target: SeedStage, reason: str) -> None:
         """Move a seed, or the empty slot after it, on to its next stage.
 
@@ -108,6 +135,11 @@ class SlotActions:
         before = slot.state
         from_stage, seed_id, blueprint_id = before.stage, before.seed_id, before.blueprint_id
         slot.advance(target)
+        life = self._living.get(before.slot_id)
+        if life is not None:
+            life.stage = target
+            if target is SeedStage.BLENDING:
+                life.blended_epoch = epoch
         self.stream.emit(
             SeedStageChanged(
                 epoch=epoch,
@@ -120,7 +152,6 @@ class SlotActions:
             )
         )
         if target is SeedStage.FOSSILIZED:
-            self.tally.fossilized += 1
             self.stream.emit(
                 SeedFossilized(
                     epoch=epoch,
@@ -141,7 +172,8 @@ class SlotActions:
         stage, grad_ratio = slot.state.stage, slot.state.grad_ratio
         self.advance(epoch, slot, SeedStage.PRUNED, f"{rule}: {evidence}")
         self.monitor.detach(slot.state.slot_id)
-        self.tally.pruned += 1
+        life = self._living.pop(slot.state.slot_id)
+        life.pruned_epoch, life.pruned_by = epoch, rule
         self.stream.emit(
             SeedPruned(
                 epoch=epoch,

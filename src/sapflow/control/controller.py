@@ -79,7 +79,7 @@ class ScheduledController:
                 evidence = f"{slot.closed_gate(SeedStage.BLENDING)} after {epochs} epochs"
                 actions.prune(epoch, slot, rule="never ready", evidence=evidence)
             case SeedStage.TRAINING if epochs >= plan.training_epochs and not slot.closed_gate(SeedStage.BLENDING):
-                actions.advance(epoch, slot, SeedStage.BLENDING, "healthy measured gradient flow")
+                actions.advance(epoch, slot, SeedStage.BLENDING, "sound gradient flow, measured")
             case SeedStage.BLENDING if epochs >= plan.blending_epochs:
                 actions.advance(epoch, slot, SeedStage.HOLDING, "blended in whole")
             case SeedStage.HOLDING if epochs >= plan.holding_epochs:

@@ -1,7 +1,8 @@
 """The life of a seed: which stage may follow which, and the gates between them."""
 
 from sapflow.errors import IllegalTransitionError
-from sapflow.telemetry.vocabulary import SeedStage
+from sapflow.telemetry.events import GradientHealth
+from sapflow.telemetry.vocabulary import Measurement, SeedStage
 
 _NEXT: dict[SeedStage, frozenset[SeedStage]] = {
     SeedStage.DORMANT: frozenset({SeedStage.GERMINATED}),
@@ -19,8 +20,17 @@ _NEXT: dict[SeedStage, frozenset[SeedStage]] = {
 HOST_SEES = frozenset({SeedStage.BLENDING, SeedStage.HOLDING, SeedStage.FOSSILIZED})
 # A seed stands in the slot in these.
 ALIVE = HOST_SEES | {SeedStage.GERMINATED, SeedStage.TRAINING}
-# Out of TRAINING leads only measured gradient flow without a flag, for this many epochs in a row.
-HEALTHY_EPOCHS_TO_BLEND = 2
+# Out of TRAINING leads only measured gradient flow within these levels, for this many epochs in a row. They are wider
+# than the record's band, which healthy seeds leave while they learn (docs/prune-levels.md).
+SOUND_RATIOS = (0.1, 10.0)
+SOUND_EPOCHS_TO_BLEND = 2
+
+
+def is_sound(health: GradientHealth) -> bool:
+    """Whether an epoch's gradient flow was measured, finite throughout, and within SOUND_RATIOS."""
+    lowest, highest = SOUND_RATIOS
+    measured = health.measurement is Measurement.MEASURED and not health.non_finite_passes
+    return measured and lowest <= health.grad_ratio <= highest
 
 
 def check_transition(stage: SeedStage, target: SeedStage) -> None:

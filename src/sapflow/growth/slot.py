@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 from sapflow.errors import IllegalTransitionError
 from sapflow.gradients.probe import alias_of
-from sapflow.growth.lifecycle import ALIVE, HEALTHY_EPOCHS_TO_BLEND, HOST_SEES, check_transition
+from sapflow.growth.lifecycle import ALIVE, HOST_SEES, SOUND_EPOCHS_TO_BLEND, check_transition, is_sound
 from sapflow.telemetry.events import GradientHealth, SeedTelemetry
-from sapflow.telemetry.vocabulary import Measurement, SeedStage
+from sapflow.telemetry.vocabulary import SeedStage
 
 
 @dataclass
 class SeedState:
     """State of a single seed slot; `health` is the gradient flow of the last closed epoch.
 
-    Units as in `SeedTelemetry`. `healthy_epochs` counts the epochs in a row, up to the last, that were measured and
-    without a flag: the gate out of TRAINING asks for it.
+    Units as in `SeedTelemetry`. `sound_epochs` counts the epochs in a row, up to the last, whose gradient flow was
+    sound (`lifecycle.is_sound`): the gate out of TRAINING asks for it.
     """
 
     slot_id: str
@@ -33,7 +33,7 @@ class SeedState:
     seed_params: int = 0
     accuracy_delta: float = 0.0
     masked_values: int = 0
-    healthy_epochs: int = 0
+    sound_epochs: int = 0
     health: GradientHealth = field(default_factory=GradientHealth)
 
     @property
@@ -53,9 +53,8 @@ class SeedState:
 
     def observe(self, health: GradientHealth) -> None:
         """Take in the gradient flow of an epoch that has closed."""
-        healthy = health.measurement is Measurement.MEASURED and not (health.has_vanishing or health.has_exploding)
         self.health = health
-        self.healthy_epochs = self.healthy_epochs + 1 if healthy else 0
+        self.sound_epochs = self.sound_epochs + 1 if is_sound(health) else 0
 
     def telemetry(self) -> SeedTelemetry:
         """The state as it is said."""
@@ -181,8 +180,8 @@ class SeedSlot(nn.Module):
             IllegalTransitionError: no gate leads there.
         """
         check_transition(self.state.stage, target)
-        if target is SeedStage.BLENDING and self.state.healthy_epochs < HEALTHY_EPOCHS_TO_BLEND:
-            return f"{self.state.healthy_epochs} of {HEALTHY_EPOCHS_TO_BLEND} healthy measured epochs in a row"
+        if target is SeedStage.BLENDING and self.state.sound_epochs < SOUND_EPOCHS_TO_BLEND:
+            return f"{self.state.sound_epochs} of {SOUND_EPOCHS_TO_BLEND} epochs in a row with sound gradient flow"
         if target is SeedStage.FOSSILIZED and self.state.accuracy_delta < 0:
             return f"it costs the host {-self.state.accuracy_delta:.2f} % accuracy"
         return ""
@@ -212,7 +211,7 @@ class SeedSlot(nn.Module):
         self.optimizer = self._masked = None
         self.state.alpha = 0.0
         self.state.accuracy_delta = 0.0
-        self.state.healthy_epochs = 0
+        self.state.sound_epochs = 0
         self.state.health = GradientHealth()
 
     def read_masked_values(self) -> None:

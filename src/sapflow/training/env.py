@@ -31,7 +31,7 @@ from sapflow.telemetry.vocabulary import SeedStage
 from sapflow.training.tasks.task import Task
 
 SAMPLE_SECONDS = 0.25
-SEED_LEARNING_RATE = 2e-3
+SEED_LEARNING_RATE = 1e-3
 GRADIENT_CLIP = 1.0
 CALIBRATION_SAMPLES = 64
 
@@ -73,6 +73,7 @@ class Env:
         self.slots = slots_of(self.host)
         self._parameters = list(self.host.parameters())
         self._optimizer = torch.optim.SGD(self._parameters, lr=task.learning_rate, momentum=0.9)
+        self._learning_rate = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, plan.epochs)
         self.monitor = GradientMonitor()
         self.rules = RuleBook()
         self.actions = SlotActions(
@@ -87,6 +88,7 @@ class Env:
             random_name=name,
         )
         self._total_passes = 0
+        self._total_alerts = 0
         self._last_sample = time.monotonic()
 
     def start(self) -> None:
@@ -106,6 +108,7 @@ class Env:
         self.epoch += 1
         with self._own_random_stream():
             train_loss = self._train()
+        self._learning_rate.step()
         self._observe()
         self.accuracy, validation_loss = self._validate()
         self._weigh_seeds()
@@ -120,10 +123,10 @@ class Env:
                 seeds=tuple(slot.state.telemetry() for slot in self.slots.values()),
                 open_alerts=tuple(self.rules.open_alerts),
                 total_passes=self._total_passes,
-                total_germinated=self.actions.tally.germinated,
-                total_pruned=self.actions.tally.pruned,
-                total_fossilized=self.actions.tally.fossilized,
-                total_alerts=self.actions.tally.alerts,
+                total_germinated=len(self.actions.lives),
+                total_pruned=sum(life.pruned_epoch is not None for life in self.actions.lives),
+                total_fossilized=sum(life.stage is SeedStage.FOSSILIZED for life in self.actions.lives),
+                total_alerts=self._total_alerts,
             )
         )
         self.controller.decide(self.epoch, self.actions)
@@ -213,7 +216,7 @@ class Env:
         """Close the monitor's epoch and bring what it saw into the slots' states."""
         self._total_passes += self.monitor.passes
         for slot_id, health in self.monitor.close_epoch().items():
-            self.slots[slot_id].state.observe(health)
+            self.actions.observe(slot_id, health)
         for slot in self.slots.values():
             slot.state.epochs_in_stage += 1
             slot.read_masked_values()
@@ -238,7 +241,7 @@ class Env:
     def _apply_rules(self) -> None:
         growing = [slot.state.telemetry() for slot in self._growing()]
         outcome = self.rules.evaluate(self.epoch, growing)
-        self.actions.tally.alerts += len(outcome.raised)
+        self._total_alerts += len(outcome.raised)
         for alert in outcome.raised:
             self.stream.emit(AlertRaised(epoch=self.epoch, alert=alert))
         for alert in outcome.cleared:

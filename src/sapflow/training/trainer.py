@@ -99,7 +99,7 @@ def run(plan: RunPlan, run_id: str, sink: Sink, on_epoch: Callable[[Env], None] 
     task = plan.check()
     torch.set_num_threads(THREADS)
     stream = EventStream(sink, run_id)
-    versions = {"sapflow": sapflow.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    versions = {"sapflow": sapflow.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
     stream.emit(
         RunStarted(task=task.name, envs=plan.envs, epochs=plan.epochs, rng_seed=plan.rng_seed, versions=versions)
     )

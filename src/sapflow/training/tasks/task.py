@@ -24,4 +24,4 @@ class Task:
     load: Callable[[], Data]
     make_host: Callable[[], nn.Module]
     batch_size: int = 64
-    learning_rate: float = 0.05
+    learning_rate: float = 0.02

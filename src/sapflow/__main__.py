@@ -1,0 +1,5 @@
+"""`python -m sapflow` is `sapflow`."""
+
+from sapflow.cli import main
+
+main()

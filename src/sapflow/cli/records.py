@@ -1,0 +1,60 @@
+"""`sapflow records`: what each field of a seed's telemetry means, and whether its wires hold."""
+
+import sys
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sapflow.errors import MissingExtraError
+from sapflow.telemetry.record_page import render
+from sapflow.telemetry.records import all_records, record
+
+console = Console(highlight=False)
+
+
+def list_records() -> None:
+    """List all records."""
+    table = Table(title="telemetry records", title_justify="left")
+    for heading in ("id", "field", "type", "question"):
+        table.add_column(heading, no_wrap=heading == "id")
+    for entry in all_records():
+        table.add_row(entry.id, entry.field, entry.data.type, Text(entry.purpose.question))
+    console.print(table)
+
+
+def show(record_id: str, /) -> None:
+    """Print a record's page; its Tested box is computed by following the value through the whole house."""
+    entry = record(record_id)
+    try:
+        from sapflow.verification import is_tested
+    except ModuleNotFoundError:  # a viewer without torch: the page says how the box is computed
+        tested = None
+    else:
+        tested = is_tested(entry.id)
+    sys.stdout.write(render(entry, tested))
+
+
+def verify(record_id: Annotated[str | None, Parameter(help="One record; by default all.")] = None, /) -> int:
+    """Drive a real network through a backward pass and follow values, station by station, to the card."""
+    wanted = all_records() if record_id is None else (record(record_id),)
+    try:
+        from sapflow.verification import verify as follow
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("the verification", "all") from error
+
+    broken = 0
+    for trace in follow([entry.id for entry in wanted]):
+        broken += trace.broken
+        console.print(
+            Text(f"{trace.record_id}  {trace.field}  {trace.summary}", style="bold red" if trace.broken else "bold")
+        )
+        for station in trace.stations:
+            mark = "✓" if station.holds else "✗"
+            console.print(Text(f"  {mark} {station.name:<16} {station.value}", style="" if station.holds else "red"))
+    console.print(
+        f"{len(wanted) - broken} of {len(wanted)} records: every wire holds" if not broken else f"{broken} broken"
+    )
+    return 1 if broken else 0

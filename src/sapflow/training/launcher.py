@@ -1,0 +1,64 @@
+"""The trainer as a process of its own, so that a viewer can have the terminal and neither can take the other down."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from sapflow.errors import SapflowError
+from sapflow.telemetry import run_directory
+from sapflow.training.recording import prepare, record
+from sapflow.training.trainer import RunPlan
+
+JOURNAL_POLL_SECONDS = 0.05
+
+
+def start(plan: RunPlan, run_dir: Path) -> subprocess.Popen[bytes]:
+    """Start a trainer that records `plan` into `run_dir`, logs there, and outlives this process and its terminal.
+
+    Returns once there is a journal to follow.
+
+    Raises:
+        InputError: the plan cannot be carried out, or the directory is taken.
+        SapflowError: the trainer ended before it had begun.
+    """
+    prepare(plan, run_dir)
+    log_path = run_dir / run_directory.LOG_NAME
+    arguments = [sys.executable, "-m", "sapflow.training.launcher", str(run_dir), msgspec.json.encode(plan).decode()]
+    with log_path.open("wb") as log:
+        trainer = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    while not (run_dir / run_directory.JOURNAL_NAME).exists():
+        if trainer.poll() is not None:
+            raise SapflowError(f"the trainer ended with code {trainer.returncode} before it began: see {log_path}")
+        time.sleep(JOURNAL_POLL_SECONDS)
+    return trainer
+
+
+def raise_keyboard_interrupt(*_: object) -> None:
+    """A signal handler: end as if by Ctrl-C, with the journal closed in order."""
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Be the trainer; the arguments are those that `start` passes on."""
+    run_dir, plan = Path(sys.argv[1]), msgspec.json.decode(sys.argv[2], type=RunPlan)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log = logging.getLogger("sapflow.training")
+    signal.signal(signal.SIGTERM, raise_keyboard_interrupt)
+    log.info("process %d trains %s", os.getpid(), plan)
+    try:
+        outcome = record(plan, run_dir)
+    except KeyboardInterrupt:
+        log.warning("stopped by a signal")
+        sys.exit(128 + signal.SIGTERM)
+    log.info("completed %d of %d envs; journal: %s", len(outcome.completed), plan.envs, outcome.journal)
+    sys.exit(0 if len(outcome.completed) == plan.envs else 1)
+
+
+if __name__ == "__main__":
+    main()
