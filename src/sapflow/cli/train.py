@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -105,7 +106,12 @@ def _train_under_sanctum(plan: "RunPlan", run_dir: Path) -> int:
 
 
 def _closing_table(outcome: "RecordedRun") -> Table:
-    table = Table(caption="* planted; ratio: leaving over entering gradient in its last epoch", caption_justify="left")
+    table = Table(
+        box=SIMPLE_HEAD,
+        padding=(0, 1),
+        caption="* planted; ratio: leaving over entering gradient in its last epoch",
+        caption_justify="left",
+    )
     for heading in ("env", "accuracy", "born", "ratio"):
         table.add_column(heading, justify="right", no_wrap=True)
     for heading in ("slot", "seed", "host saw it", "fate"):
