@@ -45,16 +45,17 @@ def verify(record_id: Annotated[str | None, Parameter(help="One record; by defau
     except ModuleNotFoundError as error:
         raise MissingExtraError("the verification", "all") from error
 
-    broken = 0
-    for trace in follow([entry.id for entry in wanted]):
-        broken += trace.broken
-        console.print(
-            Text(f"{trace.record_id}  {trace.field}  {trace.summary}", style="bold red" if trace.broken else "bold")
-        )
+    traces = follow([entry.id for entry in wanted])
+    for trace in traces:
+        _print(f"{trace.record_id}  {trace.field}: {trace.summary}", "bold red" if trace.broken else "bold")
         for station in trace.stations:
-            mark = "✓" if station.holds else "✗"
-            console.print(Text(f"  {mark} {station.name:<16} {station.value}", style="" if station.holds else "red"))
-    console.print(
-        f"{len(wanted) - broken} of {len(wanted)} records: every wire holds" if not broken else f"{broken} broken"
-    )
+            mark, style = ("✓", "") if station.holds else ("✗", "red")
+            _print(f"  {mark} {station.name:<16} {station.value}", style)
+    broken = sum(trace.broken for trace in traces)
+    idle = sum(not trace.emitted for trace in traces)
+    _print(f"{len(traces)} followed, {broken} broken, {idle} that nothing emits yet", "bold")
     return 1 if broken else 0
+
+
+def _print(text: str, style: str) -> None:
+    console.print(Text(text, style=style), no_wrap=True, overflow="ellipsis", crop=True)
