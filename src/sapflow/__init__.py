@@ -17,7 +17,7 @@ _HOMES = {
     "SeedTelemetry": "sapflow.telemetry.events",
 }
 
-__all__ = ["GradientMonitor", "HealthPolicy", "SeedTelemetry", "__version__"]  # noqa: F822 - _HOMES provides them
+__all__ = ["GradientMonitor", "HealthPolicy", "SeedTelemetry", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

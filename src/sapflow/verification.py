@@ -37,6 +37,7 @@ WIDTH = 16
 CLASSES = 4
 SAMPLES = 256
 CARD_CELLS = 120
+_FRAME = str.maketrans("", "", "╭─╮│╰╯")
 GAINS = {"healthy": 0.85, "vanishing": 0.1, "exploding": 5.0, "poisoned": 1.0}
 EPOCHS = 3
 BLENDED_AFTER = 2
@@ -208,7 +209,7 @@ def _telling_slot(entry: Record, street: _Street) -> str:
 def _not_default(entry: Record, value: object) -> Station:
     """A value that is the default could as well have been lost on the way."""
     differs = entry.data.required or not _same(value, entry.data.default)
-    return Station("not the default", _shown(entry.data.default), differs)
+    return Station("not the default", "required" if entry.data.required else _shown(entry.data.default), differs)
 
 
 def _card(entry: Record, seed: schema.SeedState) -> Station:
@@ -218,12 +219,12 @@ def _card(entry: Record, seed: schema.SeedState) -> Station:
     changed = [line for line, before in pairs if line != before]
     if not changed:
         return Station("SeedCard", "the card does not show it", False)
-    frame, *body = changed
-    text = "".join(text for text, _style in (body[0] if body else frame))
     assert entry.display is not None
+    frame, *body = ("".join(text for text, _style in line) for line in changed)
+    text = next((text for text in body if entry.display.text in text), body[0] if body else frame)
     spans = [(rule.text.format(seed=seed), rule.style) for rule in entry.display.rules]
     as_ruled = not spans or any(span in line for span in spans for line in changed)
-    return Station("SeedCard", " ".join(text.strip("│╭╮╰╯─ ").split()), as_ruled)
+    return Station("SeedCard", " ".join(text.translate(_FRAME).split()), as_ruled)
 
 
 def _drawn(seed: schema.SeedState) -> list[tuple[tuple[str, str], ...]]:

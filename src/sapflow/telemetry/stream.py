@@ -28,7 +28,5 @@ class EventStream:
         if not isinstance(payload, GradientSampled):
             sequence, self.next_sequence = self.next_sequence, self.next_sequence + 1
         self.sink.emit(
-            TelemetryEvent(
-                run_id=self.run_id, env_id=self.env_id, sequence=sequence, time=time.time(), payload=payload
-            )
+            TelemetryEvent(run_id=self.run_id, env_id=self.env_id, sequence=sequence, time=time.time(), payload=payload)
         )

@@ -1,0 +1,40 @@
+# Everything a contributor needs; each target makes the environment it runs in.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO_RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
+
+.PHONY: install demo test lint format records screenshots clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all]' --group dev
+	touch $@
+
+demo: install  ## a healthy, a vanishing and an exploding seed on real digits; the latter two are pruned
+	$(BIN)/sapflow train --plant 1:mid:sigmoid --plant 2:early:explosive --run-dir $(DEMO_RUN)
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+records: install  ## docs/records/ from the records and from a verification that runs now
+	$(BIN)/python scripts/record_pages.py
+
+screenshots: demo  ## the pictures in docs/, drawn by Sanctum itself
+	$(BIN)/python scripts/screenshots.py $(DEMO_RUN) docs
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,95 @@
+"""Shapes and colours: every state has both, so that neither a colour-blind eye nor a plain terminal loses it."""
+
+import locale
+import sys
+
+from rich.color import parse_rgb_hex
+from rich.terminal_theme import TerminalTheme
+
+from sapflow.sanctum.schema import Condition
+from sapflow.telemetry.vocabulary import EventType, SeedStage
+
+# Okabe and Ito's palette, which colour-blind people can tell apart.
+ORANGE = "#e69f00"
+SKY_BLUE = "#56b4e9"
+BLUISH_GREEN = "#009e73"
+YELLOW = "#f0e442"
+VERMILLION = "#d55e00"
+REDDISH_PURPLE = "#cc79a7"
+
+# What the record's own "red", "green" and "yellow" look like (the second to the fourth): clear of each other.
+_ANSI_HEX = ("121212", "ff5c57", "4fd18b", "f0e442", "0072b2", "cc79a7", "56b4e9", "d8d8d8")
+_ANSI: list[tuple[int, int, int]] = [parse_rgb_hex(colour) for colour in _ANSI_HEX]
+TERMINAL_COLOURS = TerminalTheme(_ANSI[0], _ANSI[7], _ANSI)
+
+STAGE_GLYPHS = {
+    SeedStage.DORMANT: "·",
+    SeedStage.GERMINATED: "◌",
+    SeedStage.TRAINING: "○",
+    SeedStage.BLENDING: "◐",
+    SeedStage.HOLDING: "◕",
+    SeedStage.FOSSILIZED: "●",
+    SeedStage.PRUNED: "✕",
+    SeedStage.EMBARGOED: "⊘",
+    SeedStage.WATCHED: "◇",
+}
+STAGE_STYLES = {
+    SeedStage.DORMANT: "dim",
+    SeedStage.GERMINATED: SKY_BLUE,
+    SeedStage.TRAINING: SKY_BLUE,
+    SeedStage.BLENDING: f"bold {SKY_BLUE}",
+    SeedStage.HOLDING: f"bold {SKY_BLUE}",
+    SeedStage.FOSSILIZED: f"bold {BLUISH_GREEN}",
+    SeedStage.PRUNED: f"bold {REDDISH_PURPLE}",
+    SeedStage.EMBARGOED: REDDISH_PURPLE,
+    SeedStage.WATCHED: SKY_BLUE,
+}
+CONDITION_GLYPHS = {
+    Condition.RESTING: " ",
+    Condition.HEALTHY: "✓",
+    Condition.UNMEASURED: "?",
+    Condition.ALERTED: "⚑",
+    Condition.VANISHING: "▼",
+    Condition.EXPLODING: "▲",
+    Condition.NON_FINITE: "!",
+    Condition.FAILED: "✕",
+}
+CONDITION_STYLES = {
+    Condition.RESTING: "dim",
+    Condition.HEALTHY: BLUISH_GREEN,
+    Condition.UNMEASURED: f"bold {SKY_BLUE}",
+    Condition.ALERTED: f"bold {ORANGE}",
+    Condition.VANISHING: f"bold {YELLOW}",
+    Condition.EXPLODING: f"bold {VERMILLION}",
+    Condition.NON_FINITE: f"bold {REDDISH_PURPLE}",
+    Condition.FAILED: f"bold {VERMILLION}",
+}
+EVENT_MARKS = {
+    EventType.SEED_GERMINATED: (STAGE_GLYPHS[SeedStage.GERMINATED], SKY_BLUE),
+    EventType.SEED_STAGE_CHANGED: ("→", SKY_BLUE),
+    EventType.SEED_PRUNED: (STAGE_GLYPHS[SeedStage.PRUNED], f"bold {REDDISH_PURPLE}"),
+    EventType.SEED_FOSSILIZED: (STAGE_GLYPHS[SeedStage.FOSSILIZED], f"bold {BLUISH_GREEN}"),
+    EventType.ALERT_RAISED: ("⚑", f"bold {ORANGE}"),
+    EventType.ALERT_CLEARED: ("✓", BLUISH_GREEN),
+    EventType.ENV_COMPLETED: ("■", BLUISH_GREEN),
+    EventType.ENV_FAILED: ("✕", f"bold {VERMILLION}"),
+    EventType.RUN_COMPLETED: ("■", f"bold {BLUISH_GREEN}"),
+}
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+
+_ASCII = str.maketrans(
+    "·◌○◐◕●✕⊘◇▲▼✓⚑■→…�╭╮╰╯─│┏┓┗┛━┃┈░▁▂▃▄▅▆▇█×¼Δ–",
+    ".oO%#*x/w^v+&=>.?++++-|++++=|..__--==##x/D-",
+)
+
+
+def terminal_has_unicode() -> bool:
+    """Whether the terminal's encoding can show the glyphs."""
+    encoding = getattr(sys.__stdout__, "encoding", None) or locale.getpreferredencoding(False)
+    return encoding.lower().replace("-", "").startswith("utf")
+
+
+def to_ascii(text: str) -> str:
+    """`text` with every glyph replaced by an ASCII one of the same width."""
+    return text.translate(_ASCII).encode("ascii", "replace").decode("ascii")

@@ -1,0 +1,98 @@
+"""What the events log says of each payload."""
+
+from functools import singledispatch
+
+from sapflow.telemetry.events import (
+    Alert,
+    AlertCleared,
+    AlertRaised,
+    EnvCompleted,
+    EnvFailed,
+    EnvStarted,
+    Payload,
+    RunCompleted,
+    RunResumed,
+    RunStarted,
+    SeedFossilized,
+    SeedGerminated,
+    SeedPruned,
+    SeedStageChanged,
+)
+from sapflow.telemetry.vocabulary import SeedStage
+
+
+@singledispatch
+def describe(payload: Payload) -> tuple[str, ...]:
+    """The parts of the payload's line in the log; none for a payload that has no line (samples, epochs)."""
+    return ()
+
+
+@describe.register
+def _(payload: RunStarted) -> tuple[str, ...]:
+    return ("run started", payload.task, f"{payload.envs} envs", f"{payload.epochs} epochs")
+
+
+@describe.register
+def _(payload: RunResumed) -> tuple[str, ...]:
+    return (f"run resumed from epoch {payload.from_epoch}",)
+
+
+@describe.register
+def _(payload: EnvStarted) -> tuple[str, ...]:
+    return ("started", payload.host, f"{payload.host_params} parameters")
+
+
+@describe.register
+def _(payload: SeedGerminated) -> tuple[str, ...]:
+    planted = ("planted",) if payload.planted else ()
+    return ("germinated", payload.blueprint_id, f"birth gain {payload.birth_gain:.3g}", *planted)
+
+
+@describe.register
+def _(payload: SeedStageChanged) -> tuple[str, ...]:
+    if payload.to_stage in (SeedStage.PRUNED, SeedStage.FOSSILIZED):  # these have an event, and so a line, of their own
+        return ()
+    return (f"{payload.from_stage} → {payload.to_stage}", payload.blueprint_id, payload.reason)
+
+
+@describe.register
+def _(payload: SeedPruned) -> tuple[str, ...]:
+    return ("pruned", payload.blueprint_id, payload.rule, f"ratio {payload.grad_ratio:.3g}", payload.evidence)
+
+
+@describe.register
+def _(payload: SeedFossilized) -> tuple[str, ...]:
+    return ("fossilized", payload.blueprint_id, f"Acc Δ {payload.accuracy_delta:+.3g} %")
+
+
+@describe.register
+def _(payload: AlertRaised) -> tuple[str, ...]:
+    return describe_alert(payload.alert)
+
+
+@describe.register
+def _(payload: AlertCleared) -> tuple[str, ...]:
+    return ("cleared", payload.alert.rule, payload.alert.blueprint_id, payload.reason)
+
+
+@describe.register
+def _(payload: EnvCompleted) -> tuple[str, ...]:
+    return ("completed", f"accuracy {payload.accuracy:.3g} %")
+
+
+@describe.register
+def _(payload: EnvFailed) -> tuple[str, ...]:
+    return ("failed", payload.error)
+
+
+@describe.register
+def _(payload: RunCompleted) -> tuple[str, ...]:
+    failed = (f"{payload.failed_envs} failed",) if payload.failed_envs else ()
+    return ("run completed", f"{payload.completed_envs} envs", *failed)
+
+
+def describe_alert(alert: Alert) -> tuple[str, ...]:
+    """The parts of an alert's line: rule, blueprint, value, since when, evidence, and what it asks for."""
+    actions = (f"→ {', '.join(alert.actions)}",) if alert.actions else ()
+    since = f"since epoch {alert.since_epoch}"
+    return (alert.rule, alert.blueprint_id, f"value {alert.value:.3g}", since, alert.evidence, *actions)

@@ -1,0 +1,158 @@
+"""What Sanctum knows of a run at one moment: immutable, and shared between snapshots where nothing changed."""
+
+from collections.abc import Mapping
+from enum import IntEnum, StrEnum
+from types import MappingProxyType
+from typing import Self
+
+import msgspec
+from msgspec import Struct
+
+from sapflow.telemetry.events import Alert, SeedTelemetry
+from sapflow.telemetry.source import RunStatus
+from sapflow.telemetry.vocabulary import EventType, Measurement, SeedStage, Severity
+
+# The stages in which a backward pass is expected to reach the seed.
+LIVING_STAGES = frozenset(
+    {SeedStage.TRAINING, SeedStage.BLENDING, SeedStage.HOLDING, SeedStage.FOSSILIZED, SeedStage.WATCHED}
+)
+
+
+class Condition(IntEnum):
+    """How a slot or an env is doing; the greater, the worse."""
+
+    RESTING = 0
+    HEALTHY = 1
+    UNMEASURED = 2
+    ALERTED = 3
+    VANISHING = 4
+    EXPLODING = 5
+    NON_FINITE = 6
+    FAILED = 7
+
+
+class EnvStatus(StrEnum):
+    """Where an env stands; WAITING until its first event."""
+
+    WAITING = "WAITING"
+    TRAINING = "TRAINING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+
+
+class SeedState(SeedTelemetry, frozen=True, kw_only=True):
+    """Sanctum's view of a slot: the newest telemetry of its seed, and how its ratio came there.
+
+    `ratio_history` holds the grad_ratio of the seed's last epochs, NaN for an epoch without a measured one.
+    `newest_sample` is the epoch and the first pass of the newest sample that went into the values.
+    """
+
+    ratio_history: tuple[float, ...] = ()
+    newest_sample: tuple[int, int] = (0, -1)
+
+    @classmethod
+    def from_telemetry(cls, telemetry: SeedTelemetry, ratio_history: tuple[float, ...] = ()) -> Self:
+        """The view of `telemetry`, with the history given."""
+        return cls(**msgspec.structs.asdict(telemetry), ratio_history=ratio_history)
+
+    @property
+    def condition(self) -> Condition:
+        """How the gradient flows; RESTING in a stage in which none is expected to."""
+        if self.stage not in LIVING_STAGES:
+            return Condition.RESTING
+        if self.measurement is Measurement.NON_FINITE:
+            return Condition.NON_FINITE
+        if self.has_exploding:
+            return Condition.EXPLODING
+        if self.has_vanishing:
+            return Condition.VANISHING
+        return Condition.HEALTHY if self.measurement is Measurement.MEASURED else Condition.UNMEASURED
+
+
+class LogLine(Struct, frozen=True, kw_only=True):
+    """An entry of the events log. `parts` are the journal's own texts: clean them before they are shown."""
+
+    time: float
+    env_id: int | None
+    sequence: int
+    kind: EventType
+    parts: tuple[str, ...]
+    slot_id: str = ""
+    severity: Severity | None = None
+
+    @property
+    def order(self) -> tuple[float, int, int]:
+        """Sorts the lines of several envs by time, the same in whatever order they arrived."""
+        return (self.time, -1 if self.env_id is None else self.env_id, self.sequence)
+
+
+class Totals(Struct, frozen=True, kw_only=True):
+    """Counts from the env's start on."""
+
+    passes: int = 0
+    germinated: int = 0
+    pruned: int = 0
+    fossilized: int = 0
+    alerts: int = 0
+
+
+class EnvState(Struct, frozen=True, kw_only=True):
+    """One host. `epoch` is the last completed one; `seeds` is in the order of the host's slots.
+
+    Accuracies in percent on the validation split, losses in the task's unit, both None before the first epoch.
+    `concern` orders the overview: it rises at once and falls only when an epoch ends, so that cards keep their places.
+    """
+
+    env_id: int
+    host: str = ""
+    host_params: int = 0
+    status: EnvStatus = EnvStatus.WAITING
+    error: str = ""
+    epoch: int = 0
+    epochs: int = 0
+    accuracy: float | None = None
+    train_loss: float | None = None
+    validation_loss: float | None = None
+    accuracy_history: tuple[float, ...] = ()
+    loss_history: tuple[float, ...] = ()
+    seeds: Mapping[str, SeedState] = MappingProxyType({})
+    open_alerts: tuple[Alert, ...] = ()
+    totals: Totals = Totals()
+    log: tuple[LogLine, ...] = ()
+    concern: Condition = Condition.RESTING
+    last_sequence: int = -1
+    last_time: float = 0.0
+    gaps: int = 0
+
+    @property
+    def condition(self) -> Condition:
+        """The worst of the env now."""
+        if self.status is EnvStatus.FAILED:
+            return Condition.FAILED
+        alerted = Condition.ALERTED if self.open_alerts else Condition.RESTING
+        return max([alerted, *(seed.condition for seed in self.seeds.values())])
+
+
+class SanctumSnapshot(Struct, frozen=True, kw_only=True):
+    """The run at one moment; `started_at` in Unix seconds, None before the run said that it began.
+
+    `expected_envs` and `expected_epochs` are what was asked for, 0 while unknown. `gaps` counts the places where events
+    are missing, `duplicates` the events that came again.
+    """
+
+    run_id: str = ""
+    task: str = ""
+    rng_seed: int | None = None
+    started_at: float | None = None
+    completed: bool = False
+    expected_envs: int = 0
+    expected_epochs: int = 0
+    envs: Mapping[int, EnvState] = MappingProxyType({})
+    log: tuple[LogLine, ...] = ()
+    status: RunStatus | None = None
+    duplicates: int = 0
+    gaps: int = 0
+
+    def worst_first(self) -> tuple[int, ...]:
+        """The ids of the envs, the one most in need of a look first; equals in the order of their ids."""
+        return tuple(sorted(self.envs, key=lambda env_id: (-self.envs[env_id].concern, env_id)))

@@ -1,0 +1,1 @@
+"""The widgets of the terminal app; what they draw is made by `formatting.py` and `panels.py`."""

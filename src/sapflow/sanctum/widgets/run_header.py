@@ -1,0 +1,31 @@
+"""The lines at the top of every screen: which run, how its seeds are, how its journal is."""
+
+import time
+from collections.abc import Sequence
+
+from sapflow.sanctum.panels import header_lines
+from sapflow.sanctum.schema import SanctumSnapshot
+from sapflow.sanctum.spans import Line
+from sapflow.sanctum.widgets.span_view import SpanView
+
+
+class RunHeader(SpanView):
+    """What is true of the whole run, with a clock that goes on between events."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._snapshot = SanctumSnapshot()
+        self._notice = ""
+        self._second = 0
+
+    def show(self, snapshot: SanctumSnapshot, notice: str) -> None:
+        """Draws the run as it is in `snapshot`, with a word on what went wrong."""
+        second = int(time.time())
+        if snapshot is not self._snapshot or (notice, second) != (self._notice, self._second):
+            self._snapshot, self._notice, self._second = snapshot, notice, second
+            self.styles.height = 4 if notice else 3
+            self.redraw()
+
+    def build(self, width: int) -> Sequence[Line]:
+        """The header at `width` cells."""
+        return header_lines(self._snapshot, time.time(), self._notice, width)

@@ -1,0 +1,159 @@
+"""The run directory: made once, held by one trainer, found again by readers, and better not on a network."""
+
+import fcntl
+import re
+import time
+from pathlib import Path, PurePosixPath
+from typing import IO, Self
+
+from sapflow.errors import RunDirectoryError
+
+JOURNAL_NAME = "journal.sqlite"
+LOCK_NAME = "trainer.lock"
+LOG_NAME = "trainer.log"
+
+# A reader's probe holds the lock for an instant, so a trainer asks more than once before it gives up.
+LOCK_ATTEMPTS = 25
+LOCK_PAUSE_SECONDS = 0.02
+
+MOUNT_TABLE = Path("/proc/self/mountinfo")
+NETWORK_FILE_SYSTEMS = frozenset(
+    {
+        "9p", "acfs", "afs", "beegfs", "ceph", "cifs", "coda", "fuse.beegfs", "fuse.ceph", "fuse.gcsfuse",
+        "fuse.glusterfs", "fuse.juicefs", "fuse.rclone", "fuse.s3fs", "fuse.sshfs", "glusterfs", "gpfs", "lustre",
+        "ncpfs", "nfs", "nfs4", "orangefs", "panfs", "pvfs2", "smb3", "smbfs", "wekafs",
+    }
+)  # fmt: skip
+
+
+def create(path: Path) -> Path:
+    """Make the run directory `path`; an empty one that exists is taken.
+
+    Raises:
+        RunDirectoryError: there is something at `path`, or it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        taken = any(path.iterdir())
+    except OSError as error:
+        raise RunDirectoryError(f"cannot make the run directory {path} ({error.strerror}): choose another") from error
+    if taken:
+        raise RunDirectoryError(f"the run directory {path} exists and is not empty: choose another, or remove it first")
+    return path
+
+
+def newest(root: Path) -> Path:
+    """The run directory directly under `root` whose journal changed last.
+
+    Raises:
+        RunDirectoryError: there is none.
+    """
+    journals = list(root.glob(f"*/{JOURNAL_NAME}"))
+    if not journals:
+        raise RunDirectoryError(f"there is no run under {root}: start one, or name the run directory to open")
+    return max(journals, key=_last_change).parent
+
+
+def _last_change(journal: Path) -> int:
+    wal = wal_of(journal)
+    return max(path.stat().st_mtime_ns for path in (journal, wal) if path.exists())
+
+
+def wal_of(journal: Path) -> Path:
+    """Where SQLite keeps what is committed to `journal` and not yet moved into it."""
+    return journal.with_name(f"{journal.name}-wal")
+
+
+class TrainerLock:
+    """Held while a trainer lives; the kernel frees it however the trainer ends, SIGKILL included.
+
+    A context manager; entering raises RunDirectoryError when another trainer holds the directory, or the lock file
+    cannot be written.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._file = (self.run_dir / LOCK_NAME).open("ab")
+        except OSError as error:
+            raise RunDirectoryError(f"cannot write to the run directory {self.run_dir} ({error.strerror})") from error
+        if not _acquire(self._file):
+            self.__exit__()
+            raise RunDirectoryError(f"another trainer runs in {self.run_dir}: choose another run directory")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _acquire(file: IO[bytes]) -> bool:
+    for _ in range(LOCK_ATTEMPTS):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(LOCK_PAUSE_SECONDS)
+        else:
+            return True
+    return False
+
+
+def trainer_is_alive(run_dir: Path) -> bool:
+    """Whether a trainer holds `run_dir`; needs no more than the right to read it.
+
+    Raises:
+        RunDirectoryError: there is a lock file and it cannot be read.
+    """
+    lock = run_dir / LOCK_NAME
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise RunDirectoryError(f"cannot read {lock} ({error.strerror}): check its permissions") from error
+    return False
+
+
+def network_warning(run_dir: Path) -> str:
+    """One line for a run directory on a network file system: which, and what to do; empty when it is on none."""
+    place = network_file_system(run_dir)
+    if place is None:
+        return ""
+    return (
+        f"{run_dir} is on a network file system ({place}): readers on other machines may not see the run live; "
+        "put the run directory on a local disk"
+    )
+
+
+def network_file_system(path: Path) -> str | None:
+    """The network file system that holds `path`, such as "nfs4 at /data"; None where it is local, or not told."""
+    try:
+        mountinfo = MOUNT_TABLE.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return None
+    return network_mount(mountinfo, PurePosixPath(path.resolve()))
+
+
+def network_mount(mountinfo: str, path: PurePosixPath) -> str | None:
+    """Like `network_file_system`, for an absolute, resolved `path` and the text of a Linux mountinfo table."""
+    mounts = [_mount(line) for line in mountinfo.splitlines()]
+    above = [mount for mount in mounts if path.is_relative_to(mount[0])]
+    if not above:
+        return None
+    # Of mounts on the same point the last hides those before it, and max() keeps the first.
+    point, kind = max(reversed(above), key=lambda mount: len(mount[0].parts))
+    return f"{kind} at {point}" if kind in NETWORK_FILE_SYSTEMS else None
+
+
+def _mount(line: str) -> tuple[PurePosixPath, str]:
+    """Mount point and file system type: fields 5, and the first after the separator, of proc_pid_mountinfo(5)."""
+    before, _, after = line.partition(" - ")
+    point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), before.split(" ")[4])
+    return PurePosixPath(point), after.split(" ")[0]

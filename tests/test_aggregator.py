@@ -1,0 +1,298 @@
+"""Events in, snapshots out: order, duplicates, gaps, samples, sharing."""
+
+import math
+import random
+import subprocess
+import sys
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sanctum_events import RUN_ID, demo_run, epoch, event, explosion, sample, seed, unmeasured
+from sapflow.sanctum.aggregator import LOG_LIMIT, SanctumAggregator
+from sapflow.sanctum.reducers import HISTORY_LIMIT
+from sapflow.sanctum.schema import Condition, EnvStatus, SanctumSnapshot, SeedState
+from sapflow.telemetry.events import (
+    AlertCleared,
+    AlertRaised,
+    EnvCompleted,
+    EnvFailed,
+    EnvStarted,
+    GradientHealth,
+    Payload,
+    RunCompleted,
+    RunResumed,
+    RunStarted,
+    SeedFossilized,
+    SeedGerminated,
+    SeedPruned,
+    SeedStageChanged,
+    SeedTelemetry,
+    TelemetryEvent,
+)
+from sapflow.telemetry.source import RunState, RunStatus
+from sapflow.telemetry.vocabulary import Measurement, SeedStage
+
+STARTED = EnvStarted(host="mlp", host_params=100, slot_ids=("late", "early"), epochs=40)
+BIRTH = SeedGerminated(epoch=1, slot_id="early", seed_id="early-1", blueprint_id="conv", seed_params=10, birth_gain=1.0)
+
+
+def folded(events: list[TelemetryEvent]) -> SanctumSnapshot:
+    aggregator = SanctumAggregator()
+    for each in events:
+        aggregator.apply(each)
+    return aggregator.snapshot()
+
+
+def story(*payloads: Payload, env_id: int = 0) -> list[TelemetryEvent]:
+    """An env's events in order; samples have no sequence."""
+    events, sequence = [], 0
+    for payload in payloads:
+        numbered = payload.type != "GRADIENT_SAMPLED"
+        events.append(event(payload, env_id, sequence if numbered else None))
+        sequence += numbered
+    return events
+
+
+def moved(to: SeedStage, seed_id: str = "early-1") -> SeedStageChanged:
+    return SeedStageChanged(
+        epoch=2, slot_id="early", seed_id=seed_id, blueprint_id="conv", from_stage=SeedStage.TRAINING, to_stage=to
+    )
+
+
+def test_the_value_stands_where_the_record_says() -> None:
+    snapshot = folded(story(STARTED, epoch(1, seed("early", 0.85))))
+    assert snapshot.envs[0].seeds["early"].grad_ratio == 0.85
+
+
+def test_every_field_of_the_telemetry_arrives() -> None:
+    telemetry = seed("early", 0.85, ratio_histogram=(1, 2), output_input_rms=0.3, parameter_liveness=0.9)
+    state = folded(story(epoch(1, telemetry))).envs[0].seeds["early"]
+    for field in SeedTelemetry.__struct_fields__:
+        assert getattr(state, field) == getattr(telemetry, field)
+
+
+@given(order=st.randoms(use_true_random=False), epochs=st.integers(1, 4))
+def test_any_interleaving_with_duplicates_gives_the_same_run(order: random.Random, epochs: int) -> None:
+    plain = demo_run(epochs, completed=True)
+    waiting = [[e for e in plain if e.env_id == env_id] for env_id in (None, 0, 1, 2, 3)]
+    shuffled: list[TelemetryEvent] = []
+    while any(waiting):
+        queue = order.choice([queue for queue in waiting if queue])
+        shuffled.append(queue.pop(0))
+        if order.random() < 0.3:  # any earlier event again, samples too
+            shuffled.append(order.choice(shuffled))
+    expected, got = folded(plain), folded(shuffled)
+    assert got.envs == expected.envs
+    assert got.log == expected.log
+    assert (got.run_id, got.task, got.completed, got.gaps) == (RUN_ID, "digits-cnn", True, 0)
+
+
+def test_duplicates_are_counted_and_leave_the_env_the_same_object() -> None:
+    aggregator = SanctumAggregator()
+    events = story(STARTED, BIRTH, epoch(1, seed("early", 0.85)))
+    for each in events:
+        aggregator.apply(each)
+    before = aggregator.snapshot()
+    for each in events:
+        aggregator.apply(each)
+    after = aggregator.snapshot()
+    assert after.envs[0] is before.envs[0]
+    assert (before.duplicates, after.duplicates) == (0, 3)
+    assert after.log == before.log
+
+
+def test_the_runs_own_events_have_duplicates_and_gaps_too() -> None:
+    started = event(RunStarted(task="digits", envs=1, epochs=2, rng_seed=0), None, 0)
+    snapshot = folded([started, started, event(RunCompleted(completed_envs=1), None, 2)])
+    assert (snapshot.duplicates, snapshot.gaps, snapshot.completed) == (1, 1, True)
+    assert len(snapshot.log) == 2
+
+
+def test_a_gap_is_counted_once_and_the_env_goes_on() -> None:
+    first, second, third, fourth = story(STARTED, BIRTH, epoch(1, seed("early", 0.85)), epoch(2, seed("early", 0.9)))
+    snapshot = folded([first, third, second, fourth])
+    assert (snapshot.gaps, snapshot.envs[0].gaps, snapshot.duplicates) == (1, 1, 1)
+    assert snapshot.envs[0].seeds["early"].grad_ratio == 0.9
+
+
+def test_a_stream_that_does_not_begin_at_its_beginning_has_a_gap() -> None:
+    assert folded([event(STARTED, 0, 5)]).gaps == 1
+
+
+def test_unchanged_envs_are_shared_and_an_unchanged_run_is_the_same_snapshot() -> None:
+    aggregator = SanctumAggregator()
+    for each in demo_run():
+        aggregator.apply(each)
+    before = aggregator.snapshot()
+    assert aggregator.snapshot() is before
+    last = before.envs[2].last_sequence
+    aggregator.apply(event(epoch(15, seed("early", 1.0)), 2, last + 1))
+    after = aggregator.snapshot()
+    assert [after.envs[n] is before.envs[n] for n in range(4)] == [True, True, False, True]
+    assert before.envs[2].epoch == 14
+
+
+def test_the_status_of_the_journal_is_a_part_of_the_snapshot() -> None:
+    aggregator = SanctumAggregator()
+    status = RunStatus(state=RunState.LIVE, dropped_events=3)
+    aggregator.apply_status(status)
+    snapshot = aggregator.snapshot()
+    aggregator.apply_status(RunStatus(state=RunState.LIVE, dropped_events=3))
+    assert snapshot.status == status
+    assert aggregator.snapshot() is snapshot
+
+
+def test_a_snapshot_cannot_be_changed() -> None:
+    snapshot = folded(demo_run(2))
+    env = snapshot.envs[0]
+    with pytest.raises(AttributeError):
+        snapshot.run_id = "other"
+    with pytest.raises(AttributeError):
+        env.epoch = 9
+    with pytest.raises(AttributeError):
+        env.seeds["early"].grad_ratio = 9.0
+    with pytest.raises(TypeError):
+        snapshot.envs[0] = env
+    with pytest.raises(TypeError):
+        env.seeds["early"] = SeedState(slot_id="early")
+
+
+def test_slots_keep_the_hosts_order() -> None:
+    env = folded(story(STARTED, BIRTH)).envs[0]
+    assert list(env.seeds) == ["late", "early"]
+    assert env.seeds["late"] == SeedState(slot_id="late")
+    assert (env.seeds["early"].stage, env.seeds["early"].seed_params) == (SeedStage.GERMINATED, 10)
+
+
+def test_an_epoch_replaces_every_slot() -> None:
+    env = folded(story(STARTED, BIRTH, epoch(1, seed("other", 1.0)))).envs[0]
+    assert list(env.seeds) == ["other"]
+
+
+def test_the_life_of_a_seed() -> None:
+    pruned = SeedPruned(
+        epoch=2, slot_id="early", seed_id="early-1", stage=SeedStage.TRAINING, rule="r", grad_ratio=9.0, evidence="why"
+    )
+    fossil = SeedFossilized(epoch=2, slot_id="early", seed_id="early-1", seed_params=11, accuracy_delta=1.5)
+
+    def early(*payloads: Payload) -> SeedState:
+        return folded(story(STARTED, BIRTH, *payloads)).envs[0].seeds["early"]
+
+    assert early(moved(SeedStage.TRAINING)).stage is SeedStage.TRAINING
+    assert early(moved(SeedStage.BLENDING)).blueprint_id == "conv"
+    assert (early(pruned).stage, early(pruned).evidence) == (SeedStage.PRUNED, "why")
+    assert (early(fossil).stage, early(fossil).accuracy_delta) == (SeedStage.FOSSILIZED, 1.5)
+    assert early(pruned, moved(SeedStage.DORMANT)) == SeedState(slot_id="early")
+    assert early(epoch(1, seed("early", 0.9)), moved(SeedStage.HOLDING)).grad_ratio == 0.9
+    assert early(epoch(1, seed("early", 0.9)), moved(SeedStage.TRAINING, seed_id="early-2")).grad_ratio == 0.0
+
+
+def test_totals_count_on_between_epochs_and_the_epoch_has_the_last_word() -> None:
+    alert = explosion(1)
+    events = story(STARTED, BIRTH, AlertRaised(epoch=1, alert=alert), epoch(1, total_germinated=5, total_alerts=7))
+    totals = [folded(events[:count]).envs[0].totals for count in (2, 3, 4)]
+    assert [(t.germinated, t.alerts) for t in totals] == [(1, 0), (1, 1), (5, 7)]
+
+
+def test_alerts_open_and_close() -> None:
+    alert = explosion(1)
+    raised, cleared = AlertRaised(epoch=1, alert=alert), AlertCleared(epoch=2, alert=alert, reason="pruned")
+    assert folded(story(STARTED, raised)).envs[0].open_alerts == (alert,)
+    assert folded(story(STARTED, raised, raised)).envs[0].open_alerts == (alert,)
+    assert folded(story(STARTED, raised, cleared)).envs[0].open_alerts == ()
+    assert folded(story(STARTED, raised, epoch(1))).envs[0].open_alerts == ()
+
+
+def test_an_env_ends() -> None:
+    done = folded(story(STARTED, EnvCompleted(epoch=2, accuracy=91.0))).envs[0]
+    failed = folded(story(STARTED, EnvFailed(epoch=2, error="out of memory"))).envs[0]
+    assert (done.status, done.accuracy) == (EnvStatus.COMPLETED, 91.0)
+    assert (failed.status, failed.error, failed.condition) == (EnvStatus.FAILED, "out of memory", Condition.FAILED)
+
+
+def test_a_sample_is_the_live_health_of_its_seed() -> None:
+    live = sample(2, "early", 0, 3.5)
+    state = folded(story(STARTED, BIRTH, epoch(1, seed("early", 0.9)), live)).envs[0].seeds["early"]
+    assert [getattr(state, f) for f in GradientHealth.__struct_fields__] == [
+        getattr(live.health, f) for f in GradientHealth.__struct_fields__
+    ]
+    assert state.seed_params == 18_400
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        sample(2, "early", 4, 9.0),  # the same again, were it not for its ratio
+        sample(2, "early", 2, 9.0),  # an older one
+        sample(1, "early", 60, 9.0),  # of an epoch that is over
+        sample(2, "early", 6, 9.0, seed_id="early-0"),  # of a seed that is gone
+        sample(2, "nowhere", 6, 9.0),
+        msgspec.structs.replace(sample(2, "early", 6, 9.0), pass_index=()),
+    ],
+)
+def test_a_sample_that_comes_late_changes_nothing(late: Payload) -> None:
+    aggregator = SanctumAggregator()
+    for each in story(STARTED, BIRTH, epoch(1, seed("early", 0.9)), sample(2, "early", 4, 1.1)):
+        aggregator.apply(each)
+    before = aggregator.snapshot()
+    aggregator.apply(event(late, 0, None))
+    assert aggregator.snapshot() is before
+
+
+def test_the_history_of_a_ratio_belongs_to_its_seed_and_is_bounded() -> None:
+    one = [epoch(n, seed("early", n / 100)) for n in range(1, HISTORY_LIMIT + 11)]
+    state = folded(story(*one)).envs[0].seeds["early"]
+    assert state.ratio_history == tuple(n / 100 for n in range(11, HISTORY_LIMIT + 11))
+    another = epoch(HISTORY_LIMIT + 11, seed("early", 1.5, seed_id="early-2"))
+    assert folded(story(*one, another)).envs[0].seeds["early"].ratio_history == (1.5,)
+
+
+def test_an_epoch_without_a_measured_ratio_is_a_hole_in_the_history() -> None:
+    dead = seed("early", 0.0)
+    lost = unmeasured("early", Measurement.PROBE_LOST)
+    first, second = folded(story(epoch(1, dead), epoch(2, lost))).envs[0].seeds["early"].ratio_history
+    assert first == 0.0
+    assert math.isnan(second)
+
+
+def test_the_worst_come_first_rising_at_once_and_falling_when_an_epoch_ends() -> None:
+    aggregator = SanctumAggregator()
+    for env_id in range(3):
+        for each in story(epoch(1, seed("early", 1.0)), env_id=env_id):
+            aggregator.apply(each)
+    orders = [aggregator.snapshot().worst_first()]
+    for payload, sequence in (
+        (sample(2, "early", 0, 3.0), None),
+        (sample(2, "early", 2, 1.0), None),
+        (epoch(2, seed("early", 1.0)), 1),
+    ):
+        aggregator.apply(event(payload, 1, sequence))
+        orders.append(aggregator.snapshot().worst_first())
+    assert orders == [(0, 1, 2), (1, 0, 2), (1, 0, 2), (0, 1, 2)]
+    conditions = [seed("s", 7.0), seed("s", 0.1), seed("s", 1.0), unmeasured("s", Measurement.NON_FINITE)]
+    ranked = folded([event(epoch(1, state), n, 0) for n, state in enumerate(conditions)])
+    assert ranked.worst_first() == (3, 0, 1, 2)
+
+
+def test_the_log_is_in_the_order_of_time_and_bounded() -> None:
+    lines = [event(RunResumed(from_epoch=n), None, n, time=float(n)) for n in range(LOG_LIMIT + 10)]
+    log = folded(lines).log
+    assert [entry.sequence for entry in log] == list(range(10, LOG_LIMIT + 10))
+    late = folded([event(STARTED, 1, 0, time=20.0), event(STARTED, 0, 0, time=10.0)]).log
+    assert [entry.env_id for entry in late] == [0, 1]
+
+
+def test_a_payload_in_the_wrong_place_breaks_nothing() -> None:
+    snapshot = folded([event(STARTED, None, 0), event(RunCompleted(completed_envs=1), 0, 0)])
+    assert snapshot.completed is False
+    assert snapshot.envs[0].status is EnvStatus.WAITING
+
+
+def test_the_aggregator_needs_neither_torch_nor_textual() -> None:
+    modules = "schema aggregator formatting panels log glyphs"
+    code = "; ".join(f"import sapflow.sanctum.{name}" for name in modules.split())
+    check = f"{code}; import sys; sys.exit(bool({{'torch', 'textual'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

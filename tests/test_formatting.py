@@ -1,0 +1,314 @@
+"""What a seed's card and a run's header say, as plain spans."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+
+from sanctum_events import FakeSource, demo_run, explosion, seed, unmeasured
+from sapflow.health.policy import record_band
+from sapflow.sanctum import glyphs, panels
+from sapflow.sanctum.aggregator import SanctumAggregator
+from sapflow.sanctum.formatting import (
+    card_height,
+    clock,
+    compact,
+    duration,
+    gradient_line,
+    humanised,
+    ratio_plot,
+    seed_card,
+    sparkline,
+)
+from sapflow.sanctum.schema import EnvState, EnvStatus, SeedState
+from sapflow.sanctum.spans import Line, clean, ends, fit, line, width_of
+from sapflow.telemetry.events import GradientHealth, SeedTelemetry
+from sapflow.telemetry.source import RunState, RunStatus
+from sapflow.telemetry.vocabulary import Measurement, SeedStage
+
+WIDTH = 40
+numbers = st.floats(allow_nan=True, allow_infinity=True)
+
+
+def text(spans: Line) -> str:
+    return "".join(part for part, _ in spans)
+
+
+def card(telemetry: SeedTelemetry | None = None, width: int = WIDTH, **fields: object) -> list[str]:
+    view = SeedState.from_telemetry(seed("early", **fields) if telemetry is None else telemetry)
+    return [text(spans) for spans in seed_card(view, width)]
+
+
+def styled(lines: list[Line], words: str) -> str:
+    """The style of the span with these words."""
+    return next(style for spans in lines for part, style in spans if words in part)
+
+
+@pytest.mark.parametrize(
+    ("health", "expected"),
+    [
+        (GradientHealth(), (("Grad: ", ""), ("OK", "green"))),
+        (GradientHealth(grad_ratio=0.85), (("Grad: ", ""), ("ratio=0.85", "green"))),
+        (GradientHealth(grad_ratio=0.845), (("Grad: ", ""), ("ratio=0.84", "green"))),
+        (GradientHealth(grad_ratio=0.1, has_vanishing=True), (("Grad: ", ""), ("▼ VANISHING", "bold yellow"))),
+        (GradientHealth(grad_ratio=5.0, has_exploding=True), (("Grad: ", ""), ("▲ EXPLODING", "bold red"))),
+        (GradientHealth(has_vanishing=True, has_exploding=True), (("Grad: ", ""), ("▲ EXPLODING", "bold red"))),
+        (GradientHealth(grad_ratio=math.nan), (("Grad: ", ""), ("OK", "green"))),
+        (GradientHealth(grad_ratio=math.inf), (("Grad: ", ""), ("ratio=inf", "green"))),
+    ],
+)
+def test_the_gradient_line_is_the_records(health: GradientHealth, expected: Line) -> None:
+    assert gradient_line(health) == expected
+
+
+def test_a_card_says_everything_that_is_known_of_a_blending_seed() -> None:
+    lines = card(
+        ratio=7.31,
+        stage=SeedStage.BLENDING,
+        alpha=0.4,
+        accuracy_delta=0.42,
+        leaving_norm=0.23,
+        min_ratio=5.02,
+        max_ratio=9.9,
+        non_finite_passes=2,
+    )
+    shown = "\n".join(lines)
+    for words in (
+        "◐ BLENDING",
+        "3 epochs in it",
+        "Blueprint: conv",
+        "Params: 18.4K",
+        "Alpha: 0.40 ████░░░░░░",
+        "Acc Δ: +0.42 %",
+        "Grad: ▲ EXPLODING",
+        "entering 3.1e-02",
+        "leaving 2.3e-01",
+        "64 passes",
+        "2 non-finite",
+        "min 5.02  max 9.90  last 7.31",
+        "ratio 7.31 over 64 passes",
+    ):
+        assert words in shown
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [SeedStage.DORMANT, SeedStage.GERMINATED, SeedStage.TRAINING, SeedStage.PRUNED, SeedStage.EMBARGOED],
+)
+def test_the_alpha_of_a_seed_that_the_host_does_not_see_is_not_shown(stage: SeedStage) -> None:
+    assert any("Alpha: -- " in shown for shown in card(stage=stage, alpha=0.7))
+
+
+def test_the_worth_of_a_seed_while_it_learns_is_not_a_measured_zero() -> None:
+    assert any("Acc Δ: 0.0 (learning)" in shown for shown in card(stage=SeedStage.TRAINING))
+    assert any("Acc Δ: -0.11 %" in shown for shown in card(stage=SeedStage.HOLDING, accuracy_delta=-0.11))
+
+
+@pytest.mark.parametrize("measurement", [kind for kind in Measurement if kind is not Measurement.MEASURED])
+def test_what_is_not_measured_is_said_dimly_on_a_line_of_its_own(measurement: Measurement) -> None:
+    drawn = seed_card(SeedState.from_telemetry(unmeasured("early", measurement, "a reason")), WIDTH)
+    at = next(n for n, spans in enumerate(drawn) if "Grad: " in text(spans))
+    assert "Grad: OK" in text(drawn[at])
+    assert f"{measurement} a reason" in text(drawn[at + 1])
+    assert styled(drawn, str(measurement)) == "dim"
+
+
+def test_nothing_on_a_card_ever_moves() -> None:
+    cards = [
+        card(SeedTelemetry(slot_id="early")),
+        card(unmeasured("early", Measurement.PROBE_LOST)),
+        card(ratio=0.1, stage=SeedStage.PRUNED),
+        card(ratio=123456.0, stage=SeedStage.FOSSILIZED, accuracy_delta=-math.inf, alpha=math.nan),
+    ]
+    labels = ("Blueprint: ", "Params: ", "Alpha: ", "Acc Δ: ", "Grad: ", "entering", "leaving", "min", "4×", "1×", "¼×")
+    places = [
+        [(n, shown.index(label)) for label in labels for n, shown in enumerate(c) if label in shown] for c in cards
+    ]
+    assert all(len(place) == len(labels) for place in places)
+    assert places[1:] == places[:-1]
+
+
+@given(ratio=numbers, norm=numbers, alpha=numbers, delta=numbers, count=st.integers(-(2**63), 2**64 - 1))
+def test_no_number_breaks_a_card(ratio: float, norm: float, alpha: float, delta: float, count: int) -> None:
+    hostile = seed(
+        "early",
+        grad_ratio=ratio,
+        has_vanishing=False,
+        has_exploding=False,
+        min_ratio=ratio,
+        max_ratio=ratio,
+        last_ratio=ratio,
+        entering_norm=norm,
+        leaving_norm=norm,
+        alpha=alpha,
+        accuracy_delta=delta,
+        passes=count,
+        seed_params=count,
+        epochs_in_stage=count,
+        stage=SeedStage.BLENDING,
+    )
+    drawn = seed_card(SeedState.from_telemetry(hostile, (ratio, norm)), 33)
+    assert [width_of(spans) for spans in drawn] == [33] * card_height(3)
+
+
+@given(words=st.text(max_size=300), width=st.integers(5, 60))
+def test_no_text_breaks_a_card(words: str, width: int) -> None:
+    hostile = seed(words, seed_id=words, blueprint_id=words, evidence=words, ratio=1.0)
+    drawn = seed_card(SeedState.from_telemetry(hostile), max(width, 20))
+    assert {width_of(spans) for spans in drawn} == {max(width, 20)}
+    assert len(drawn) == card_height(3)
+
+
+@given(words=st.text(max_size=100), limit=st.integers(0, 40))
+def test_clean_text_is_printable_and_bounded(words: str, limit: int) -> None:
+    shown = clean(words, limit)
+    assert cell_len(shown) <= limit
+    assert shown.isprintable()
+
+
+def test_control_characters_lose_their_power_and_stay_visible() -> None:
+    assert clean("\x1b[31mred\x07\u202egnp.exe\n", 40) == "�[31mred��gnp.exe�"
+    assert clean("[bold]x[/]", 40) == "[bold]x[/]"
+    assert clean("a" * 10_000, 10) == "aaaaaaaaa…"
+    assert clean("漢字漢字", 5) == "漢字…"
+
+
+def test_lines_are_cut_by_cells() -> None:
+    assert text(fit(line("漢字漢字", ("b", "red")), 5)) == "漢字…"
+    assert text(fit(line("ab"), 4)) == "ab  "
+    assert text(ends(line("left"), line("right"), 12)) == "left   right"
+    assert text(ends(line("a long left"), line("right"), 10)) == "a lo…right"
+    assert text(fit(line("abc"), 0)) == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.0, "0.00"), (0.97, "0.97"), (7.31, "7.31"), (99.99, "99.99"), (123.4, "123"), (1e5, "1e+05"),
+        (0.0003, "3e-04"), (1e308, "1e+308"), (math.inf, "inf"), (-math.inf, "-inf"), (math.nan, "nan"),
+    ],
+)  # fmt: skip
+def test_compact_numbers(value: float, shown: str) -> None:
+    assert compact(value) == shown
+
+
+@given(numbers)
+def test_compact_numbers_stay_in_their_column(value: float) -> None:
+    assert len(compact(abs(value))) <= 6
+
+
+def test_counts_spans_and_times_are_read_by_people() -> None:
+    assert [humanised(n) for n in (0, 950, 999, 1000, 18_400, 999_949, 3_200_000)] == [
+        "0", "950", "999", "1.0K", "18.4K", "999.9K", "3.2M",
+    ]  # fmt: skip
+    assert [duration(s) for s in (42, 119.9, 3 * 3600 + 309, -1, math.nan)] == [
+        "0:42", "1:59", "3:05:09", "--:--", "--:--",
+    ]  # fmt: skip
+    assert clock(None) == clock(math.nan) == clock(1e300) == clock(-math.inf) == "--:--:--"
+
+
+def test_a_sparkline_runs_from_the_least_to_the_greatest() -> None:
+    assert sparkline([1, 2, 3, 8], 4) == "▁▂▃█"
+    assert sparkline([5, 5], 4) == "  ▄▄"
+    assert sparkline([1, math.nan, math.inf, 2], 4) == "▁  █"
+    assert sparkline([], 3) == "   "
+    assert sparkline([-1.7e308, 1.7e308], 2) == "▄▄"  # the distance is not finite
+
+
+def test_the_middle_row_of_the_plot_is_the_healthy_band() -> None:
+    history = [0.5, 1.0, 2.0, 2.01, 7.9, 0.49, 0.0, 1e300, math.inf, math.nan]
+    top, band, bottom = [text(spans)[-len(history) :] for spans in ratio_plot(history, 30, 3)]
+    assert band == "▁▅█───────"
+    assert top == "┈┈┈▁█┈┈██┈"
+    assert bottom == "┈┈┈┈┈█▁┈┈┈"
+
+
+def test_the_plots_band_is_the_records() -> None:
+    band = record_band()
+    edges = [band.lower, band.upper, math.nextafter(band.lower, 0), math.nextafter(band.upper, 3)]
+    assert [point != "─" for point in text(ratio_plot(edges, 20, 3)[1])[-4:]] == [True, True, False, False]
+
+
+def test_a_taller_plot_has_two_octaves_a_row() -> None:
+    rows = [text(spans) for spans in ratio_plot([1 / 64, 1 / 16, 1 / 4, 1, 4, 16, 64], 20, 7)]
+    assert [row.strip("┈─ ").split("×")[0] for row in rows] == ["64", "16", "4", "1", "¼", "1/16", "1/64"]
+    assert ["▅" in row[-7:] and row[-7:].index("▅") for row in rows] == [6, 5, 4, 3, 2, 1, 0]
+
+
+def test_every_glyph_has_an_ascii_one_of_the_same_width() -> None:
+    fold = SanctumAggregator()
+    for event in demo_run():
+        fold.apply(event)
+    snapshot = fold.snapshot()
+    drawn = [
+        *panels.header_lines(snapshot, 0.0, "a notice", 100),
+        *panels.log_lines(snapshot.log, 100),
+        *(spans for env in snapshot.envs.values() for spans in panels.env_card(env, 40, 3, focused=True)),
+        *(spans for env in snapshot.envs.values() for s in env.seeds.values() for spans in seed_card(s, 40, 7)),
+    ]
+    for spans in drawn:
+        plain = glyphs.to_ascii(text(spans))
+        assert plain.isascii()
+        assert len(plain) == len(text(spans))
+    stages = [glyphs.to_ascii(glyph) for glyph in glyphs.STAGE_GLYPHS.values()]
+    conditions = [glyphs.to_ascii(glyph) for glyph in glyphs.CONDITION_GLYPHS.values()]
+    assert "?" not in stages
+    assert len(set(stages)) == len(stages)
+    assert len(set(conditions)) == len(conditions)
+
+
+def header(state: RunState, width: int = 100, notice: str = "", **fields: object) -> list[str]:
+    fold = SanctumAggregator()
+    source = FakeSource(demo_run())
+    for event in source.read():
+        fold.apply(event)
+    last = fold.snapshot().log[-1].time
+    fold.apply_status(RunStatus(state=state, last_event_time=last, **fields))
+    return [text(spans) for spans in panels.header_lines(fold.snapshot(), last + 30, notice, width)]
+
+
+def test_the_header_tells_a_live_a_completed_and_a_cut_off_run_apart() -> None:
+    assert header(RunState.LIVE)[2].startswith("● live ")
+    assert header(RunState.COMPLETED)[2].startswith("■ completed ")
+    cut_off = header(RunState.ENDED)[2]
+    assert cut_off.startswith("✕ ended without completion since ")
+    assert "(trainer gone)" in cut_off
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_the_header_counts_what_is_wrong_and_what_is_lost(width: int) -> None:
+    run, census, journal = header(RunState.LIVE, width, dropped_events=3, skipped=2)
+    assert "epoch 14/40" in run
+    assert "35%" in run
+    for glyph, count in (("▲", 1), ("▼", 1), ("!", 0), ("?", 2), ("⚑", 1)):
+        assert f"{glyph} {count:>2}" in census
+    assert "3 dropped" in journal
+    assert "2 skipped" in journal
+
+
+def test_losses_are_shown_even_where_a_cut_off_run_leaves_little_room() -> None:
+    assert "3 dropped" in header(RunState.ENDED, 80, dropped_events=3)[2]
+
+
+def test_an_env_that_failed_says_why() -> None:
+    env = EnvState(env_id=1, status=EnvStatus.FAILED, error="out of\nmemory", seeds={"a": SeedState(slot_id="a")})
+    foot = text(panels.env_card(env, 50, 1)[-1])
+    assert "failed: out of�memory" in foot
+
+
+def test_open_alerts_name_slot_rule_value_and_action() -> None:
+    env = EnvState(env_id=3, open_alerts=(explosion(12),))
+    (shown,) = (text(spans) for spans in panels.alert_lines(env, 140))
+    for words in ("early", "exploding seed", "7.31", "since epoch 12", "→ prune"):
+        assert words in shown
+
+
+def test_a_row_of_the_overview_keeps_its_columns() -> None:
+    states = [
+        SeedState.from_telemetry(seed("early", ratio)) for ratio in (0.12, 1.0, 7.31, 123456.0, 1e300, math.inf, 0.0)
+    ]
+    rows = [text(panels.seed_row(state, 30, 5)) for state in states]
+    assert {width_of(line(row)) for row in rows} == {30}
+    assert {next(row.index(glyph) for glyph in "▲▼✓" if glyph in row) for row in rows} == {21}

@@ -1,0 +1,435 @@
+"""The terminal app as a person meets it: keys in, rendered strips out."""
+
+import math
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+from rich.segment import Segment
+from rich.style import Style
+from textual.pilot import Pilot
+
+from sanctum_events import FakeSource, demo_run, epoch, event, explosion, sample, seed, unmeasured
+from sapflow.errors import JournalError
+from sapflow.sanctum.app import BATCH, SanctumApp
+from sapflow.sanctum.widgets.env_detail_screen import EnvDetailScreen, SeedCard
+from sapflow.sanctum.widgets.env_overview import EnvCard
+from sapflow.sanctum.widgets.help_screen import HelpScreen
+from sapflow.sanctum.widgets.span_view import SpanView
+from sapflow.telemetry.events import (
+    AlertRaised,
+    EnvFailed,
+    EnvStarted,
+    Payload,
+    RunStarted,
+    SeedTelemetry,
+    TelemetryEvent,
+)
+from sapflow.telemetry.journal import Journal
+from sapflow.telemetry.source import RunState, RunStatus, Source
+from sapflow.telemetry.vocabulary import Measurement, SeedStage
+
+SIZES = [(80, 24), (100, 30), (200, 60)]
+HOSTILE = ["[bold]x[/]", "[/]", "\x1b[31mred\x1b[0m", "\u202eevil", "a" * 10_000, "漢字" * 5_000, "\n\n\r\t\x00", ""]
+
+
+@asynccontextmanager
+async def sanctum(
+    events: Iterable[TelemetryEvent], size: tuple[int, int] = (100, 30), status: RunStatus | None = None
+) -> AsyncIterator[tuple[SanctumApp, FakeSource, Pilot[None]]]:
+    """The app on a source that holds `events`; it polls only when a test says so."""
+    source = FakeSource(list(events), status)
+    app = SanctumApp(source, poll_seconds=3600)
+    async with app.run_test(size=size) as pilot:
+        await pilot.pause()
+        yield app, source, pilot
+
+
+async def arrive(app: SanctumApp, source: FakeSource, pilot: Pilot[None], *events: TelemetryEvent) -> None:
+    """New events come, and the app looks."""
+    source.events.extend(events)
+    await app.follow()
+    await pilot.pause()
+
+
+def screen_lines(app: SanctumApp) -> list[str]:
+    """What stands on the terminal."""
+    return ["".join(segment.text for segment in strip) for strip in app.screen._compositor.render_strips()]
+
+
+def screen_text(app: SanctumApp) -> str:
+    return "\n".join(screen_lines(app))
+
+
+def rendered(widget: SpanView) -> list[list[Segment]]:
+    """The widget's strips, in the styles that it asks for."""
+    return [list(widget.render_line(y)) for y in range(widget.size.height)]
+
+
+def words(line: Iterable[Segment]) -> str:
+    return "".join(segment.text for segment in line)
+
+
+def style_of(line: Iterable[Segment], text: str) -> Style:
+    """The style of the segment that is exactly `text`."""
+    (style,) = [segment.style for segment in line if segment.text == text]
+    assert style is not None
+    return style
+
+
+def one_env(*seeds: SeedTelemetry, **fields: object) -> list[TelemetryEvent]:
+    return [event(epoch(1, *seeds, **fields), 0, 0)]
+
+
+async def card_of(pilot: Pilot[None], app: SanctumApp, slot_id: str = "early") -> SeedCard:
+    """Opens the focused env and finds the card of the slot."""
+    await pilot.press("enter")
+    await pilot.pause()
+    assert isinstance(app.screen, EnvDetailScreen)
+    return next(card for card in app.screen.query(SeedCard) if card.seed.slot_id == slot_id)
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_the_overview_shows_every_env_worst_first(size: tuple[int, int]) -> None:
+    async with sanctum(demo_run(), size) as (app, _, _):
+        shown = screen_text(app)
+        places = [shown.index(f" env {env_id:02} ─") if f" env {env_id:02} ─" in shown else -1 for env_id in (1, 2, 0)]
+        assert -1 not in places
+        assert shown.index("env 03") < min(places)
+        assert places == sorted(places)
+        for what in ("digits-cnn" if size[0] > 80 else "digit", "● live", "epoch 14/40", "exploder", "7.31", "sigmoid"):
+            assert what in shown
+        assert "q quit" in screen_lines(app)[-1]
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_enter_opens_the_env_and_escape_goes_back(size: tuple[int, int]) -> None:
+    async with sanctum(demo_run(), size) as (app, _, pilot):
+        card = await card_of(pilot, app)
+        assert isinstance(app.screen, EnvDetailScreen)
+        assert app.screen.env_id == 3
+        assert card.region.width >= 33
+        for what in ("Grad: ▲ EXPLODING", "entering 3.1e-02", "leaving 2.3e-01", "min 5.85  max 8.77  last 7.31", "4×"):
+            assert what in screen_text(app)
+        assert "open      ⚑ early" in screen_text(app)
+        await pilot.press("escape")
+        await pilot.pause()
+        assert len(app.query(EnvCard)) == 4
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_every_card_of_an_env_can_be_reached(size: tuple[int, int]) -> None:
+    async with sanctum(demo_run(), size) as (app, _, pilot):
+        card = await card_of(pilot, app, "late")
+        await pilot.press(*["down"] * 20)
+        await pilot.pause()
+        assert any(" late " in line and ("─ late" in line) for line in screen_lines(app))
+        assert card.region.bottom <= size[1]
+
+
+@pytest.mark.parametrize(
+    ("telemetry", "text", "colour", "bold"),
+    [
+        (seed("early", 0.85), "ratio=0.85", "green", False),
+        (seed("early", 0.1), "▼ VANISHING", "yellow", True),
+        (seed("early", 5.0), "▲ EXPLODING", "red", True),
+        (seed("early", 5.0, has_vanishing=True), "▲ EXPLODING", "red", True),
+        (seed("early", 0.0), "▼ VANISHING", "yellow", True),
+        (unmeasured("early", Measurement.NO_GRADIENT), "OK", "green", False),
+        (SeedTelemetry(slot_id="early"), "OK", "green", False),
+    ],
+)
+@pytest.mark.parametrize("size", SIZES)
+async def test_the_gradient_line_is_rendered_as_the_record_has_it(
+    telemetry: SeedTelemetry, text: str, colour: str, bold: bool, size: tuple[int, int]
+) -> None:
+    async with sanctum(one_env(telemetry), size) as (app, _, pilot):
+        card = await card_of(pilot, app)
+        (line,) = [line for line in rendered(card) if "Grad: " in words(line)]
+        assert f"Grad: {text} " in words(line)
+        style = style_of(line, text)
+        assert style.color is not None
+        assert (style.color.name, bool(style.bold)) == (colour, bold)
+        label = style_of(line, "Grad: ")
+        assert label.color == card.rich_style.color
+        assert not label.bold
+        assert not label.dim
+
+
+async def test_what_reaches_the_terminal_is_clearly_red_yellow_and_green() -> None:
+    seeds = seed("early", 0.85), seed("mid", 0.1), seed("late", 5.0)
+    async with sanctum(one_env(*seeds)) as (app, _, pilot):
+        await card_of(pilot, app)
+        segments = [segment for strip in app.screen._compositor.render_strips() for segment in strip]
+        hues = {}
+        for segment in segments:
+            if segment.text in ("ratio=0.85", "▼ VANISHING", "▲ EXPLODING"):
+                assert segment.style is not None
+                assert segment.style.color is not None
+                hues[segment.text] = segment.style.color.get_truecolor()
+        red, green, yellow = hues["▲ EXPLODING"], hues["ratio=0.85"], hues["▼ VANISHING"]
+        assert red.red > 2 * max(red.green, red.blue)
+        assert green.green > 1.3 * max(green.red, green.blue)
+        assert min(yellow.red, yellow.green) > 3 * yellow.blue
+
+
+@pytest.mark.parametrize("measurement", [kind for kind in Measurement if kind is not Measurement.MEASURED])
+async def test_what_is_not_measured_stands_on_a_dim_line_of_its_own(measurement: Measurement) -> None:
+    async with sanctum(one_env(unmeasured("early", measurement, "the reason"))) as (app, _, pilot):
+        lines = rendered(await card_of(pilot, app))
+        at = next(n for n, line in enumerate(lines) if "Grad: " in words(line))
+        assert style_of(lines[at + 1], f"{measurement} the reason").dim
+
+
+async def test_a_measured_seed_has_no_such_line() -> None:
+    async with sanctum(one_env(seed("early", 0.85))) as (app, _, pilot):
+        lines = rendered(await card_of(pilot, app))
+        at = next(n for n, line in enumerate(lines) if "Grad: " in words(line))
+        assert words(lines[at + 1]).strip("│ ") == ""
+
+
+async def test_the_open_card_follows_the_run() -> None:
+    async with sanctum(demo_run()) as (app, source, pilot):
+        card = await card_of(pilot, app)
+        await arrive(app, source, pilot, event(sample(15, "early", 0, 1.07), 3, None))
+        assert any("Grad: ratio=1.07" in words(line) for line in rendered(card))
+        last = app.snapshot.envs[3].last_sequence
+        await arrive(app, source, pilot, event(epoch(15, seed("early", 0.2), seed("fourth", 1.0)), 3, last + 1))
+        assert "Grad: ▼ VANISHING" in screen_text(app)
+        assert [card.seed.slot_id for card in app.screen.query(SeedCard)] == ["early", "fourth"]
+
+
+async def test_the_overview_follows_the_run_and_the_focus_stays_with_its_env() -> None:
+    async with sanctum(demo_run()) as (app, source, pilot):
+        await pilot.press("l")
+        focused = next(card for card in app.screen.query(EnvCard) if card.has_focus)
+        assert focused.env.env_id == 1
+        worse = event(EnvFailed(epoch=14, error="out of memory"), 0, app.snapshot.envs[0].last_sequence + 1)
+        await arrive(app, source, pilot, worse)
+        cards = list(app.screen.query(EnvCard))
+        assert [card.env.env_id for card in cards] == [0, 3, 1, 2]
+        assert [card.env.env_id for card in cards if card.has_focus] == [1]
+        assert "failed: out of memory" in screen_text(app)
+
+
+async def test_only_the_cards_of_changed_envs_are_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with sanctum(demo_run()) as (app, source, pilot):
+        drawn: list[int] = []
+        redraw = EnvCard.redraw
+        monkeypatch.setattr(EnvCard, "redraw", lambda card: (drawn.append(card.env.env_id), redraw(card))[1])
+        await arrive(app, source, pilot, event(sample(15, "early", 0, 0.9), 2, None))
+        assert drawn == [2]
+
+
+async def test_going_back_shows_what_happened_meanwhile() -> None:
+    async with sanctum(demo_run()) as (app, source, pilot):
+        await card_of(pilot, app)
+        await arrive(app, source, pilot, event(sample(15, "early", 0, 1.23), 2, None))
+        await pilot.press("escape")
+        await pilot.pause()
+        assert "1.23" in screen_text(app)
+
+
+@pytest.mark.parametrize("keys", [("right", "left"), ("l", "h"), ("down", "up"), ("j", "k")])
+async def test_the_focus_moves_and_stops_at_the_edges(keys: tuple[str, str]) -> None:
+    async with sanctum(demo_run(), (80, 24)) as (app, _, pilot):
+
+        def focused() -> int:
+            return next(n for n, card in enumerate(app.screen.query(EnvCard)) if card.has_focus)
+
+        forth, back = keys
+        await pilot.press(back)
+        assert focused() == 0
+        await pilot.press(forth)
+        moved = focused()
+        assert moved > 0
+        await pilot.press(forth, forth, forth, forth)
+        assert focused() in (2, 3)
+        await pilot.press(back, back, back, back)
+        assert focused() == 0
+
+
+async def test_a_click_opens_the_env() -> None:
+    async with sanctum(demo_run()) as (app, _, pilot):
+        await pilot.click(list(app.screen.query(EnvCard))[2])
+        await pilot.pause()
+        assert isinstance(app.screen, EnvDetailScreen)
+        assert app.screen.env_id == 2
+
+
+async def test_q_quits() -> None:
+    async with sanctum(demo_run()) as (app, _, pilot):
+        await pilot.press("q")
+        await pilot.pause()
+        assert not app.is_running
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_the_help_explains_glyphs_and_numbers_and_closes(size: tuple[int, int]) -> None:
+    async with sanctum(demo_run(), size) as (app, _, pilot):
+        await pilot.press("question_mark")
+        await pilot.pause()
+        assert isinstance(app.screen, HelpScreen)
+        shown = screen_text(app)
+        for what in (
+            "Is this seed's gradient flow healthy?",
+            "◐ blending",
+            "vanishing",
+            "healthy from 0.5 to 2.0",
+            "q quits",
+        ):
+            assert what in shown
+        assert "…" not in "".join(line[:78] for line in screen_lines(app) if line.startswith("│"))
+        await pilot.press("escape")
+        await pilot.pause()
+        assert "env 03" in screen_text(app)
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+async def test_hostile_texts_are_shown_and_do_nothing(hostile: str) -> None:
+    evil = seed(hostile, 1.0, blueprint_id=hostile, evidence=hostile, measurement_reason=hostile, seed_id=hostile)
+    lost = unmeasured("lost", Measurement.PROBE_LOST, hostile)
+    alert = replace(explosion(1), rule=hostile, actions=(hostile,))
+    payloads: list[Payload] = [
+        EnvStarted(host=hostile, host_params=1, slot_ids=(hostile,), epochs=2),
+        epoch(1, evil, lost),
+        AlertRaised(epoch=1, alert=alert),
+        EnvFailed(epoch=1, error=hostile),
+    ]
+    events = [event(RunStarted(task=hostile, envs=1, epochs=2, rng_seed=0), None, 0)]
+    events += [event(payload, 0, n) for n, payload in enumerate(payloads)]
+    status = RunStatus(state=RunState.LIVE, notice=hostile)
+    async with sanctum(events, status=status) as (app, _, pilot):
+        for _ in ("overview", "detail"):
+            lines = screen_lines(app)
+            assert len(lines) == 30
+            assert all(line.isprintable() for line in lines)
+            assert "cannot draw" not in "\n".join(lines)
+            await pilot.press("enter")
+            await pilot.pause()
+        assert "PROBE_LOST" in screen_text(app)
+
+
+async def test_markup_is_shown_as_it_was_written() -> None:
+    async with sanctum(one_env(seed("[red]s[/]", 1.0, blueprint_id="[bold]x[/]"))) as (app, _, pilot):
+        assert "[bold]x[/]" in screen_text(app)
+        await card_of(pilot, app, "[red]s[/]")
+        assert "Blueprint: [bold]x[/]" in screen_text(app)
+        assert "─ [red]s[/] ─" in screen_text(app)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e308, 5e-324])
+async def test_numbers_that_are_none_do_not_break_the_screen(value: float) -> None:
+    norms = {"entering_norm": value, "leaving_norm": value, "last_ratio": value, "max_ratio": value}
+    odd = seed("early", 1.0, **norms, accuracy_delta=value, alpha=value, stage=SeedStage.BLENDING)
+    other = seed("mid", value, has_exploding=False, has_vanishing=False)
+    events = one_env(odd, other, accuracy=value, train_loss=value, validation_loss=value)
+    events.append(event(epoch(2, odd, other, accuracy=1.0, validation_loss=0.5), 0, 1, time=value))
+    async with sanctum(events) as (app, _, pilot):
+        assert "cannot draw" not in screen_text(app)
+        await card_of(pilot, app)
+        shown = screen_text(app)
+        assert "cannot draw" not in shown
+        assert "│ Blueprint: conv" in shown
+
+
+async def test_a_damaged_journal_is_said_in_the_header_and_the_app_stays_usable() -> None:
+    async with sanctum(demo_run()) as (app, source, pilot):
+        source.error = JournalError("run.journal is damaged: restore it from a copy")
+        await arrive(app, source, pilot)
+        assert "⚑ run.journal is damaged: restore it from a copy" in screen_lines(app)[3]
+        await card_of(pilot, app)
+        assert "run.journal is damaged" in screen_lines(app)[3]
+        source.error = None
+        await arrive(app, source, pilot)
+        assert "damaged" not in screen_text(app)
+
+
+async def test_a_cut_off_run_is_shown_as_ended_without_completion() -> None:
+    events = demo_run()
+    status = RunStatus(state=RunState.ENDED, last_event_time=events[-1].time, dropped_events=2)
+    async with sanctum(events, status=status) as (app, _, _):
+        line = screen_lines(app)[2]
+        assert "✕ ended without completion since" in line
+        assert "2 dropped" in line
+
+
+async def test_a_long_run_is_read_in_batches_to_its_end() -> None:
+    events = [event(epoch(n + 1, seed("early", 1.0)), 0, n) for n in range(2 * BATCH + 10)]
+    async with sanctum(events) as (app, source, pilot):
+        while source.events:
+            await pilot.pause()
+        await pilot.pause()
+        assert app.snapshot.envs[0].epoch == 2 * BATCH + 10
+
+
+async def test_a_run_without_events_yet_is_an_empty_overview() -> None:
+    async with sanctum([]) as (app, source, pilot):
+        assert "nothing yet" in screen_text(app)
+        await pilot.press("right", "enter")
+        await arrive(app, source, pilot, *one_env(seed("early", 1.0)))
+        assert "env 00" in screen_text(app)
+
+
+async def test_a_card_that_cannot_be_drawn_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with sanctum(demo_run()) as (app, _, pilot):
+        broken = list(app.screen.query(EnvCard))[1]
+        monkeypatch.setattr(broken, "build", lambda width: 1 // 0)
+        broken.redraw()
+        await pilot.pause()
+        assert "cannot draw this" in screen_text(app)
+        assert "env 00" in screen_text(app)
+
+
+async def test_a_terminal_without_unicode_gets_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SpanView, "unicode", False)
+    async with sanctum(demo_run()) as (app, _, pilot):
+        card = await card_of(pilot, app)
+        lines = [words(line) for line in rendered(card)]
+        assert all(line.isascii() for line in lines)
+        assert any("Grad: ^ EXPLODING" in line for line in lines)
+
+
+async def test_a_journal_on_disk_is_followed_and_drawn(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    for each in demo_run(completed=True):
+        journal.emit(each)
+    journal.close()
+    with Source(tmp_path) as source:
+        app = SanctumApp(source, poll_seconds=3600)
+        async with app.run_test(size=(100, 30)) as pilot:
+            while not app.snapshot.completed:
+                await pilot.pause()
+            await pilot.pause()
+            assert screen_lines(app)[2].startswith(" ■ completed ")
+            card = await card_of(pilot, app, "mid")
+            assert card.seed.grad_ratio == app.snapshot.envs[3].seeds["mid"].grad_ratio
+            assert any(f"Grad: ratio={card.seed.grad_ratio:.2f}" in words(line) for line in rendered(card))
+
+
+def test_the_screenshots_name_no_host(tmp_path: Path) -> None:
+    run_dir, out_dir = tmp_path / "run", tmp_path / "out"
+    run_dir.mkdir()
+    journal = Journal(run_dir)
+    for each in demo_run():
+        journal.emit(each)
+    journal.close()
+    script = Path(__file__).parent.parent / "scripts" / "screenshots.py"
+    subprocess.run([sys.executable, script, run_dir, out_dir], check=True)
+    drawn = {path.name: path.read_text(encoding="utf-8") for path in out_dir.iterdir()}
+    assert sorted(drawn) == [
+        "detail-100x30.svg", "detail-200x60.svg", "overview-100x30.svg", "overview-200x60.svg",
+    ]  # fmt: skip
+    for name, svg in drawn.items():
+        assert re.findall(r"https?://[^\s\"'>]+", svg.replace("http://www.w3.org/2000/svg", "")) == []
+        assert ("EXPLODING" in svg) is name.startswith("detail")
+
+
+def test_the_app_is_imported_without_torch() -> None:
+    check = "import sapflow.sanctum.app, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
