@@ -1,22 +1,54 @@
-"""Draws a run as Sanctum shows it, into SVG files that name no host: screenshots.py RUN_DIR OUT_DIR."""
+"""Draws a run as Sanctum shows it, into SVG files that name no host: screenshots.py RUN_DIR OUT_DIR [EPOCH].
+
+With an epoch, the run is drawn as it stood live when that epoch had ended.
+"""
 
 import asyncio
 import re
 import sys
+from itertools import takewhile
 from pathlib import Path
+from unittest.mock import patch
+
+from msgspec.structs import replace
 
 from sapflow.sanctum.app import SanctumApp
-from sapflow.telemetry.source import Source
+from sapflow.telemetry.events import TelemetryEvent
+from sapflow.telemetry.source import RunState, RunStatus, Source
 
 SIZES = ((100, 30), (200, 60))
 # The exporter names fonts on the web (without them the viewer's own monospace font is used) and its makers' site.
 WEB = re.compile(r"@font-face\s*\{.*?\}|<!--.*?-->", re.DOTALL)
 
 
-async def draw(run_dir: Path, out_dir: Path) -> None:
+class EarlierSource(Source):
+    """A run as a reader saw it while it was live, up to the end of an epoch."""
+
+    def __init__(self, path: Path, epoch: int) -> None:
+        super().__init__(path)
+        self.epoch = epoch
+        self.last_time: float | None = None
+        self.over = False
+
+    def read(self, limit: int = 5_000) -> list[TelemetryEvent]:
+        """As every source, until the first event of a later epoch."""
+        events = [] if self.over else super().read(limit)
+        shown = list(takewhile(lambda event: (event.epoch or 0) <= self.epoch, events))
+        self.over = self.over or len(shown) < len(events)
+        if shown:
+            self.last_time = shown[-1].time
+            patch("time.time", return_value=self.last_time).start()  # the clock stands at that moment
+        return shown
+
+    def status(self) -> RunStatus:
+        """Live, as of the last event read."""
+        return replace(super().status(), state=RunState.LIVE, last_event_time=self.last_time)
+
+
+async def draw(run_dir: Path, out_dir: Path, epoch: int | None) -> None:
     out_dir.mkdir(parents=True, exist_ok=True)
     for width, height in SIZES:
-        with Source(run_dir) as source:
+        with Source(run_dir) if epoch is None else EarlierSource(run_dir, epoch) as source:
             app = SanctumApp(source)
             async with app.run_test(size=(width, height)) as pilot:
                 while app.read_batch():
@@ -34,6 +66,6 @@ def save(app: SanctumApp, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit("usage: screenshots.py RUN_DIR OUT_DIR")
-    asyncio.run(draw(Path(sys.argv[1]), Path(sys.argv[2])))
+    if len(sys.argv) not in (3, 4):
+        sys.exit("usage: screenshots.py RUN_DIR OUT_DIR [EPOCH]")
+    asyncio.run(draw(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) == 4 else None))

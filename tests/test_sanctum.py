@@ -126,9 +126,12 @@ async def test_enter_opens_the_env_and_escape_goes_back(size: tuple[int, int]) -
 async def test_every_card_of_an_env_can_be_reached(size: tuple[int, int]) -> None:
     async with sanctum(demo_run(), size) as (app, _, pilot):
         card = await card_of(pilot, app, "late")
-        await pilot.press(*["down"] * 20)
-        await pilot.pause()
-        assert any(" late " in line and ("─ late" in line) for line in screen_lines(app))
+        tops = 0
+        for _ in range(40):
+            tops += any("─ late" in line for line in screen_lines(app))
+            await pilot.press("down")
+            await pilot.pause()
+        assert tops > 0
         assert card.region.bottom <= size[1]
 
 

@@ -83,8 +83,9 @@ class SanctumApp(App[None]):
 
     async def show(self) -> None:
         """Draws the newest snapshot on the active screen."""
-        if isinstance(self.screen, SnapshotScreen):
-            await self.screen.show(self.snapshot, self.notice)
+        active = self.screen_stack[-1] if self.screen_stack else None  # none is left while the app goes down
+        if isinstance(active, SnapshotScreen):
+            await active.show(self.snapshot, self.notice)
 
     async def on_env_card_chosen(self, message: EnvCard.Chosen) -> None:
         """Opens the env's own screen."""

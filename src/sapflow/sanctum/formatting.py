@@ -9,12 +9,18 @@ from sapflow.sanctum.glyphs import (
     BLUISH_GREEN,
     CONDITION_GLYPHS,
     CONDITION_STYLES,
+    SKY_BLUE,
     STAGE_GLYPHS,
     STAGE_STYLES,
 )
 from sapflow.sanctum.schema import Condition, SeedState
-from sapflow.sanctum.spans import DIM, Line, Span, box, clean, ends, line, padded
-from sapflow.telemetry.events import GradientHealth, SeedTelemetry
+from sapflow.sanctum.spans import DIM, Line, Span, box, clean, ends, fit, line, padded
+from sapflow.telemetry.events import (
+    HISTOGRAM_HIGHEST_OCTAVE,
+    HISTOGRAM_LOWEST_OCTAVE,
+    GradientHealth,
+    SeedTelemetry,
+)
 from sapflow.telemetry.vocabulary import Measurement, SeedStage
 
 NOTHING: Span = ("--", DIM)
@@ -57,23 +63,24 @@ def seed_card(seed: SeedState, width: int, plot_rows: int = 3) -> list[Line]:
     inner = width - 3
     body = [
         stage_line(seed, inner),
-        line("Blueprint: ", (clean(seed.blueprint_id, 60), "bold") if seed.blueprint_id else NOTHING),
-        line("Params: ", humanised(seed.seed_params) if seed.seed_params else NOTHING),
+        blueprint_line(seed, inner),
+        params_line(seed, inner),
         alpha_line(seed),
         accuracy_delta_line(seed),
         gradient_line(seed),
-        measurement_line(seed),
+        fit(measurement_line(seed), inner),
         *flow_lines(seed, inner),
         extremes_line(seed),
+        histogram_line(seed, inner),
         *ratio_plot(seed.ratio_history, inner, plot_rows),
-        line((clean(seed.evidence, 200), DIM)),
+        fit(line((clean(seed.evidence, 200), DIM)), inner),
     ]
     return box(line((clean(seed.slot_id, inner - 6), "bold")), mark, body, width, CONDITION_STYLES[condition])
 
 
 def card_height(plot_rows: int) -> int:
     """The lines of a seed_card."""
-    return plot_rows + 13
+    return plot_rows + 14
 
 
 def stage_line(seed: SeedTelemetry, width: int) -> Line:
@@ -81,6 +88,20 @@ def stage_line(seed: SeedTelemetry, width: int) -> Line:
     stage = line((f"{STAGE_GLYPHS[seed.stage]} {seed.stage}", STAGE_STYLES[seed.stage]))
     epochs = "epoch" if seed.epochs_in_stage == 1 else "epochs"
     return ends(stage, line((f"{seed.epochs_in_stage} {epochs} in it ", DIM)), width)
+
+
+def blueprint_line(seed: SeedTelemetry, width: int) -> Line:
+    """What kind of seed grows here, and at the right end which one."""
+    blueprint: Span = (clean(seed.blueprint_id, 60), "bold") if seed.blueprint_id else NOTHING
+    return ends(line("Blueprint: ", blueprint), line((f" {clean(seed.seed_id, 24)} ", DIM)), width)
+
+
+def params_line(seed: SeedTelemetry, width: int) -> Line:
+    """The seed's size, and at the right end how many non-finite values of it were kept from the host."""
+    params = line("Params: ", humanised(seed.seed_params) if seed.seed_params else NOTHING)
+    masked = seed.masked_values
+    style = CONDITION_STYLES[Condition.NON_FINITE] if masked else DIM
+    return ends(params, line((f"{humanised(masked)} masked ", style)), width)
 
 
 def alpha_line(seed: SeedTelemetry) -> Line:
@@ -119,6 +140,30 @@ def extremes_line(seed: GradientHealth) -> Line:
     if not seed.passes:
         return line(("min --    max --    last --", DIM))
     return line(f"min {compact(seed.min_ratio):<5} max {compact(seed.max_ratio):<5} last {compact(seed.last_ratio)}")
+
+
+def histogram_line(seed: GradientHealth, width: int) -> Line:
+    """How the ratios of single passes are spread: a block an octave, from the lowest to the highest that occurs."""
+    counts = seed.ratio_histogram
+    filled = [index for index, count in enumerate(counts) if count]
+    if not filled:
+        return line(("spread --", DIM))
+    first, last = filled[0], filled[-1]
+    ends_of_it = (f"{_octave(first)} ", f" {_octave(last + 1)}")
+    shown = counts[first : last + 1][: max(width - 7 - sum(map(len, ends_of_it)), 1)]
+    highest = max(shown)
+    blocks = "".join(BLOCKS[ceil(7 * count / highest)] if count else " " for count in shown)
+    return line("spread ", (ends_of_it[0], DIM), (blocks, SKY_BLUE), (ends_of_it[1], DIM))
+
+
+def _octave(index: int) -> str:
+    """The lower end of a bin of the histogram, such as 1/8× or 4×; the outermost bins are open."""
+    exponent = index - 1 + HISTOGRAM_LOWEST_OCTAVE
+    if index <= 0:
+        return "0×"
+    if exponent > HISTOGRAM_HIGHEST_OCTAVE + 1:
+        return "∞×"
+    return f"{2**exponent}×" if exponent >= 0 else f"1/{2**-exponent}×"
 
 
 def seed_row(seed: SeedState, width: int, slot_width: int) -> Line:

@@ -48,7 +48,7 @@ class Status(Section, frozen=True):
 
     planned: bool = True
     wired: bool = True
-    verified: bool = False
+    verified: bool = True
 
 
 class Identity(Section, frozen=True):
