@@ -1,10 +1,13 @@
 """Runs on the real digits: reproducible, env by env, and with growth that finds what was planted."""
 
+from functools import partial
+
 import msgspec
 import pytest
 import torch
 
 from sapflow.errors import InputError
+from sapflow.gradients.sampling import Sampler
 from sapflow.telemetry.codec import decode, encode
 from sapflow.telemetry.events import (
     AlertCleared,
@@ -145,7 +148,7 @@ def test_a_planted_exploding_seed_is_pruned():
 
 
 def test_samples_hold_every_pass_of_every_epoch_but_those_after_the_last(monkeypatch):
-    monkeypatch.setattr("sapflow.training.env.SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr("sapflow.training.env.Sampler", partial(Sampler, seconds=0.0))
     kept = record(task="digits-mlp", envs=1, epochs=3)
     samples = kept.of(GradientSampled, 0)
     for epoch in (2, 3):

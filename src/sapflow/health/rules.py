@@ -88,6 +88,14 @@ DEFAULT_RULES = (
 )
 
 
+# For modules that no slot manages: nobody is pruned, and persistence is the policy's own affair.
+WATCH_RULES = (
+    Rule(name="vanishing module", when=Condition.VANISHING, for_epochs=1),
+    Rule(name="exploding module", when=Condition.EXPLODING, for_epochs=1),
+    Rule(name="non-finite module", when=Condition.NON_FINITE, for_epochs=1, severity=Severity.CRITICAL),
+)
+
+
 @dataclass
 class _Streak:
     holding: int = 0  # epochs in a row in which the condition held

@@ -29,7 +29,7 @@ def describe(payload: Payload) -> tuple[str, ...]:
 
 @describe.register
 def _(payload: RunStarted) -> tuple[str, ...]:
-    return ("run started", payload.task, f"{payload.envs} envs", f"{payload.epochs} epochs")
+    return ("run started", payload.task, f"{payload.envs} envs", f"{payload.epochs or 'any number of'} epochs")
 
 
 @describe.register
@@ -77,7 +77,7 @@ def _(payload: AlertCleared) -> tuple[str, ...]:
 
 @describe.register
 def _(payload: EnvCompleted) -> tuple[str, ...]:
-    return ("completed", f"accuracy {payload.accuracy:.3g} %")
+    return ("completed", "" if payload.accuracy is None else f"accuracy {payload.accuracy:.3g} %")
 
 
 @describe.register

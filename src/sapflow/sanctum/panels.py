@@ -60,11 +60,15 @@ def _run_line(snapshot: SanctumSnapshot, now: float, width: int) -> Line:
         (f" {clean(snapshot.task, 24)}", "bold"),
         (f"  {clean(snapshot.run_id, 28)}", DIM),
     )
-    times = f"{duration(elapsed)} elapsed" + (f"  {duration(left)} left" if _is_live(snapshot) else "")
-    progress = spaced(
-        (line(f"epoch {epoch}/{epochs}"), _bar(share, min(width // 8, 40)), line((times, DIM), " ")), gap="  "
-    )
+    times = f"{duration(elapsed)} elapsed" + (f"  {duration(left)} left" if _is_live(snapshot) and asked else "")
+    bar = _bar(share, min(width // 8, 40)) if asked else ()
+    progress = spaced((line(_of_epochs(epoch, epochs)), bar, line((times, DIM), " ")), gap="  ")
     return ends(title, line("  ", *progress), width)
+
+
+def _of_epochs(epoch: int, epochs: int) -> str:
+    """How far; without an end where nobody knows one."""
+    return f"epoch {epoch}/{epochs}" if epochs else f"epoch {epoch}"
 
 
 def _bar(share: float, cells: int) -> Line:
@@ -160,7 +164,7 @@ def _env_foot(env: EnvState, width: int) -> Line:
     if env.status is EnvStatus.FAILED:
         return line((clean(f"failed: {env.error}", width), f"bold {VERMILLION}"))
     status = "" if env.status is EnvStatus.TRAINING else f" {env.status.lower()}"
-    return line((clean(f"epoch {env.epoch}/{env.epochs}{status}", width), DIM))
+    return line((clean(f"{_of_epochs(env.epoch, env.epochs)}{status}", width), DIM))
 
 
 def env_line(env: EnvState, width: int) -> Line:

@@ -136,7 +136,8 @@ def _(payload: AlertCleared, env: EnvState) -> EnvState:
 
 @reduce.register
 def _(payload: EnvCompleted, env: EnvState) -> EnvState:
-    return replace(env, status=EnvStatus.COMPLETED, accuracy=payload.accuracy)
+    accuracy = env.accuracy if payload.accuracy is None else payload.accuracy
+    return replace(env, status=EnvStatus.COMPLETED, accuracy=accuracy)
 
 
 @reduce.register
@@ -169,8 +170,8 @@ def _by_slot(seeds: Iterable[SeedState]) -> Mapping[str, SeedState]:
     return MappingProxyType({seed.slot_id: seed for seed in seeds})
 
 
-def _remember(history: tuple[Item, ...], item: Item) -> tuple[Item, ...]:
-    return (*history, item)[-HISTORY_LIMIT:]
+def _remember(history: tuple[Item, ...], item: Item | None) -> tuple[Item, ...]:
+    return history if item is None else (*history, item)[-HISTORY_LIMIT:]
 
 
 def _others(alerts: tuple[Alert, ...], alert: Alert) -> tuple[Alert, ...]:

@@ -85,13 +85,13 @@ class SeedPayload(EpochPayload, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RunStarted(Payload, frozen=True, kw_only=True, omit_defaults=True):
-    """A run begins: what was asked for, and with which versions."""
+    """A run begins: what was asked for (0 epochs where nobody knows how many), and with which versions."""
 
     type = EventType.RUN_STARTED
     task: str
     envs: int
     epochs: int
-    rng_seed: int
+    rng_seed: int | None = None
     versions: dict[str, str] = {}
 
 
@@ -194,15 +194,16 @@ class AlertCleared(EpochPayload, frozen=True, kw_only=True, omit_defaults=True):
 class EpochCompleted(EpochPayload, frozen=True, kw_only=True, omit_defaults=True):
     """An env at the end of an epoch, whole: nothing that came before is needed to show it.
 
-    Accuracies in percent on the validation split, losses in the task's own unit; the counts run from the env's start.
+    `epochs` is how many there will be, 0 where nobody knows. Accuracies in percent on the validation split, losses in
+    the task's own unit, None where modules are watched in a loop that is not ours. The counts run from the env's start.
     """
 
     type = EventType.EPOCH_COMPLETED
     epochs: int
-    accuracy: float
-    train_loss: float
-    validation_loss: float
     seeds: tuple[SeedTelemetry, ...]
+    accuracy: float | None = None
+    train_loss: float | None = None
+    validation_loss: float | None = None
     open_alerts: tuple[Alert, ...] = ()
     total_passes: int = 0
     total_germinated: int = 0
@@ -215,7 +216,7 @@ class EnvCompleted(EpochPayload, frozen=True, kw_only=True, omit_defaults=True):
     """An env trained to its end."""
 
     type = EventType.ENV_COMPLETED
-    accuracy: float
+    accuracy: float | None = None
 
 
 class EnvFailed(EpochPayload, frozen=True, kw_only=True, omit_defaults=True):

@@ -42,6 +42,19 @@ def create(path: Path) -> Path:
     return path
 
 
+def create_beside(path: Path) -> Path:
+    """Like `create`, but where `path` is taken, path-2, path-3 … beside it.
+
+    Raises:
+        RunDirectoryError: the directory cannot be made.
+    """
+    candidate, number = path, 1
+    while candidate.exists() and not (candidate.is_dir() and not any(candidate.iterdir())):
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return create(candidate)
+
+
 def newest(root: Path) -> Path:
     """The run directory directly under `root` whose journal changed last.
 

@@ -1,6 +1,5 @@
 """One env: a host that trains epoch by epoch while seeds grow in its slots, and says what it sees."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 from sapflow.control.actions import SlotActions
 from sapflow.control.controller import Controller
 from sapflow.gradients.gradient_monitor import GradientMonitor
+from sapflow.gradients.sampling import Sampler
 from sapflow.growth.blending import Schedule, blend_weight
 from sapflow.growth.host import slots_of
 from sapflow.growth.randomness import RandomState, stream_seed
@@ -24,13 +24,11 @@ from sapflow.telemetry.events import (
     EnvCompleted,
     EnvStarted,
     EpochCompleted,
-    GradientSampled,
 )
 from sapflow.telemetry.stream import EventStream
 from sapflow.telemetry.vocabulary import SeedStage
 from sapflow.training.tasks.task import Task
 
-SAMPLE_SECONDS = 0.25
 SEED_LEARNING_RATE = 1e-3
 GRADIENT_CLIP = 1.0
 CALIBRATION_SAMPLES = 64
@@ -89,7 +87,7 @@ class Env:
         )
         self._total_passes = 0
         self._total_alerts = 0
-        self._last_sample = time.monotonic()
+        self._sampler = Sampler(self.monitor, stream, self._seed_in)
 
     def start(self) -> None:
         """Say that the env begins, and let the controller plant what is due before the first epoch."""
@@ -150,7 +148,7 @@ class Env:
         for step, batch in enumerate(batches):
             self._blend(step, len(batches))
             total += self._train_step(self._data.train_inputs[batch], self._data.train_labels[batch])
-            self._sample()
+            self._sampler.poll(self.epoch)
         return float(total / len(batches))
 
     def _train_step(self, inputs: Tensor, labels: Tensor) -> Tensor:
@@ -182,6 +180,10 @@ class Env:
         self.monitor.step()
         return loss.detach()
 
+    def _seed_in(self, slot_id: str) -> tuple[str, str]:
+        state = self.slots[slot_id].state
+        return state.seed_id, state.blueprint_id
+
     def _growing(self, stage: SeedStage | None = None) -> list[SeedSlot]:
         return [slot for slot in self.slots.values() if slot.alive and stage in (None, slot.state.stage)]
 
@@ -189,28 +191,6 @@ class Env:
         for slot in self._growing(SeedStage.BLENDING):
             blended = slot.state.epochs_in_stage * steps + step
             slot.state.alpha = blend_weight(self.plan.blending, blended, self.plan.blending_epochs * steps)
-
-    def _sample(self) -> None:
-        """A few times a second, say every pass since the last time."""
-        now = time.monotonic()
-        if now - self._last_sample < SAMPLE_SECONDS:
-            return
-        self._last_sample = now
-        health = self.monitor.latest_health()
-        for slot_id, sample in self.monitor.samples().items():
-            state = self.slots[slot_id].state
-            self.stream.emit(
-                GradientSampled(
-                    epoch=self.epoch,
-                    slot_id=slot_id,
-                    seed_id=state.seed_id,
-                    blueprint_id=state.blueprint_id,
-                    pass_index=sample.pass_index,
-                    entering=sample.entering,
-                    leaving=sample.leaving,
-                    health=health[slot_id],
-                )
-            )
 
     def _observe(self) -> None:
         """Close the monitor's epoch and bring what it saw into the slots' states."""

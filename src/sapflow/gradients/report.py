@@ -1,0 +1,58 @@
+"""How watched modules stand, as a table for terminals and notebooks."""
+
+import html
+from collections.abc import Mapping
+
+from sapflow.telemetry.events import SeedTelemetry
+from sapflow.telemetry.vocabulary import Measurement
+
+HEADINGS = ("module", "kind", "params", "", "ratio", "entering", "leaving", "passes", "what is known")
+NUMBERS = frozenset({"params", "ratio", "entering", "leaving", "passes"})
+
+
+class Report:
+    """One row a module: the printed form is text, the notebook's is HTML."""
+
+    def __init__(self, telemetry: Mapping[str, SeedTelemetry]) -> None:
+        self.rows = [_row(name, seed) for name, seed in telemetry.items()]
+
+    def __str__(self) -> str:
+        table = [HEADINGS, *self.rows]
+        widths = [max(len(row[column]) for row in table) for column in range(len(HEADINGS))]
+        return "\n".join(
+            "  ".join(
+                cell.rjust(width) if heading in NUMBERS else cell.ljust(width)
+                for cell, width, heading in zip(row, widths, HEADINGS, strict=True)
+            ).rstrip()
+            for row in table
+        )
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{heading}</th>" for heading in HEADINGS)
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self.rows)
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _row(name: str, seed: SeedTelemetry) -> tuple[str, ...]:
+    measured = seed.measurement is Measurement.MEASURED
+    return (
+        name or "(the model)",
+        seed.blueprint_id,
+        str(seed.seed_params),
+        _glyph(seed),
+        f"{seed.grad_ratio:.3g}" if measured else "--",
+        f"{seed.entering_norm:.2e}" if measured else "--",
+        f"{seed.leaving_norm:.2e}" if measured else "--",
+        str(seed.passes),
+        "; ".join(filter(None, (seed.evidence, "" if measured else f"{seed.measurement} {seed.measurement_reason}"))),
+    )
+
+
+def _glyph(seed: SeedTelemetry) -> str:
+    if seed.has_exploding:
+        return "▲"
+    if seed.has_vanishing:
+        return "▼"
+    return "✓" if seed.measurement is Measurement.MEASURED else "?"

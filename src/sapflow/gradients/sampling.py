@@ -1,0 +1,57 @@
+"""Samples: every pass of every measured module, said a few times a second, without waiting for the device."""
+
+import time
+from collections.abc import Callable
+
+from sapflow.gradients.gradient_monitor import GradientMonitor
+from sapflow.telemetry.events import GradientSampled
+from sapflow.telemetry.stream import EventStream
+
+SAMPLE_SECONDS = 0.25
+
+
+class Sampler:
+    """Hands what the monitor has seen since the last time to a stream; `poll` it after every pass.
+
+    Args:
+        monitor: is asked for the passes that have reached the host.
+        stream: where they are said.
+        identify: gives seed_id and blueprint_id of a measured name.
+        seconds: the least time between two samples.
+    """
+
+    def __init__(
+        self,
+        monitor: GradientMonitor,
+        stream: EventStream,
+        identify: Callable[[str], tuple[str, str]],
+        seconds: float = SAMPLE_SECONDS,
+    ) -> None:
+        self.monitor = monitor
+        self.stream = stream
+        self.identify = identify
+        self.seconds = seconds
+        self._last = time.monotonic()
+
+    def poll(self, epoch: int) -> None:
+        """Say a sample of each module, if it is time for one."""
+        now = time.monotonic()
+        if now - self._last < self.seconds:
+            return
+        self._last = now
+        samples = self.monitor.samples()
+        health = self.monitor.latest_health()
+        for name, sample in samples.items():
+            seed_id, blueprint_id = self.identify(name)
+            self.stream.emit(
+                GradientSampled(
+                    epoch=epoch,
+                    slot_id=name,
+                    seed_id=seed_id,
+                    blueprint_id=blueprint_id,
+                    pass_index=sample.pass_index,
+                    entering=sample.entering,
+                    leaving=sample.leaving,
+                    health=health[name],
+                )
+            )
