@@ -4,7 +4,7 @@ import pytest
 
 from sapflow.health.rules import DEFAULT_RULES, Action, Condition, Rule, RuleBook
 from sapflow.telemetry.events import SeedTelemetry
-from sapflow.telemetry.vocabulary import Measurement
+from sapflow.telemetry.vocabulary import Measurement, SeedStage
 
 
 def seed(ratio: float | None, **fields) -> SeedTelemetry:
@@ -53,7 +53,20 @@ def test_an_alert_names_seed_value_start_and_evidence():
     assert (alert.since_epoch, alert.value) == (4, 0.1)
     assert "ratio_below 0.2 for 3 epochs" in alert.evidence
     assert "ratio 0.1" in alert.evidence
-    assert outcome.open == [alert]
+    assert book.open_alerts == [alert]
+
+
+def test_an_alert_holds_since_the_first_epoch_of_its_streak_also_when_some_were_not_measured():
+    book = RuleBook([Rule(name="v", when=Condition.VANISHING, for_epochs=2)])
+    for epoch, ratio in enumerate([1.0, 0.1, None, None, 0.1], start=1):
+        outcome = book.evaluate(epoch, [seed(ratio)])
+    assert [alert.since_epoch for alert in outcome.raised] == [2]
+
+
+def test_nothing_is_asked_for_a_fossil():
+    book = RuleBook([Rule(name="v", when=Condition.VANISHING, for_epochs=1, actions=(Action.PRUNE,))])
+    (alert,) = book.evaluate(1, [seed(0.1, stage=SeedStage.FOSSILIZED)]).raised
+    assert alert.actions == ()
 
 
 def test_a_seed_that_is_gone_is_forgotten_and_its_alerts_come_back():

@@ -182,7 +182,9 @@ def test_what_a_slot_and_the_rest_of_the_host_exchange():
     host = Host().eval()
     before = {name: value.clone() for name, value in host.state_dict().items()}
     x, target = torch.randn(5, 6), torch.randint(3, (5,))
-    activations, gradient = exchange_at(host, host.late, x, lambda y: F.cross_entropy(y, target))
+    activations, gradient = exchange_at(
+        host, host.late, x, lambda y: F.cross_entropy(y, target), slots=[host.early, host.late]
+    )
     h = host.middle(host.first(x)).detach().requires_grad_()
     (expected,) = torch.autograd.grad(F.cross_entropy(host.head(h), target), h)
     torch.testing.assert_close(activations, h.detach())

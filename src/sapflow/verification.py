@@ -214,7 +214,7 @@ def _not_default(entry: Record, value: object) -> Station:
 
 def _card(entry: Record, seed: schema.SeedState) -> Station:
     """The card shows the value: it looks different with another one, and where the record has rules, as they say."""
-    other = "elsewhere" if entry.data.required else entry.data.default
+    other = "elsewhere" if entry.data.required else getattr(SeedTelemetry(slot_id=""), entry.field)
     pairs = zip(_drawn(seed), _drawn(replace(seed, **{entry.field: other})), strict=True)
     changed = [line for line, before in pairs if line != before]
     if not changed:

@@ -94,7 +94,14 @@ class SlotActions:
             slot,
             blueprint,
             seed_id=seed_id,
-            exchange=lambda: exchange_at(self.host, slot, self.sample, self.loss_of_sample),
+            exchange=lambda: exchange_at(
+                self.host,
+                slot,
+                self.sample,
+                self.loss_of_sample,
+                slots=self.slots.values(),
+                monitor=self.monitor,
+            ),
             random_seed=stream_seed(self.random_name, seed_id),
         )
         assert slot.seed is not None

@@ -39,28 +39,40 @@ class ScheduledController:
     Args:
         plan: the timing.
         plants: blueprints that are to grow in given slots first, by slot_id.
+        epochs: of the run; after the last, nothing germinates that could not learn any more.
         random_seed: of the stream that the blueprints of all other seeds are drawn from.
     """
 
-    def __init__(self, plan: GrowthPlan, plants: Mapping[str, str], random_seed: int) -> None:
+    def __init__(self, plan: GrowthPlan, plants: Mapping[str, str], epochs: int, random_seed: int) -> None:
         self.plan = plan
         self.plants = dict(plants)
+        self.epochs = epochs
         self._random = random.Random(random_seed)
 
     def decide(self, epoch: int, actions: SlotActions) -> None:
-        """Prune, then move on, then germinate."""
+        """Let the embargo run, prune by the rules, move on, germinate."""
+        for slot in actions.slots.values():
+            self._rest(epoch, slot, actions)
         for alert in actions.rules.open_alerts:
-            if Action.PRUNE in alert.actions:
-                self._prune(epoch, actions, alert)
-        for order, slot in enumerate(actions.slots.values()):
+            self._prune(epoch, actions, alert)
+        for slot in actions.slots.values():
             self._move_on(epoch, slot, actions)
+        for order, slot in enumerate(actions.slots.values()):
             due = self.plan.first_germination + order * self.plan.germination_interval
-            if slot.state.stage is SeedStage.DORMANT and epoch >= due:
+            if slot.state.stage is SeedStage.DORMANT and due <= epoch < self.epochs:
                 self._germinate(epoch, slot, actions)
 
+    def _rest(self, epoch: int, slot: SeedSlot, actions: SlotActions) -> None:
+        embargo = self.plan.embargo_epochs
+        if slot.state.stage is SeedStage.PRUNED:
+            actions.advance(epoch, slot, SeedStage.EMBARGOED, f"for {embargo} epochs")
+        elif slot.state.stage is SeedStage.EMBARGOED and slot.state.epochs_in_stage >= embargo:
+            actions.advance(epoch, slot, SeedStage.DORMANT, "the embargo is over")
+
     def _prune(self, epoch: int, actions: SlotActions, alert: Alert) -> None:
+        """Several alerts may ask for the same seed: the first has it."""
         slot = actions.slots[alert.slot_id]
-        if slot.state.stage is not SeedStage.FOSSILIZED:
+        if Action.PRUNE in alert.actions and slot.alive and slot.state.seed_id == alert.seed_id:
             actions.prune(epoch, slot, rule=alert.rule, evidence=alert.evidence)
 
     def _germinate(self, epoch: int, slot: SeedSlot, actions: SlotActions) -> None:
@@ -89,9 +101,5 @@ class ScheduledController:
                 else:
                     reason = f"accuracy {slot.state.accuracy_delta:+.2f} %"
                     actions.advance(epoch, slot, SeedStage.FOSSILIZED, reason)
-            case SeedStage.PRUNED:
-                actions.advance(epoch, slot, SeedStage.EMBARGOED, f"for {plan.embargo_epochs} epochs")
-            case SeedStage.EMBARGOED if epochs >= plan.embargo_epochs:
-                actions.advance(epoch, slot, SeedStage.DORMANT, "the embargo is over")
             case _:
                 pass

@@ -1,5 +1,6 @@
 """Germination: build a blueprint for a slot, check that it fits, and bring its gain to 1 where it asks for that."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -21,6 +22,8 @@ def germinate(
 ) -> float:
     """Plant a seed of `blueprint` in the slot and return its gain at birth, ‖∂L/∂h‖₂ / ‖∂L/∂seed(h)‖₂.
 
+    The gain is NaN, and the seed as it was built, where the gradient at the slot is zero or not finite.
+
     Everything random is drawn from the seed's own stream: the host's generators stand where they stood.
 
     Args:
@@ -39,7 +42,7 @@ def germinate(
         activations, gradient = exchange()
         seed = blueprint.build(slot.shape).to(device=activations.device, dtype=activations.dtype)
         gain = _gain(seed, activations, gradient, blueprint)
-        if blueprint.calibrated:
+        if blueprint.calibrated and 0 < gain < math.inf:  # where no gradient comes, there is nothing to scale by
             _scale_output(seed, 1 / gain)
             gain = _gain(seed, activations, gradient, blueprint)
     slot.plant(seed, seed_id=seed_id, blueprint_id=blueprint.blueprint_id)

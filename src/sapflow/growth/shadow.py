@@ -28,7 +28,9 @@ def shadow_backward(
     slots: Iterable[SeedSlot],
     monitor: GradientMonitor | None = None,
 ) -> Tensor:
-    """Run the shadow of `slot`'s seed for one batch, leave the gradients on the seed's parameters, return its loss.
+    """Run the shadow of `slot`'s seed for one batch, add to its parameters' gradients, and return its loss.
+
+    With micro-batches: one shadow each.
 
     Args:
         host: called as `host(inputs)`.
@@ -40,29 +42,33 @@ def shadow_backward(
         monitor: only the probe of `slot` listens to the shadow.
     """
     assert slot.seed is not None
-    frozen = _frozen_state(host)
     parameters = [parameter for parameter in slot.seed.parameters() if parameter.requires_grad]
     with ExitStack() as stack:
-        for other in slots:
-            if other is not slot and other.host_sees and other.fossil is None and other.seed is not None:
-                stack.enter_context(other.replaced_by(partial(functional_call, other.seed, _frozen_state(other.seed))))
+        _freeze_others(stack, slots, slot)
         stack.enter_context(monitor.only(slot.state.slot_id) if monitor is not None else nullcontext())
         stack.enter_context(random_state.replayed())
         leaf = stack.enter_context(slot.shadowed())
-        loss = loss_of(functional_call(host, frozen, (inputs,)))
+        loss = loss_of(functional_call(host, _frozen_state(host), (inputs,)))
         # The leaf must be asked for: with the parameters alone, the gradient that leaves the seed is never computed.
         _, *gradients = torch.autograd.grad(loss, [leaf(), *parameters], allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
+        parameter.grad = gradient if parameter.grad is None or gradient is None else parameter.grad + gradient
     return loss.detach()
 
 
 def exchange_at(
-    host: nn.Module, slot: SeedSlot, inputs: Tensor, loss_of: Callable[[Tensor], Tensor]
+    host: nn.Module,
+    slot: SeedSlot,
+    inputs: Tensor,
+    loss_of: Callable[[Tensor], Tensor],
+    *,
+    slots: Iterable[SeedSlot],
+    monitor: GradientMonitor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What an empty slot hands on for `inputs`, and the gradient of the loss that comes back to it; both detached.
 
-    Leaves the host as it was, but for the random numbers that its forward draws.
+    Leaves the host, its other seeds and their measurement as they were, but for the random numbers that its forward
+    draws. The arguments are those of `shadow_backward`.
     """
     leaves: list[Tensor] = []
 
@@ -70,13 +76,21 @@ def exchange_at(
         leaves.append(h.detach().requires_grad_())
         return leaves[0]
 
-    handle = slot.register_forward_hook(cut)
-    try:
+    with ExitStack() as stack:
+        _freeze_others(stack, slots, slot)
+        stack.enter_context(monitor.only(slot.state.slot_id) if monitor is not None else nullcontext())
+        stack.callback(slot.register_forward_hook(cut).remove)
         loss = loss_of(functional_call(host, _frozen_state(host), (inputs,)))
-    finally:
-        handle.remove()
-    (gradient,) = torch.autograd.grad(loss, leaves)
+        (gradient,) = torch.autograd.grad(loss, leaves)
     return leaves[0].detach(), gradient
+
+
+def _freeze_others(stack: ExitStack, slots: Iterable[SeedSlot], slot: SeedSlot) -> None:
+    """Until the stack closes, living seeds of other slots are seen as they are, but learn and count nothing."""
+    for other in slots:
+        if other is not slot and other.host_sees and other.fossil is None and other.seed is not None:
+            stand_in = partial(functional_call, other.seed, _frozen_state(other.seed))
+            stack.enter_context(other.replaced_by(stand_in))
 
 
 def _frozen_state(module: nn.Module) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sapflow.errors import IllegalTransitionError
 from sapflow.gradients.probe import alias_of
-from sapflow.growth.lifecycle import ALIVE, HOST_SEES, SOUND_EPOCHS_TO_BLEND, check_transition, is_sound
+from sapflow.growth.lifecycle import SOUND_EPOCHS_TO_BLEND, TOLERATED_COST, check_transition, is_sound
 from sapflow.telemetry.events import GradientHealth, SeedTelemetry
 from sapflow.telemetry.vocabulary import SeedStage
 
@@ -94,12 +94,12 @@ class SeedSlot(nn.Module):
     @property
     def alive(self) -> bool:
         """Whether a seed stands in the slot."""
-        return self.state.stage in ALIVE
+        return self.state.stage.alive
 
     @property
     def host_sees(self) -> bool:
         """Whether the host's forward contains the seed."""
-        return self.state.stage in HOST_SEES
+        return self.state.stage.seen_by_host
 
     def forward(self, h: Tensor) -> Tensor:
         """`h` and the blended seed, of the same shape (batch, *shape)."""
@@ -182,7 +182,7 @@ class SeedSlot(nn.Module):
         check_transition(self.state.stage, target)
         if target is SeedStage.BLENDING and self.state.sound_epochs < SOUND_EPOCHS_TO_BLEND:
             return f"{self.state.sound_epochs} of {SOUND_EPOCHS_TO_BLEND} epochs in a row with sound gradient flow"
-        if target is SeedStage.FOSSILIZED and self.state.accuracy_delta < 0:
+        if target is SeedStage.FOSSILIZED and self.state.accuracy_delta < -TOLERATED_COST:
             return f"it costs the host {-self.state.accuracy_delta:.2f} % accuracy"
         return ""
 
@@ -192,6 +192,8 @@ class SeedSlot(nn.Module):
         Raises:
             IllegalTransitionError: the stage does not lead there, or its gate is closed; nothing was changed.
         """
+        if target is SeedStage.GERMINATED:
+            raise IllegalTransitionError("a slot germinates by `plant` alone, which brings the seed")
         closed = self.closed_gate(target)
         if closed:
             raise IllegalTransitionError(f"the gate from {self.state.stage} to {target} is closed: {closed}")
@@ -208,17 +210,15 @@ class SeedSlot(nn.Module):
 
     def _uproot(self) -> None:
         self._nursery = []
-        self.optimizer = self._masked = None
+        self._masked = None
         self.state.alpha = 0.0
         self.state.accuracy_delta = 0.0
-        self.state.sound_epochs = 0
         self.state.health = GradientHealth()
 
     def read_masked_values(self) -> None:
-        """Bring the count of masked values to the host; at epoch ends, since it waits for the device."""
-        if self._masked is not None:
-            self.state.masked_values += int(self._masked)
-            self._masked = None
+        """Bring the epoch's count of masked values to the host; at epoch ends, since it waits for the device."""
+        self.state.masked_values = int(self._masked) if self._masked is not None else 0
+        self._masked = None
 
     def train(self, mode: bool = True) -> "SeedSlot":
         """As for every module, for the seed too."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from sapflow.telemetry.events import Alert, SeedTelemetry
-from sapflow.telemetry.vocabulary import Measurement, Severity
+from sapflow.telemetry.vocabulary import Measurement, SeedStage, Severity
 
 
 class Condition(StrEnum):
@@ -99,17 +99,17 @@ WATCH_RULES = (
 @dataclass
 class _Streak:
     holding: int = 0  # epochs in a row in which the condition held
+    since: int = 0  # the first of them
     failing: int = 0  # measured epochs in a row in which it did not
     alert: Alert | None = None
 
 
 @dataclass
 class Outcome:
-    """What one epoch of an env changed; `open` are all alerts that now stand."""
+    """What one epoch of an env changed."""
 
     raised: list[Alert] = field(default_factory=list)
     cleared: list[Alert] = field(default_factory=list)
-    open: list[Alert] = field(default_factory=list)
 
 
 class RuleBook:
@@ -125,7 +125,6 @@ class RuleBook:
         for seed in seeds:
             for rule in self.rules:
                 self._apply(rule, epoch, seed, outcome)
-        outcome.open = self.open_alerts
         return outcome
 
     @property
@@ -141,28 +140,31 @@ class RuleBook:
     def _apply(self, rule: Rule, epoch: int, seed: SeedTelemetry, outcome: Outcome) -> None:
         streak = self._streaks.setdefault((rule.name, seed.seed_id), _Streak())
         if rule.holds(seed):
+            if not streak.holding:
+                streak.since = epoch
             streak.holding, streak.failing = streak.holding + 1, 0
         elif seed.measurement is Measurement.MEASURED:
             streak.holding, streak.failing = 0, streak.failing + 1
         if streak.alert is None and streak.holding >= rule.for_epochs:
-            streak.alert = _alert(rule, epoch, seed)
+            streak.alert = _alert(rule, streak.since, seed)
             outcome.raised.append(streak.alert)
         elif streak.alert is not None and streak.failing >= rule.clear_after:
             outcome.cleared.append(streak.alert)
             streak.alert = None
 
 
-def _alert(rule: Rule, epoch: int, seed: SeedTelemetry) -> Alert:
+def _alert(rule: Rule, since: int, seed: SeedTelemetry) -> Alert:
     level = f" {rule.level:g}" if rule.level else ""
-    sustained = f"{rule.when}{level} for {rule.for_epochs} epochs"
+    sustained = f"{rule.when}{level} for {rule.for_epochs} epoch" + "s" * (rule.for_epochs > 1)
     return Alert(
         rule=rule.name,
         severity=rule.severity,
         slot_id=seed.slot_id,
         seed_id=seed.seed_id,
         blueprint_id=seed.blueprint_id,
-        since_epoch=epoch - rule.for_epochs + 1,
+        since_epoch=since,
         value=seed.grad_ratio,
         evidence="; ".join(part for part in (sustained, seed.evidence) if part),
-        actions=tuple(action.value for action in rule.actions),
+        # What is fossilised is a part of its host: nothing can be done to it any more.
+        actions=() if seed.stage is SeedStage.FOSSILIZED else tuple(action.value for action in rule.actions),
     )

@@ -7,7 +7,7 @@ from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
-from sapflow.errors import JournalError
+from sapflow.errors import InputError, SapflowError
 from sapflow.sanctum.aggregator import SanctumAggregator
 from sapflow.sanctum.glyphs import TERMINAL_COLOURS
 from sapflow.sanctum.schema import SanctumSnapshot
@@ -72,7 +72,7 @@ class SanctumApp(App[None]):
         try:
             events = self.source.read(limit=BATCH)
             status = self.source.status()
-        except JournalError as error:
+        except InputError as error:
             self._error = str(error)
             return False
         self._error = ""
@@ -107,6 +107,10 @@ def run(run_dir: Path) -> None:
 
     Raises:
         RunDirectoryError, JournalError: there is no run that can be read.
+        SapflowError: the app broke down; it has said how.
     """
     with Source(run_dir) as source:
-        SanctumApp(source).run()
+        app = SanctumApp(source)
+        app.run()
+    if app.return_code:
+        raise SapflowError("Sanctum broke down; the run itself is not touched by that")

@@ -24,8 +24,6 @@ from sapflow.telemetry.events import (
 from sapflow.telemetry.vocabulary import Measurement, SeedStage
 
 NOTHING: Span = ("--", DIM)
-# The stages in which the host's forward goes through the seed.
-SEEN_STAGES = frozenset({SeedStage.BLENDING, SeedStage.HOLDING, SeedStage.FOSSILIZED, SeedStage.WATCHED})
 
 _ROW_LABELS = {3: "64×", 2: "16×", 1: "4×", 0: "1×", -1: "¼×", -2: "1/16×", -3: "1/64×"}
 _MEASUREMENT_WORDS = {
@@ -106,7 +104,7 @@ def params_line(seed: SeedTelemetry, width: int) -> Line:
 
 def alpha_line(seed: SeedTelemetry) -> Line:
     """The blend weight with a bar of ten cells, while the host sees the seed."""
-    if seed.stage not in SEEN_STAGES:
+    if not seed.stage.seen_by_host:
         return line("Alpha: ", NOTHING)
     filled = round(10 * min(max(seed.alpha, 0.0), 1.0)) if isfinite(seed.alpha) else 0
     return line(
@@ -116,7 +114,7 @@ def alpha_line(seed: SeedTelemetry) -> Line:
 
 def accuracy_delta_line(seed: SeedTelemetry) -> Line:
     """What the seed is worth to the host, in percentage points; nothing to say before the host sees it."""
-    if seed.stage in SEEN_STAGES:
+    if seed.stage.seen_by_host:
         sign = "-" if seed.accuracy_delta < 0 else "+"
         return line(f"Acc Δ: {sign}{compact(abs(seed.accuracy_delta))} %")
     if seed.stage in (SeedStage.GERMINATED, SeedStage.TRAINING):

@@ -10,12 +10,7 @@ from msgspec import Struct
 
 from sapflow.telemetry.events import Alert, SeedTelemetry
 from sapflow.telemetry.source import RunStatus
-from sapflow.telemetry.vocabulary import EventType, Measurement, SeedStage, Severity
-
-# The stages in which a backward pass is expected to reach the seed.
-LIVING_STAGES = frozenset(
-    {SeedStage.TRAINING, SeedStage.BLENDING, SeedStage.HOLDING, SeedStage.FOSSILIZED, SeedStage.WATCHED}
-)
+from sapflow.telemetry.vocabulary import EventType, Measurement, Severity
 
 
 class Condition(IntEnum):
@@ -58,7 +53,7 @@ class SeedState(SeedTelemetry, frozen=True, kw_only=True):
     @property
     def condition(self) -> Condition:
         """How the gradient flows; RESTING in a stage in which none is expected to."""
-        if self.stage not in LIVING_STAGES:
+        if not self.stage.trained:
             return Condition.RESTING
         if self.measurement is Measurement.NON_FINITE:
             return Condition.NON_FINITE

@@ -56,7 +56,7 @@ def decode(data: bytes) -> TelemetryEvent:
         if decoder is None:
             raise UnreadableEventError("unknown type", envelope.type)
         payload = decoder.decode(envelope.payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UnreadableEventError("malformed", str(error)) from error
     return TelemetryEvent(
         run_id=envelope.run_id,

@@ -50,7 +50,8 @@ class SeedTelemetry(GradientHealth, frozen=True, kw_only=True, omit_defaults=Tru
 
     `alpha` is the blend weight in [0, 1], `seed_params` a count of parameters, `accuracy_delta` the validation accuracy
     with the seed minus that with its slot bypassed, in percentage points (0.0 while the host does not see the seed),
-    `masked_values` the non-finite values of the seed's output and leaving gradient that were kept from the host.
+    `masked_values` the non-finite values of the seed's output and leaving gradient that were kept from the host in this
+    epoch.
     """
 
     slot_id: str

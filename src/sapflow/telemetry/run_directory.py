@@ -8,6 +8,7 @@ from typing import IO, Self
 
 from sapflow.errors import RunDirectoryError
 
+RUNS = Path("runs")  # where runs are kept by default
 JOURNAL_NAME = "journal.sqlite"
 LOCK_NAME = "trainer.lock"
 LOG_NAME = "trainer.log"

@@ -16,6 +16,25 @@ class SeedStage(StrEnum):
     EMBARGOED = "EMBARGOED"
     WATCHED = "WATCHED"
 
+    @property
+    def alive(self) -> bool:
+        """A module stands there."""
+        return self in _ALIVE
+
+    @property
+    def seen_by_host(self) -> bool:
+        """The host's own forward goes through the module."""
+        return self in _SEEN_BY_HOST
+
+    @property
+    def trained(self) -> bool:
+        """A backward pass is expected to reach the module."""
+        return self.alive and self is not SeedStage.GERMINATED
+
+
+_SEEN_BY_HOST = frozenset({SeedStage.BLENDING, SeedStage.HOLDING, SeedStage.FOSSILIZED, SeedStage.WATCHED})
+_ALIVE = _SEEN_BY_HOST | {SeedStage.GERMINATED, SeedStage.TRAINING}
+
 
 class Measurement(StrEnum):
     """What is known of a module's gradient flow; only MEASURED may be read as a ratio."""

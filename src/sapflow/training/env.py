@@ -194,6 +194,7 @@ class Env:
 
     def _observe(self) -> None:
         """Close the monitor's epoch and bring what it saw into the slots' states."""
+        self._sampler.finish(self.epoch)
         self._total_passes += self.monitor.passes
         for slot_id, health in self.monitor.close_epoch().items():
             self.actions.observe(slot_id, health)

@@ -2,7 +2,8 @@
 
 import logging
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import msgspec
 import torch
@@ -12,7 +13,7 @@ from sapflow.control.controller import GrowthPlan, ScheduledController
 from sapflow.errors import InputError
 from sapflow.growth.blueprints import CATALOGUE, blueprint_for
 from sapflow.growth.host import slots_of
-from sapflow.growth.randomness import stream_seed
+from sapflow.growth.randomness import RandomState, stream_seed
 from sapflow.telemetry.events import EnvFailed, RunCompleted, RunStarted
 from sapflow.telemetry.stream import EventStream, Sink
 from sapflow.training.env import Env, EnvPlan
@@ -67,7 +68,8 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
             raise InputError(f"--epochs {self.epochs}: a run needs at least 1 epoch")
         if not 0 <= self.rng_seed < 2**63:
             raise InputError(f"--rng-seed {self.rng_seed}: choose a number from 0 to 2**63 - 1")
-        slots = slots_of(task.make_host())
+        with RandomState.capture().replayed():  # a host is made just to ask for its slots
+            slots = slots_of(task.make_host())
         for plant in self.plants:
             where = f"--plant {plant.env_id}:{plant.slot_id}:{plant.blueprint_id}"
             if plant.env_id >= self.envs:
@@ -103,17 +105,19 @@ def run(plan: RunPlan, run_id: str, sink: Sink, on_epoch: Callable[[Env], None] 
     stream.emit(
         RunStarted(task=task.name, envs=plan.envs, epochs=plan.epochs, rng_seed=plan.rng_seed, versions=versions)
     )
-    envs = {env_id: _make_env(plan, task, env_id, EventStream(sink, run_id, env_id)) for env_id in range(plan.envs)}
-    for env in envs.values():
-        env.start()
-    for _ in range(plan.epochs):
+    streams = {env_id: EventStream(sink, run_id, env_id) for env_id in range(plan.envs)}
+    envs: dict[int, Env] = {}
+    for env_id in streams:
+        with _contained(streams[env_id], epoch=0):
+            env = _make_env(plan, task, env_id, streams[env_id])
+            env.start()
+            envs[env_id] = env
+    for epoch in range(1, plan.epochs + 1):
         for env_id, env in list(envs.items()):
-            try:
+            del envs[env_id]
+            with _contained(streams[env_id], epoch):
                 env.run_epoch()
-            except Exception as error:  # one env's failure is its own
-                log.exception("env %d failed in epoch %d", env_id, env.epoch)
-                env.stream.emit(EnvFailed(epoch=env.epoch, error=f"{type(error).__name__}: {error}"))
-                del envs[env_id]
+                envs[env_id] = env
             on_epoch(env)
     for env in envs.values():
         env.complete()
@@ -121,11 +125,22 @@ def run(plan: RunPlan, run_id: str, sink: Sink, on_epoch: Callable[[Env], None] 
     return envs
 
 
+@contextmanager
+def _contained(stream: EventStream, epoch: int) -> Iterator[None]:
+    """An env's failure is its own: it is logged and said, and the others go on."""
+    try:
+        yield
+    except Exception as error:
+        log.exception("env %s failed in epoch %d", stream.env_id, epoch)
+        stream.emit(EnvFailed(epoch=epoch, error=f"{type(error).__name__}: {error}"))
+
+
 def _make_env(plan: RunPlan, task: Task, env_id: int, stream: EventStream) -> Env:
     growth = GrowthPlan()
     controller = ScheduledController(
         growth,
         {plant.slot_id: plant.blueprint_id for plant in plan.plants if plant.env_id == env_id},
+        plan.epochs,
         stream_seed(plan.rng_seed, "env", env_id, "controller"),
     )
     env_plan = EnvPlan(

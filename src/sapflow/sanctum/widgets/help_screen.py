@@ -62,7 +62,10 @@ class HelpText(SpanView):
 class HelpScreen(ModalScreen[None]):
     """One page over whatever is shown."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,question_mark", "app.back", "close")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,question_mark", "app.back", "close"),
+        Binding("q", "app.quit", "quit"),
+    ]
 
     def compose(self) -> ComposeResult:
         """The page."""
