@@ -275,6 +275,9 @@ def test_the_worst_come_first_rising_at_once_and_falling_when_an_epoch_ends() ->
     conditions = [seed("s", 7.0), seed("s", 0.1), seed("s", 1.0), unmeasured("s", Measurement.NON_FINITE)]
     ranked = folded([event(epoch(1, state), n, 0) for n, state in enumerate(conditions)])
     assert ranked.worst_first() == (3, 0, 1, 2)
+    vanishing = [seed("s", ratio) for ratio in (0.4, 0.003, 0.2, 0.0)]
+    ranked = folded([event(epoch(1, state), n, 0) for n, state in enumerate(vanishing)])
+    assert ranked.worst_first() == (3, 1, 2, 0)
 
 
 def test_the_log_is_in_the_order_of_time_and_bounded() -> None:

@@ -34,6 +34,7 @@ def model():
         (lambda name, module: name.endswith("1") and isinstance(module, nn.Linear),
          ["layers.0.adapter.1", "layers.1.adapter.1"]),
         ("", [""]),
+        ("*", ["layers", "head"]),
     ],
 )  # fmt: skip
 def test_what_is_meant(model, what, names):

@@ -147,8 +147,9 @@ def test_a_planted_exploding_seed_is_pruned():
     assert pruned.grad_ratio == pytest.approx(64, rel=0.2)
 
 
-def test_samples_hold_every_pass_of_every_epoch_but_those_after_the_last(monkeypatch):
-    monkeypatch.setattr("sapflow.training.env.Sampler", partial(Sampler, seconds=0.0))
+@pytest.mark.parametrize("seconds", [0.0, 3600.0])
+def test_samples_hold_every_pass_of_every_epoch_at_any_pace(monkeypatch, seconds):
+    monkeypatch.setattr("sapflow.training.env.Sampler", partial(Sampler, seconds=seconds))
     kept = record(task="digits-mlp", envs=1, epochs=3)
     samples = kept.of(GradientSampled, 0)
     for epoch in (2, 3):

@@ -7,6 +7,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from sapflow.gradients.gradient_monitor import GradientMonitor as GradientMonitor
+    from sapflow.gradients.watch import Watcher as Watcher
+    from sapflow.gradients.watch import watch as watch
     from sapflow.health.policy import HealthPolicy as HealthPolicy
     from sapflow.telemetry.events import SeedTelemetry as SeedTelemetry
 
@@ -15,9 +17,11 @@ _HOMES = {
     "GradientMonitor": "sapflow.gradients.gradient_monitor",
     "HealthPolicy": "sapflow.health.policy",
     "SeedTelemetry": "sapflow.telemetry.events",
+    "Watcher": "sapflow.gradients.watch",
+    "watch": "sapflow.gradients.watch",
 }
 
-__all__ = ["GradientMonitor", "HealthPolicy", "SeedTelemetry", "__version__"]
+__all__ = ["GradientMonitor", "HealthPolicy", "SeedTelemetry", "Watcher", "__version__", "watch"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 import copy
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -54,6 +54,7 @@ class GradientMonitor:
         policy: judges the readings; the record's band by default.
         optimizer: closes a pass after each of its steps.
         root: closes a pass when its forward is called again; for loops that have neither optimizer nor `step()`.
+        on_pass: called after each pass that was closed.
         loss_scaled: a GradScaler is at work: overflowed passes are its normal business (see `HealthPolicy`).
         ring_passes: closed passes that wait on the device for one copy to the host.
     """
@@ -65,11 +66,13 @@ class GradientMonitor:
         policy: Policy | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         root: nn.Module | None = None,
+        on_pass: Callable[[], None] | None = None,
         loss_scaled: bool = False,
         ring_passes: int = 64,
     ) -> None:
         self.policy: Policy = HealthPolicy() if policy is None else policy
         self.loss_scaled = loss_scaled
+        self._on_pass = on_pass
         self.passes_lost_to_sampling = 0
         self._sums = PassSums(ring_passes)
         self._epoch = EpochSums(self._sums.rows)
@@ -111,7 +114,7 @@ class GradientMonitor:
             self._free_rows = list(range(first, rows))
         row = self._free_rows.pop(0)
         self._sums.reset_row(row)
-        self._watched[name] = _Watched(Probe(module, self._sums, row), self.policy.new_memory())
+        self._watched[name] = _Watched(Probe(module, self._sums, row), self.policy.new_memory(name))
 
     def detach(self, name: str) -> None:
         """Stop measuring a module and leave nothing on it; what its epoch had so far is gone."""
@@ -123,6 +126,11 @@ class GradientMonitor:
         """Close the pass; from the first call on, the root's forward no longer does."""
         self._remove_root_hook()
         self._close_pass()
+
+    def end_open_pass(self) -> None:
+        """Close what was backpropagated since the last closing, if anything; before an epoch is read or closed."""
+        if self._sums.fired:
+            self._end_pass()
 
     @contextmanager
     def only(self, name: str) -> Iterator[None]:
@@ -149,10 +157,13 @@ class GradientMonitor:
             name: self._judge(watched.probe, copy.deepcopy(watched.memory)) for name, watched in self._watched.items()
         }
 
-    def samples(self) -> dict[str, PassSample]:
-        """Every pass that has reached the host since the last call, of each module it fired in; never waits."""
+    def samples(self, *, wait: bool = False) -> dict[str, PassSample]:
+        """Every pass that has reached the host since the last call, of each module it fired in.
+
+        Waits for nothing; with `wait`, for the device, so that every pass that was closed is there.
+        """
         self._sums.send()
-        self._receive(wait=False)
+        self._receive(wait=wait)
         blocks = list(self._unsampled)
         self._unsampled.clear()
         sampled = {name: _sample(blocks, watched.probe.row) for name, watched in self._watched.items()}
@@ -160,8 +171,7 @@ class GradientMonitor:
 
     def close_epoch(self) -> dict[str, GradientHealth]:
         """Close the open pass and the epoch, judge every module, and begin the next epoch; waits for the device."""
-        if self._sums.fired:
-            self._close_pass()
+        self.end_open_pass()
         self._sums.send()
         self._receive(wait=True)
         health = {name: self._judge(watched.probe, watched.memory) for name, watched in self._watched.items()}
@@ -191,10 +201,16 @@ class GradientMonitor:
     ) -> None:
         self.close()
 
-    def _close_pass(self) -> None:
+    def _end_pass(self) -> None:
         self._sums.close_pass()
         for watched in self._watched.values():
             watched.probe.end_pass()
+
+    def _close_pass(self) -> None:
+        fired = self._sums.fired
+        self._end_pass()
+        if fired and self._on_pass is not None:
+            self._on_pass()
 
     def _on_root_forward(self, module: nn.Module, args: Any) -> None:
         if not torch.compiler.is_compiling() and self._sums.fired and not inside_backward():

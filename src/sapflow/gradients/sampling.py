@@ -11,7 +11,9 @@ SAMPLE_SECONDS = 0.25
 
 
 class Sampler:
-    """Hands what the monitor has seen since the last time to a stream; `poll` it after every pass.
+    """Hands what the monitor has seen since the last time to a stream.
+
+    `poll` it after every pass, and `finish` it before the epoch is closed: then no pass is missing.
 
     Args:
         monitor: is asked for the passes that have reached the host.
@@ -39,7 +41,14 @@ class Sampler:
         if now - self._last < self.seconds:
             return
         self._last = now
-        samples = self.monitor.samples()
+        self._say(epoch, wait=False)
+
+    def finish(self, epoch: int) -> None:
+        """Say the passes that are left, at the end of an epoch; waits for the device."""
+        self._say(epoch, wait=True)
+
+    def _say(self, epoch: int, *, wait: bool) -> None:
+        samples = self.monitor.samples(wait=wait)
         health = self.monitor.latest_health()
         for name, sample in samples.items():
             seed_id, blueprint_id = self.identify(name)

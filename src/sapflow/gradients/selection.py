@@ -32,10 +32,14 @@ def select(model: nn.Module, what: Selector | Iterable[Selector]) -> dict[str, n
 
 def _means(selector: Selector, name: str, module: nn.Module) -> bool:
     if isinstance(selector, str):
-        return _matches(selector.split("."), name.split("."))
+        return _matches(_parts(selector), _parts(name))
     if isinstance(selector, type):
         return isinstance(module, selector)
     return selector(name, module)
+
+
+def _parts(dotted: str) -> list[str]:
+    return dotted.split(".") if dotted else []
 
 
 def _matches(pattern: list[str], name: list[str]) -> bool:

@@ -2,7 +2,8 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from enum import StrEnum
+from typing import Any, ClassVar, Protocol
 
 from sapflow.telemetry.records import Band, record_of
 from sapflow.telemetry.vocabulary import Measurement
@@ -13,11 +14,22 @@ RELATIVE_TOLERANCE = 1e-6
 OVERFLOWS_IN_A_ROW = 3
 
 
+class Need(StrEnum):
+    """What a policy may ask to have measured beside the gains; it costs something, so nobody else pays for it."""
+
+    OUTPUT_INPUT_RMS = "output_input_rms"
+    PARAMETER_LIVENESS = "parameter_liveness"  # and whether parameters moved
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reading:
     """The torch-free sums of one module over one epoch, or over the epoch so far.
 
-    Squares are sums of ‖·‖₂² over the `passes` in which both sides were finite and something entered.
+    Squares are sums of ‖·‖₂² over the `passes` in which both sides were finite and something entered. None is "not
+    measured": no policy needed it. `output_input_rms` is the RMS of the output over that of the input;
+    `parameter_liveness` the share (0 to 1) of the module's trainable parameter tensors whose gradient norm exceeds 1e-4
+    of the largest among all watched parameters (0.0 where all are zero); `parameters_moved` whether training has
+    changed any of its parameters since it was attached.
     """
 
     measurement: Measurement = Measurement.UNMEASURED
@@ -32,6 +44,9 @@ class Reading:
     max_ratio: float = 0.0
     last_ratio: float = 0.0
     histogram: tuple[int, ...] = ()
+    output_input_rms: float | None = None
+    parameter_liveness: float | None = None
+    parameters_moved: bool | None = None
 
     @property
     def grad_ratio(self) -> float:
@@ -51,8 +66,12 @@ class Verdict:
 class Policy(Protocol):
     """How readings are judged. `memory` is the policy's own, one for each module, kept by the caller."""
 
-    def new_memory(self) -> Any:
-        """What the policy wants to remember of one module; None if nothing."""
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What is to be measured for it beside the gains."""
+
+    def new_memory(self, name: str) -> Any:
+        """What the policy wants to remember of the module of that name; None if nothing."""
 
     def judge(self, reading: Reading, memory: Any) -> Verdict:
         """The verdict on a reading; may change `memory`."""
@@ -65,6 +84,13 @@ def record_band() -> Band:
     return band
 
 
+def non_finite_evidence(reading: Reading) -> str:
+    """The non-finite passes in words where they are a sign of trouble; "" where they are not."""
+    run_limit = OVERFLOWS_IN_A_ROW if reading.loss_scaled else 1
+    overflowed = reading.longest_non_finite_run >= run_limit
+    return f"{reading.non_finite_passes} non-finite passes" if overflowed else ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class HealthPolicy:
     """The record's band: healthy in [lower, upper], both ends included; it needs no memory.
@@ -75,16 +101,15 @@ class HealthPolicy:
     lower: float = field(default_factory=lambda: record_band().lower)
     upper: float = field(default_factory=lambda: record_band().upper)
 
-    def new_memory(self) -> None:
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    def new_memory(self, name: str) -> None:
         """The band needs none."""
 
     def judge(self, reading: Reading, memory: None) -> Verdict:
         """Flags by the band and by non-finite passes; nothing measured is no flag, and no evidence of health."""
-        run_limit = OVERFLOWS_IN_A_ROW if reading.loss_scaled else 1
-        overflowed = reading.longest_non_finite_run >= run_limit
-        findings = []
-        if overflowed:
-            findings.append(f"{reading.non_finite_passes} non-finite passes")
+        overflow = non_finite_evidence(reading)
+        findings = [overflow] if overflow else []
         vanishing = exploding = False
         if reading.measurement is Measurement.MEASURED:
             ratio = reading.grad_ratio
@@ -92,4 +117,4 @@ class HealthPolicy:
             exploding = ratio > self.upper * (1 + RELATIVE_TOLERANCE)
             place = f"below {self.lower:g}" if vanishing else f"above {self.upper:g}" if exploding else "in the band"
             findings.append(f"ratio {ratio:.3g} {place} over {reading.passes} passes")
-        return Verdict(has_vanishing=vanishing, has_exploding=exploding or overflowed, evidence="; ".join(findings))
+        return Verdict(has_vanishing=vanishing, has_exploding=exploding or bool(overflow), evidence="; ".join(findings))

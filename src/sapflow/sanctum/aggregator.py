@@ -84,11 +84,13 @@ class SanctumAggregator:
         if env is before:
             return
         line = self._write_log(event)
+        epoch_ended = isinstance(event.payload, EpochCompleted)
         self._envs[env_id] = replace(
             env,
             last_time=event.time,
             log=(*env.log, line)[-ENV_LOG_LIMIT:] if line else env.log,
-            concern=env.condition if isinstance(event.payload, EpochCompleted) else max(env.condition, before.concern),
+            concern=env.condition if epoch_ended else max(env.condition, before.concern),
+            octaves_off=env.farthest if epoch_ended else max(env.farthest, before.octaves_off),
         )
         self._update_run(run_id=event.run_id)
 

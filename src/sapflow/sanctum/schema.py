@@ -1,5 +1,6 @@
 """What Sanctum knows of a run at one moment: immutable, and shared between snapshots where nothing changed."""
 
+import math
 from collections.abc import Mapping
 from enum import IntEnum, StrEnum
 from types import MappingProxyType
@@ -95,7 +96,8 @@ class EnvState(Struct, frozen=True, kw_only=True):
     """One host. `epoch` is the last completed one; `seeds` is in the order of the host's slots.
 
     Accuracies in percent on the validation split, losses in the task's unit, both None before the first epoch.
-    `concern` orders the overview: it rises at once and falls only when an epoch ends, so that cards keep their places.
+    `concern` and, among equals, `octaves_off` order the overview: the worst condition, and how far from 1 the gain of a
+    flagged seed is. They rise at once and fall only when an epoch ends, so that cards keep their places.
     """
 
     env_id: int
@@ -115,9 +117,21 @@ class EnvState(Struct, frozen=True, kw_only=True):
     totals: Totals = Totals()
     log: tuple[LogLine, ...] = ()
     concern: Condition = Condition.RESTING
+    octaves_off: int = 0
     last_sequence: int = -1
     last_time: float = 0.0
     gaps: int = 0
+
+    @property
+    def urgency(self) -> tuple[int, int]:
+        """Sorts the env that needs a look most before the others."""
+        return (-self.concern, -self.octaves_off)
+
+    @property
+    def farthest(self) -> int:
+        """Whole octaves between 1 and the ratio of the flagged seed that is farthest from it, now."""
+        flagged = [seed for seed in self.seeds.values() if seed.condition in (Condition.VANISHING, Condition.EXPLODING)]
+        return max((_octaves(seed.grad_ratio) for seed in flagged), default=0)
 
     @property
     def condition(self) -> Condition:
@@ -126,6 +140,11 @@ class EnvState(Struct, frozen=True, kw_only=True):
             return Condition.FAILED
         alerted = Condition.ALERTED if self.open_alerts else Condition.RESTING
         return max([alerted, *(seed.condition for seed in self.seeds.values())])
+
+
+def _octaves(ratio: float) -> int:
+    """Whole octaves between a ratio and 1; a dead or an infinite one is farther than all others."""
+    return round(abs(math.log2(ratio))) if 0 < ratio < math.inf else 1_100
 
 
 class SanctumSnapshot(Struct, frozen=True, kw_only=True):
@@ -150,4 +169,4 @@ class SanctumSnapshot(Struct, frozen=True, kw_only=True):
 
     def worst_first(self) -> tuple[int, ...]:
         """The ids of the envs, the one most in need of a look first; equals in the order of their ids."""
-        return tuple(sorted(self.envs, key=lambda env_id: (-self.envs[env_id].concern, env_id)))
+        return tuple(sorted(self.envs, key=lambda env_id: (*self.envs[env_id].urgency, env_id)))

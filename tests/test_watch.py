@@ -1,0 +1,264 @@
+"""sapflow.watch: three lines around anybody's loop, seen from outside."""
+
+import gc
+import subprocess
+import sys
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import sapflow
+from sapflow.errors import InputError
+from sapflow.gradients.watch import HISTORY
+from sapflow.sanctum.aggregator import SanctumAggregator
+from sapflow.telemetry.events import AlertRaised, EpochCompleted, GradientSampled
+from sapflow.telemetry.source import RunState, Source
+from sapflow.telemetry.vocabulary import Measurement, SeedStage
+
+
+def scaled_orthogonal(gain: float, width: int = 8) -> nn.Linear:
+    layer = nn.Linear(width, width, bias=False)
+    nn.init.orthogonal_(layer.weight, gain=gain)
+    return layer
+
+
+class Block(nn.Module):
+    def __init__(self, gain: float):
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        self.adapter = scaled_orthogonal(gain)
+
+    def forward(self, h):
+        return h + self.adapter(self.norm(h))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return nn.ModuleDict({"layers": nn.ModuleList([Block(0.9), Block(4.0)]), "head": nn.Linear(8, 2)})
+
+
+def backward(model, *, zero=True):
+    h = torch.randn(4, 8, requires_grad=True)
+    for layer in model["layers"]:
+        h = layer(h)
+    loss = model["head"](h).square().mean()
+    if zero:
+        model.zero_grad()
+    loss.backward()
+    return loss
+
+
+def train(model, steps, optimizer=None):
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.0)
+    for _ in range(steps):
+        backward(model)
+        optimizer.step()
+
+
+def test_three_lines_in_a_loop_that_stays_as_it_is(model, capsys):
+    watcher = sapflow.watch(model, ["layers.*.adapter", "head"])
+    train(model, 10)
+    print(watcher.report())
+    watcher.close()
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in shown] == ["module", "layers.0.adapter", "layers.1.adapter", "head"]
+    assert "0.9" in shown[1]
+    assert "▲" in shown[2]
+
+
+def test_telemetry_is_the_epoch_so_far_and_epoch_closes_it(model):
+    with sapflow.watch(model, "layers.*.adapter") as watcher:
+        train(model, 3)
+        so_far = watcher.telemetry()["layers.0.adapter"]
+        assert (so_far.passes, so_far.stage, so_far.blueprint_id) == (3, SeedStage.WATCHED, "Linear")
+        assert so_far.grad_ratio == pytest.approx(0.9, rel=1e-5)
+        train(model, 2)
+        assert watcher.epoch()["layers.0.adapter"].passes == 5
+        assert watcher.telemetry()["layers.0.adapter"].measurement is Measurement.UNMEASURED
+        train(model, 1)
+        assert watcher.epoch()["layers.0.adapter"].passes == 1
+
+
+def test_epochs_close_by_themselves(model):
+    with sapflow.watch(model, "head", epoch_every=4) as watcher:
+        train(model, 11)
+        assert watcher.epochs == 2
+        assert watcher.telemetry()["head"].passes == 3
+        history = watcher.history()["head"]
+    assert set(history) == set(HISTORY)
+    assert history["epoch"].tolist() == [1, 2]
+    assert history["passes"].tolist() == [4, 4]
+    assert history["grad_ratio"].dtype == np.float64
+    assert np.allclose(history["grad_ratio"], history["leaving_norm"] / history["entering_norm"])
+
+
+@pytest.mark.parametrize("way", ["any optimizer", "this optimizer", "next forward", "step"])
+def test_it_finds_the_end_of_a_pass(model, way):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    # A ModuleDict has no forward of its own: the loop calls a model that has one.
+    root = nn.Sequential(*model["layers"], model["head"])
+    kwargs = {"optimizer": optimizer} if way == "this optimizer" else {}
+    with sapflow.watch(root, "0.adapter", **kwargs) as watcher:
+        for _ in range(6):
+            for _ in range(1 if way == "next forward" else 2):  # micro-batches, where something else ends the pass
+                root(torch.randn(4, 8)).square().mean().backward()
+            if "optimizer" in way:
+                optimizer.step()
+            elif way == "step":
+                watcher.step()
+        passes = watcher.epoch()["0.adapter"].passes
+    # Until the first optimizer step (or call of step) is seen, the next forward is all there is to go by.
+    assert passes == (7 if way in ("any optimizer", "step") else 6)
+
+
+def test_the_step_of_another_model_s_optimizer_ends_no_pass(model):
+    other = nn.Linear(2, 2)
+    elsewhere = torch.optim.SGD(other.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with sapflow.watch(model, "head") as watcher:
+        for _ in range(3):
+            backward(model)
+            other(torch.ones(1, 2)).sum().backward()
+            elsewhere.step()
+            backward(model, zero=False)
+            optimizer.step()
+        assert watcher.epoch()["head"].passes == 3
+
+
+def test_modules_that_are_grown_later_can_be_added(model):
+    with sapflow.watch(model, "layers.*.adapter") as watcher:
+        train(model, 2)
+        model["layers"].append(Block(0.3))
+        watcher.add("layers.*.adapter")
+        train(model, 2, torch.optim.SGD(model.parameters(), lr=0.0))
+        telemetry = watcher.telemetry()
+    assert list(telemetry) == [f"layers.{index}.adapter" for index in range(3)]
+    assert telemetry["layers.2.adapter"].grad_ratio == pytest.approx(0.3, rel=1e-5)
+    assert [seed.passes for seed in telemetry.values()] == [4, 4, 2]
+
+
+def test_nothing_is_left_on_the_model_and_nobody_holds_it(model):
+    keys = list(model.state_dict())
+    watcher = sapflow.watch(model, "**")
+    train(model, 2)
+    assert list(model.state_dict()) == keys
+    watcher.close()
+    watcher.close()
+    for module in model.modules():
+        assert not any(value for name, value in vars(module).items() if "hooks" in name)
+    gone = weakref.ref(model["layers"][0])
+    del watcher
+    model["layers"] = nn.ModuleList()
+    gc.collect()
+    assert gone() is None
+
+
+def test_losses_are_the_same_to_the_bit(model):
+    def losses(watched):
+        torch.manual_seed(1)
+        twin = nn.ModuleDict({"layers": nn.ModuleList([Block(0.9), Block(2.0)]), "head": nn.Linear(8, 2)})
+        watcher = sapflow.watch(twin, ["layers.*", "layers.*.adapter", "head"]) if watched else None
+        optimizer = torch.optim.Adam(twin.parameters())
+        curve = []
+        for _ in range(5):
+            curve.append(backward(twin).item())
+            optimizer.step()
+        if watcher:
+            watcher.close()
+        return curve
+
+    assert losses(True) == losses(False)
+
+
+def test_a_run_is_kept_for_sanctum_with_module_names_for_slots(model, tmp_path):
+    with sapflow.watch(model, "layers.*.adapter", run_dir=tmp_path / "a", epoch_every=5) as watcher:
+        train(model, 12)
+        with Source(tmp_path / "a") as live:
+            assert live.status().state is RunState.LIVE
+    assert watcher.run_dir == tmp_path / "a"
+    aggregator = SanctumAggregator()
+    with Source(tmp_path / "a") as source:
+        events = source.read()
+        assert source.status().state is RunState.COMPLETED
+    for event in events:
+        aggregator.apply(event)
+    env = aggregator.snapshot().envs[0]
+    assert list(env.seeds) == ["layers.0.adapter", "layers.1.adapter"]
+    seed = env.seeds["layers.1.adapter"]
+    assert (seed.stage, seed.has_exploding, seed.passes) == (SeedStage.WATCHED, True, 2)
+    assert [event.payload.seeds[0].passes for event in events if isinstance(event.payload, EpochCompleted)] == [5, 5, 2]
+    alerts = [event.payload.alert for event in events if isinstance(event.payload, AlertRaised)]
+    assert [(alert.rule, alert.slot_id) for alert in alerts] == [("exploding module", "layers.1.adapter")]
+    assert aggregator.snapshot().gaps == 0
+
+
+def test_samples_are_said_live(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("sapflow.gradients.sampling.SAMPLE_SECONDS", 0.0)
+    with sapflow.watch(model, "head", run_dir=tmp_path / "a") as watcher:
+        watcher._sampler.seconds = 0.0
+        train(model, 6)
+    with Source(tmp_path / "a") as source:
+        samples = [event.payload for event in source.read() if isinstance(event.payload, GradientSampled)]
+    assert [index for sample in samples for index in sample.pass_index] == list(range(6))
+
+
+def test_a_cell_that_is_run_again_makes_a_new_run_beside_the_old_one(model, tmp_path):
+    first = sapflow.watch(model, "head", run_dir=tmp_path / "a")
+    train(model, 2)
+    second = sapflow.watch(model, "head", run_dir=tmp_path / "a")
+    train(model, 3)
+    second.close()
+    assert (first.run_dir, second.run_dir) == (tmp_path / "a", tmp_path / "a-2")
+    for watcher, passes in ((first, 2), (second, 3)):
+        with Source(watcher.run_dir) as source:
+            assert source.status().state is RunState.COMPLETED
+            assert source.moment(0).payload.total_passes == passes
+
+
+def test_a_script_that_never_closes_still_completes_its_run(tmp_path):
+    code = (
+        "import torch, sapflow\n"
+        "m = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))\n"
+        f"w = sapflow.watch(m, '1', run_dir={str(tmp_path / 'a')!r})\n"
+        "m(torch.ones(1, 2)).sum().backward()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with Source(tmp_path / "a") as source:
+        assert source.status().state is RunState.COMPLETED
+        assert source.moment(0).payload.seeds[0].passes == 1
+
+
+def test_verdicts_are_told_and_a_callback_that_raises_is_survived(model, caplog):
+    told = []
+
+    def on_verdict(name, seed):
+        told.append((name, seed.has_exploding))
+        if len(told) == 4:
+            raise RuntimeError("no more")
+
+    with sapflow.watch(model, "layers.*.adapter", on_verdict=on_verdict, epoch_every=1):
+        train(model, 5)
+    assert told == [("layers.0.adapter", False), ("layers.1.adapter", True)] * 2
+    assert [record.message for record in caplog.records] == ["on_verdict raised and is called no more"]
+
+
+def test_what_means_nothing_changes_nothing(model, tmp_path):
+    with pytest.raises(InputError, match=r"layers\.0\.adapter"):
+        sapflow.watch(model, "layer.*.adapter", run_dir=tmp_path / "a")
+    with pytest.raises(InputError, match="epoch_every"):
+        sapflow.watch(model, "head", run_dir=tmp_path / "a", epoch_every=0)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_notebook_shows_a_table_and_nothing_that_a_name_injects(model):
+    model["<b>x"] = nn.Linear(2, 2)
+    with sapflow.watch(model, ["head", "<b>x"]) as watcher:
+        train(model, 1)
+        page = watcher._repr_html_()
+    assert page.count("<tr>") == 3
+    assert "&lt;b&gt;x" in page
+    assert "<b>x" not in page
