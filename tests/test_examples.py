@@ -1,0 +1,47 @@
+"""The examples run as they stand, and say what they promise."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sapflow.telemetry.source import RunState, Source
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def output_of(name: str, cwd: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / name)], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_example_has_a_test():
+    tested = Path(__file__).read_text(encoding="utf-8")
+    assert [path.name for path in EXAMPLES.glob("*.py") if f'"{path.name}"' not in tested] == []
+
+
+def test_own_loop(tmp_path):
+    shown = output_of("own_loop.py", tmp_path)
+    assert "INPUT_DETACHED" in shown  # the first layer, which is fed plain data
+    assert "runs/own-loop" in shown
+    with Source(tmp_path / "runs" / "own-loop") as source:
+        assert source.status().state is RunState.COMPLETED
+        assert source.moment(0).payload.total_passes == 300
+
+
+def test_lora_adapters_that_start_at_zero_raise_no_false_alarm(tmp_path):
+    shown = output_of("lora.py", tmp_path)
+    assert "false alarms: 0" in shown
+    first, last = (float(part.split()[0]) for part in shown.split("gain of the first adapter: ")[1].split(", ")[:2])
+    assert first < 0.1 * last
+
+
+@pytest.mark.parametrize("name", ["own_loop.py", "lora.py"])
+def test_an_example_is_short_and_says_what_it_is_for(name):
+    text = (EXAMPLES / name).read_text(encoding="utf-8")
+    assert text.startswith('"""')
+    assert len(text.splitlines()) <= 90
