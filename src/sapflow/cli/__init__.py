@@ -1,33 +1,44 @@
 """The command line: one file a command, each imported when it is called."""
 
+import io
 import signal
 import sys
 
-from sapflow.errors import InputError, MissingExtraError
+from sapflow.cli.extras import needs
+from sapflow.errors import InputError, SapflowError
 
+EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 
 def main() -> None:
-    """Run `sapflow`: bad input is one line on stderr and exit code 2, Ctrl-C is no traceback."""
+    """Be `sapflow`: what goes wrong is one line on stderr."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr does it: no character is worth a traceback
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
-    """Carry out a command and return its exit code."""
+    """Carry out a command and return its exit code.
+
+    0 is done, 1 failed (an env, a wire, the system), 2 bad input, 130 stopped by SIGINT or SIGTERM.
+    """
     try:
-        try:
+        with needs("the command line", "cli"):
             from sapflow.cli.commands import call
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("the command line", "cli") from error
         return call(arguments)
     except InputError as error:
-        print(f"sapflow: {error}", file=sys.stderr)
+        complain(str(error))
         return EXIT_BAD_INPUT
+    except (SapflowError, OSError) as error:
+        complain(str(error))
+        return EXIT_FAILED
     except KeyboardInterrupt:
-        print("sapflow: interrupted", file=sys.stderr)
+        complain("interrupted")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has gone: `sapflow records | head`
-        sys.stdout = None
-        return 0
+
+
+def complain(message: str) -> None:
+    """One line on stderr, whatever a path in the message holds."""
+    print("sapflow:", *message.splitlines(), file=sys.stderr)

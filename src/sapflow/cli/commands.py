@@ -1,8 +1,11 @@
 """The commands by name, and how their arguments are read."""
 
+import shlex
+
 import cyclopts
 
 import sapflow
+from sapflow.cli.console import console
 from sapflow.errors import InputError
 
 app = cyclopts.App(
@@ -11,14 +14,19 @@ app = cyclopts.App(
     version=sapflow.__version__,
     help_format="plaintext",
     default_parameter=cyclopts.Parameter(negative=""),
+    console=console,
+    suppress_keyboard_interrupt=False,  # it would end without a word
 )
-app.command("sapflow.cli.train:train", name="train")
-app.command("sapflow.cli.sanctum:sanctum", name="sanctum")
+records = cyclopts.App(
+    name="records", help="List the telemetry records: what each field of a seed means, and whether its wires hold."
+)
 
-records = cyclopts.App(name="records", help="The telemetry records: what each field of a seed means, and its wiring.")
-records.command("sapflow.cli.records:show", name="show")
-records.command("sapflow.cli.records:verify", name="verify")
+# The help stands here as well, so that an overview of the commands imports none of them.
+app.command("sapflow.cli.train:train", name="train", help="Train hosts in whose slots seeds grow, and record it.")
+app.command("sapflow.cli.sanctum:sanctum", name="sanctum", help="Show a run in the terminal, live or finished.")
 app.command(records)
+records.command("sapflow.cli.records:show", name="show", help="Print a record's page.")
+records.command("sapflow.cli.records:verify", name="verify", help="Follow values from a backward pass to the card.")
 
 
 @records.default
@@ -37,6 +45,12 @@ def call(arguments: list[str]) -> int:
     """
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except cyclopts.UnusedCliTokensError as error:
+        raise InputError(f"unexpected: {shlex.join(error.unused_tokens or ())}{_way_to_help(error)}") from error
     except cyclopts.CycloptsError as error:
-        raise InputError(" ".join(str(error).split())) from error
+        raise InputError(" ".join(str(error).split()).removesuffix(".") + _way_to_help(error)) from error
     return code if isinstance(code, int) else 0
+
+
+def _way_to_help(error: cyclopts.CycloptsError) -> str:
+    return f": see `{' '.join(['sapflow', *(error.command_chain or ())])} --help`"

@@ -1,18 +1,16 @@
 """`sapflow records`: what each field of a seed's telemetry means, and whether its wires hold."""
 
-import sys
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sapflow.cli.console import console
+from sapflow.cli.extras import needs
 from sapflow.errors import MissingExtraError
 from sapflow.telemetry.record_page import render
 from sapflow.telemetry.records import all_records, record
-
-console = Console(highlight=False)
 
 
 def list_records() -> None:
@@ -29,21 +27,20 @@ def show(record_id: str, /) -> None:
     """Print a record's page; its Tested box is computed by following the value through the whole house."""
     entry = record(record_id)
     try:
-        from sapflow.verification import is_tested
-    except ModuleNotFoundError:  # a viewer without torch: the page says how the box is computed
+        with needs("the verification", "all"):
+            from sapflow.verification import is_tested
+    except MissingExtraError:  # a viewer without torch: the page says how the box is computed
         tested = None
     else:
         tested = is_tested(entry.id)
-    sys.stdout.write(render(entry, tested))
+    console.out(render(entry, tested), end="", highlight=False)
 
 
 def verify(record_id: Annotated[str | None, Parameter(help="One record; by default all.")] = None, /) -> int:
     """Drive a real network through a backward pass and follow values, station by station, to the card."""
     wanted = all_records() if record_id is None else (record(record_id),)
-    try:
+    with needs("the verification", "all"):
         from sapflow.verification import verify as follow
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("the verification", "all") from error
 
     traces = follow([entry.id for entry in wanted])
     for trace in traces:

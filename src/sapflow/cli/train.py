@@ -1,17 +1,22 @@
 """`sapflow train`: train hosts while seeds grow in them, and keep what their gradients do."""
 
-import signal
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from sapflow.errors import MissingExtraError
+from sapflow.cli import EXIT_FAILED, EXIT_INTERRUPTED, complain
+from sapflow.cli.console import console, say
+from sapflow.cli.extras import needs
+from sapflow.telemetry.run_directory import LOG_NAME, RUNS
 from sapflow.telemetry.vocabulary import SeedStage
 
 if TYPE_CHECKING:
@@ -19,16 +24,25 @@ if TYPE_CHECKING:
     from sapflow.training.recording import RecordedRun
     from sapflow.training.trainer import RunPlan
 
-console = Console(highlight=False)
+
+def _whole_number(_type: Any, tokens: Sequence[Token]) -> int:
+    """Stricter than Cyclopts, which would round 1.5."""
+    try:
+        return int(tokens[0].value)
+    except ValueError as error:
+        raise ValueError(f"{tokens[0].value!r} is no whole number") from error
+
+
+WholeNumber = Annotated[int, Parameter(converter=_whole_number)]
 
 
 def train(
     *,
     task: str = "digits-cnn",
-    envs: int = 4,
-    epochs: int = 30,
+    envs: WholeNumber = 4,
+    epochs: WholeNumber = 30,
     plant: Annotated[tuple[str, ...], Parameter(help="ENV:SLOT:BLUEPRINT, may be repeated.")] = (),
-    rng_seed: int = 0,
+    rng_seed: WholeNumber = 0,
     run_dir: Path | None = None,
     sanctum: bool = False,
 ) -> int:
@@ -52,31 +66,33 @@ def train(
     sanctum:
         Watch while it trains: the trainer runs in the background and logs into the run directory.
     """
-    try:
-        from sapflow.training import launcher, recording
+    with needs("training", "train"):
+        from sapflow.training import recording
         from sapflow.training.trainer import Plant, RunPlan
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("training", "train") from error
 
     plan = RunPlan(
         task=task, envs=envs, epochs=epochs, rng_seed=rng_seed, plants=tuple(Plant.parse(text) for text in plant)
     )
     plan.check()
-    run_dir = run_dir or recording.RUNS / recording.new_run_id(task)
+    run_dir = run_dir or RUNS / recording.new_run_id(task)
     if sanctum:
         return _train_under_sanctum(plan, run_dir)
 
-    recording.prepare(plan, run_dir)
-    signal.signal(signal.SIGTERM, launcher.raise_keyboard_interrupt)
-    console.print(f"recording into {run_dir}")
+    with needs("training", "train"):
+        recording.prepare(plan, run_dir)
+    recording.stop_on_signals()
+    say(f"recording into {run_dir}")
     try:
         outcome = _record_with_progress(plan, run_dir)
     except KeyboardInterrupt:
-        console.print(f"stopped; what was recorded is kept: sapflow sanctum {run_dir}")
-        raise
+        complain(f"stopped; what was recorded is kept: {_sanctum_command(run_dir)}")
+        return EXIT_INTERRUPTED
     console.print(_closing_table(outcome))
     _tell_of_journal(outcome, run_dir)
-    return 0 if len(outcome.completed) == envs else 1
+    failed = envs - len(outcome.completed)
+    if failed:
+        complain(f"{failed} of {envs} envs failed")
+    return EXIT_FAILED if failed else 0
 
 
 def _record_with_progress(plan: "RunPlan", run_dir: Path) -> "RecordedRun":
@@ -91,30 +107,37 @@ def _record_with_progress(plan: "RunPlan", run_dir: Path) -> "RecordedRun":
 
 
 def _train_under_sanctum(plan: "RunPlan", run_dir: Path) -> int:
-    from sapflow.cli.sanctum import sanctum
+    from sapflow.cli.sanctum import check_terminal, show
     from sapflow.training import launcher
 
-    trainer = launcher.start(plan, run_dir)
-    sanctum(run_dir)
-    if trainer.poll() is None:
-        console.print(
-            f"the training goes on as process {trainer.pid}: "
-            f"`sapflow sanctum {run_dir}` shows it, `kill {trainer.pid}` stops it"
-        )
+    check_terminal()
+    with needs("training", "train"):
+        trainer = launcher.start(plan, run_dir)
+    try:
+        show(run_dir)
+    finally:
+        going_on = trainer.poll() is None
+        if going_on:
+            say(f"the training goes on as process {trainer.pid}: `kill {trainer.pid}` stops it")
+        say(f"look at it: {_sanctum_command(run_dir)}")
+    if going_on or trainer.returncode == 0:
         return 0
-    return trainer.returncode
+    complain(f"the training ended with code {trainer.returncode}: see {run_dir / LOG_NAME}")
+    return EXIT_FAILED
 
 
 def _closing_table(outcome: "RecordedRun") -> Table:
     table = Table(
         box=SIMPLE_HEAD,
-        padding=(0, 1),
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+        pad_edge=False,
         caption="* planted; ratio: leaving over entering gradient in its last epoch",
         caption_justify="left",
     )
     for heading in ("env", "accuracy", "born", "ratio"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("slot", "seed", "host saw it", "fate"):
+    for heading in ("slot", "seed", "host saw", "fate"):
         table.add_column(heading, no_wrap=True)
     for env_id, env in outcome.completed.items():
         table.add_section()
@@ -126,7 +149,7 @@ def _closing_table(outcome: "RecordedRun") -> Table:
 
 def _life_row(life: "Life") -> tuple[str | Text, ...]:
     if life.pruned_epoch is not None:
-        fate = Text(f"pruned {life.pruned_epoch}: {life.pruned_by}", style="red")
+        fate = Text(f"pruned {life.pruned_epoch}, {life.pruned_by}", style="red")
     else:
         fate = Text(life.stage.lower(), style="green" if life.stage is SeedStage.FOSSILIZED else "")
     return (
@@ -141,9 +164,13 @@ def _life_row(life: "Life") -> tuple[str | Text, ...]:
 
 def _tell_of_journal(outcome: "RecordedRun", run_dir: Path) -> None:
     report = outcome.journal
-    console.print(f"{report.acknowledged} events kept in {run_dir}")
+    say(f"{report.acknowledged} events kept in {run_dir}")
     if report.dropped_events or report.dropped_samples:
-        console.print(
-            f"{report.dropped_events} events and {report.dropped_samples} samples were dropped: {report.last_error}"
-        )
-    console.print(f"look at it: sapflow sanctum {run_dir}")
+        say(f"{report.dropped_events} events and {report.dropped_samples} samples were dropped: {report.last_error}")
+    say(f"look at it: {_sanctum_command(run_dir)}")
+
+
+def _sanctum_command(run_dir: Path) -> str:
+    """What opens the run, as it can be typed here: by the path of this program where the shell would not find it."""
+    program = "sapflow" if shutil.which("sapflow") else sys.argv[0]
+    return f"{shlex.quote(program)} sanctum {shlex.quote(str(run_dir))}"

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,10 +11,11 @@ import msgspec
 
 from sapflow.errors import SapflowError
 from sapflow.telemetry import run_directory
-from sapflow.training.recording import prepare, record
+from sapflow.training.recording import prepare, record, stop_on_signals
 from sapflow.training.trainer import RunPlan
 
 JOURNAL_POLL_SECONDS = 0.05
+EXIT_STOPPED = 130
 
 
 def start(plan: RunPlan, run_dir: Path) -> subprocess.Popen[bytes]:
@@ -32,16 +32,15 @@ def start(plan: RunPlan, run_dir: Path) -> subprocess.Popen[bytes]:
     arguments = [sys.executable, "-m", "sapflow.training.launcher", str(run_dir), msgspec.json.encode(plan).decode()]
     with log_path.open("wb") as log:
         trainer = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-    while not (run_dir / run_directory.JOURNAL_NAME).exists():
-        if trainer.poll() is not None:
-            raise SapflowError(f"the trainer ended with code {trainer.returncode} before it began: see {log_path}")
-        time.sleep(JOURNAL_POLL_SECONDS)
+    try:
+        while not (run_dir / run_directory.JOURNAL_NAME).exists():
+            if trainer.poll() is not None:
+                raise SapflowError(f"the trainer ended with code {trainer.returncode} before it began: see {log_path}")
+            time.sleep(JOURNAL_POLL_SECONDS)
+    except KeyboardInterrupt:  # nobody has seen the run yet, so nobody would stop it
+        trainer.terminate()
+        raise
     return trainer
-
-
-def raise_keyboard_interrupt(*_: object) -> None:
-    """A signal handler: end as if by Ctrl-C, with the journal closed in order."""
-    raise KeyboardInterrupt
 
 
 def main() -> None:
@@ -49,13 +48,13 @@ def main() -> None:
     run_dir, plan = Path(sys.argv[1]), msgspec.json.decode(sys.argv[2], type=RunPlan)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     log = logging.getLogger("sapflow.training")
-    signal.signal(signal.SIGTERM, raise_keyboard_interrupt)
+    stop_on_signals()
     log.info("process %d trains %s", os.getpid(), plan)
     try:
         outcome = record(plan, run_dir)
     except KeyboardInterrupt:
         log.warning("stopped by a signal")
-        sys.exit(128 + signal.SIGTERM)
+        sys.exit(EXIT_STOPPED)
     log.info("completed %d of %d envs; journal: %s", len(outcome.completed), plan.envs, outcome.journal)
     sys.exit(0 if len(outcome.completed) == plan.envs else 1)
 

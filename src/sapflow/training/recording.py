@@ -1,8 +1,12 @@
 """A run that is kept: its directory, the lock that says a trainer lives, and the journal around the training."""
 
+import os
 import secrets
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +15,12 @@ from sapflow.telemetry.journal import Journal, JournalReport
 from sapflow.training.env import Env
 from sapflow.training.trainer import RunPlan, run
 
-RUNS = Path("runs")
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """What came of a run: the envs that came to their end, all envs it had, and how its journal fared."""
+    """What came of a run: the envs that came to their end, by env_id, and how its journal fared."""
 
     completed: dict[int, Env]
     journal: JournalReport
@@ -32,8 +36,9 @@ def prepare(plan: RunPlan, run_dir: Path) -> None:
 
     Raises:
         InputError: it cannot, or the directory is taken; nothing was made or overwritten.
+        ModuleNotFoundError: what the task's data come from is not installed; likewise.
     """
-    plan.check()
+    plan.check().load()
     run_directory.create(run_dir)
 
 
@@ -46,7 +51,43 @@ def record(plan: RunPlan, run_dir: Path, on_epoch: Callable[[Env], None] = lambd
     with run_directory.TrainerLock(run_dir):
         journal = Journal(run_dir)
         try:
-            completed = run(plan, run_dir.name, journal, on_epoch)
+            completed = run(plan, _run_id(run_dir), journal, on_epoch)
         finally:
-            report = journal.close()
+            with _undisturbed():
+                report = journal.close()
     return RecordedRun(completed, report)
+
+
+def stop_on_signals() -> None:
+    """From now on the first SIGINT or SIGTERM ends this process as Ctrl-C does, and later ones change nothing.
+
+    The end takes bounded time, so that nobody need insist. A signal that the process was born to ignore stays ignored.
+    """
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
+
+
+def _stop(*_: object) -> None:
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """What is about to end anyway is not cut short by a signal."""
+    if threading.current_thread() is not threading.main_thread():  # where no signal is handled
+        yield
+        return
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _run_id(run_dir: Path) -> str:
+    """The directory's own name as text: bytes that are none cannot travel in an event."""
+    return os.fsencode(run_dir.resolve().name).decode(errors="replace")
