@@ -22,6 +22,8 @@ from sapflow.telemetry.events import GradientSampled, TelemetryEvent
 from sapflow.telemetry.run_directory import JOURNAL_NAME
 from sapflow.telemetry.source import RunState, Source
 
+# The environment's own programs are found, as in one that is activated.
+os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
 SAPFLOW = (sys.executable, "-m", "sapflow")
 TRAIN = (*SAPFLOW, "train", "--task", "digits-mlp", "--envs", "1")
 ENDLESS = (*TRAIN, "--epochs", "1000000")

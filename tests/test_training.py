@@ -187,6 +187,7 @@ def test_an_env_that_fails_says_so_and_the_others_go_on(monkeypatch, caplog):
         ({"envs": 0}, "at least 1 env"),
         ({"epochs": -1}, "at least 1 epoch"),
         ({"rng_seed": -1}, "from 0"),
+        ({"epochs": 10**20}, "up to 1000000"),
         ({"plants": (Plant(4, "mid", "conv"),)}, "no env 4"),
         ({"plants": (Plant(0, "attic", "conv"),)}, "early, mid, late"),
         ({"plants": (Plant(0, "mid", "oak"),)}, "bottleneck, conv"),

@@ -172,5 +172,10 @@ def _tell_of_journal(outcome: "RecordedRun", run_dir: Path) -> None:
 
 def _sanctum_command(run_dir: Path) -> str:
     """What opens the run, as it can be typed here: by the path of this program where the shell would not find it."""
-    program = "sapflow" if shutil.which("sapflow") else sys.argv[0]
-    return f"{shlex.quote(program)} sanctum {shlex.quote(str(run_dir))}"
+    if shutil.which("sapflow"):
+        program = ["sapflow"]
+    elif Path(sys.argv[0]).name == "__main__.py":
+        program = [sys.executable, "-m", "sapflow"]
+    else:
+        program = [sys.argv[0]]
+    return shlex.join([*program, "sanctum", str(run_dir)])

@@ -29,6 +29,8 @@ class SanctumApp(App[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("question_mark", "help", "help", key_display="?"),
         Binding("q", "quit", "quit"),
+        Binding("ctrl+c", "quit", show=False),
+        Binding("ctrl+z", "suspend_process", show=False),
     ]
 
     def __init__(self, source: Source, poll_seconds: float = 0.25) -> None:

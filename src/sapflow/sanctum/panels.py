@@ -32,7 +32,7 @@ from sapflow.sanctum.spans import (
     width_of,
 )
 from sapflow.telemetry.source import RunState, RunStatus
-from sapflow.telemetry.vocabulary import SeedStage, Severity
+from sapflow.telemetry.vocabulary import Severity
 
 _SLOT_WIDTH = 12
 _ROW_WITHOUT_SLOT = 22  # stage, a blueprint of some length, gradient flow and ratio
@@ -92,8 +92,8 @@ def _census_line(snapshot: SanctumSnapshot, width: int) -> Line:
     envs = snapshot.envs.values()
     seeds = [seed for env in envs for seed in env.seeds.values()]
     count = Counter(seed.condition for seed in seeds)
-    alive = sum(seed.stage not in (SeedStage.DORMANT, SeedStage.PRUNED, SeedStage.EMBARGOED) for seed in seeds)
-    sizes = line(f"{f'{len(snapshot.envs)} envs  {alive} seeds':<19}")
+    alive = sum(seed.stage.alive for seed in seeds)
+    sizes = line(f"{_counted(len(snapshot.envs), 'env')}  {_counted(alive, 'seed')}".ljust(19))
     states = (
         (Condition.EXPLODING, count[Condition.EXPLODING], "exploding"),
         (Condition.VANISHING, count[Condition.VANISHING], "vanishing"),
@@ -104,6 +104,10 @@ def _census_line(snapshot: SanctumSnapshot, width: int) -> Line:
     words = spaced((sizes, *(_count(condition, number, f" {word}") for condition, number, word in states)), gap="  ")
     glyphs = spaced((sizes, *(_count(condition, number, "") for condition, number, _ in states)), gap="  ")
     return first_that_fits(width, (words, glyphs))
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _count(condition: Condition, number: int, word: str) -> Line:

@@ -24,6 +24,7 @@ log = logging.getLogger("sapflow.training")
 
 # One thread: the sums of a parallel kernel depend on how many there are, and an env's telemetry must not.
 THREADS = 1
+MOST = 1_000_000  # envs, and epochs
 
 
 class Plant(msgspec.Struct, frozen=True):
@@ -66,6 +67,8 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
             raise InputError(f"--envs {self.envs}: a run needs at least 1 env")
         if self.epochs < 1:
             raise InputError(f"--epochs {self.epochs}: a run needs at least 1 epoch")
+        if max(self.envs, self.epochs) > MOST:
+            raise InputError(f"--envs {self.envs} --epochs {self.epochs}: choose numbers up to {MOST}")
         if not 0 <= self.rng_seed < 2**63:
             raise InputError(f"--rng-seed {self.rng_seed}: choose a number from 0 to 2**63 - 1")
         with RandomState.capture().replayed():  # a host is made just to ask for its slots
