@@ -5,7 +5,6 @@ from torch import nn
 from torch.nn import functional as F
 
 import sapflow
-from sapflow.health.calibrated import CalibratedPolicy
 
 
 class Adapter(nn.Module):
@@ -61,7 +60,6 @@ alarms = []
 watcher = sapflow.watch(
     model,
     "layers.*.adapter",
-    policy=CalibratedPolicy(),
     epoch_every=10,
     on_verdict=lambda name, seed: alarms.append(name) if seed.has_vanishing or seed.has_exploding else None,
 )

@@ -632,10 +632,13 @@ def test_a_vanished_gain_is_back_beyond_twice_its_limit():
 def test_the_monitor_judges_by_it_live_and_at_the_end_of_an_epoch():
     torch.manual_seed(1)
     model = Host([linear_relu() for _ in range(3)])
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-5)
     with GradientMonitor(dict(model.blocks.named_children()), policy=CalibratedPolicy()) as monitor:
         for _ in range(4):
             for _ in range(10):
+                optimizer.zero_grad()
                 model(torch.randn(8, 64)).square().sum().backward()
+                optimizer.step()
                 monitor.step()
             live, closed = monitor.health(), monitor.close_epoch()
             assert {name: health.evidence for name, health in live.items()}.keys() == closed.keys()

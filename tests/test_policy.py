@@ -82,4 +82,4 @@ def test_a_grad_scaler_may_overflow_twice_in_a_row(run, exploding):
 def test_another_band_is_a_policy_of_its_own():
     verdict = HealthPolicy(lower=0.1, upper=0.2).judge(reading(0.5), None)
     assert verdict.has_exploding
-    assert "above 0.2" in verdict.evidence
+    assert "> 0.2" in verdict.evidence

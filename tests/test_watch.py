@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import sapflow
+from sapflow import HealthPolicy
 from sapflow.errors import InputError
 from sapflow.gradients.watch import HISTORY
 from sapflow.sanctum.aggregator import SanctumAggregator
@@ -60,7 +61,7 @@ def train(model, steps, optimizer=None):
 
 
 def test_three_lines_in_a_loop_that_stays_as_it_is(model, capsys):
-    watcher = sapflow.watch(model, ["layers.*.adapter", "head"])
+    watcher = sapflow.watch(model, ["layers.*.adapter", "head"], policy=HealthPolicy())
     train(model, 10)
     print(watcher.report())
     watcher.close()
@@ -175,7 +176,9 @@ def test_losses_are_the_same_to_the_bit(model):
 
 
 def test_a_run_is_kept_for_sanctum_with_module_names_for_slots(model, tmp_path):
-    with sapflow.watch(model, "layers.*.adapter", run_dir=tmp_path / "a", epoch_every=5) as watcher:
+    with sapflow.watch(
+        model, "layers.*.adapter", run_dir=tmp_path / "a", epoch_every=5, policy=HealthPolicy()
+    ) as watcher:
         train(model, 12)
         with Source(tmp_path / "a") as live:
             assert live.status().state is RunState.LIVE
@@ -240,7 +243,7 @@ def test_verdicts_are_told_and_a_callback_that_raises_is_survived(model, caplog)
         if len(told) == 4:
             raise RuntimeError("no more")
 
-    with sapflow.watch(model, "layers.*.adapter", on_verdict=on_verdict, epoch_every=1):
+    with sapflow.watch(model, "layers.*.adapter", on_verdict=on_verdict, epoch_every=1, policy=HealthPolicy()):
         train(model, 5)
     assert told == [("layers.0.adapter", False), ("layers.1.adapter", True)] * 2
     assert [record.message for record in caplog.records] == ["on_verdict raised and is called no more"]
@@ -262,3 +265,20 @@ def test_a_notebook_shows_a_table_and_nothing_that_a_name_injects(model):
     assert page.count("<tr>") == 3
     assert "&lt;b&gt;x" in page
     assert "<b>x" not in page
+
+
+def test_by_default_modules_are_judged_by_the_calibrated_policy(model):
+    """A module with a steady gain of 3 was born that way; one that loses its gain in mid-training was not."""
+    model["layers"][1] = Block(3.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with sapflow.watch(model, "layers.*.adapter", epoch_every=10) as watcher:
+        train(model, 60, optimizer)
+        assert not any(seed.has_exploding or seed.has_vanishing for seed in watcher.telemetry().values())
+        with torch.no_grad():
+            model["layers"][0].adapter.weight.mul_(1e-4)
+        train(model, 55, optimizer)
+        fallen, steady = watcher.epoch().values()
+    assert fallen.has_vanishing
+    assert "0.001" in fallen.evidence
+    assert not steady.has_vanishing
+    assert not steady.has_exploding

@@ -1,8 +1,8 @@
 """Follows a record's value through the whole house: a real network, a real backward pass, a real journal, the card.
 
 A small host trains for three epochs with seeds whose gain is known, since each is an orthogonal matrix times a
-constant: healthy (0.85), vanishing (0.1), exploding (5), and one that is poisoned with NaN once the host sees it. A
-record is tested when a value of its field that is not the default comes unchanged through every station.
+constant: healthy (0.85), vanishing (0.1), exploding (5), one that is poisoned with NaN once the host sees it, and one
+that learns. A record is tested when a value of its field that is not the default comes unchanged through every station.
 """
 
 import math
@@ -21,6 +21,7 @@ from sapflow.control.actions import SlotActions
 from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.growth.blueprints import Blueprint
 from sapflow.growth.slot import SeedSlot, SeedState
+from sapflow.health.policy import HealthPolicy, Need
 from sapflow.sanctum import schema
 from sapflow.sanctum.aggregator import SanctumAggregator
 from sapflow.sanctum.widgets.env_detail_screen import SeedCard
@@ -38,7 +39,7 @@ CLASSES = 4
 SAMPLES = 256
 CARD_CELLS = 120
 _FRAME = str.maketrans("", "", "╭─╮│╰╯")
-GAINS = {"healthy": 0.85, "vanishing": 0.1, "exploding": 5.0, "poisoned": 1.0}
+GAINS = {"healthy": 0.85, "vanishing": 0.1, "exploding": 5.0, "poisoned": 1.0, "learning": 1.0}
 EPOCHS = 3
 BLENDED_AFTER = 2
 # What is known before anything is measured: the first station must agree, to the precision of fp32 norms.
@@ -49,6 +50,8 @@ TRUTHS: Mapping[str, Mapping[str, object]] = {
     "seed_params": {"healthy": WIDTH * WIDTH},
     "passes": {"healthy": SAMPLES // 32},
     "slot_id": {"healthy": "healthy"},
+    "output_input_rms": {"healthy": 0.85},
+    "parameter_liveness": {"learning": 1.0},
 }
 
 
@@ -62,27 +65,16 @@ class Station(NamedTuple):
 
 @dataclass(frozen=True)
 class Trace:
-    """The way of one record's value; `emitted` is False where nothing gives the field a value yet."""
+    """The way of one record's value."""
 
     record_id: str
     field: str
     stations: tuple[Station, ...]
-    emitted: bool
 
     @property
     def broken(self) -> bool:
         """Whether the value was lost or changed on its way."""
         return not all(station.holds for station in self.stations)
-
-    @property
-    def tested(self) -> bool:
-        """Whether a value was followed and came through."""
-        return self.emitted and not self.broken
-
-    @property
-    def summary(self) -> str:
-        """The outcome in words."""
-        return "BROKEN" if self.broken else "holds" if self.emitted else "nothing emits it yet"
 
 
 @dataclass(frozen=True)
@@ -110,12 +102,12 @@ def verify(record_ids: Iterable[str]) -> list[Trace]:
 
 def verify_all() -> dict[str, bool]:
     """By record id: whether a value was followed and came through every station."""
-    return {trace.record_id: trace.tested for trace in verify(entry.id for entry in all_records())}
+    return {trace.record_id: not trace.broken for trace in verify(entry.id for entry in all_records())}
 
 
 def is_tested(record_id: str) -> bool:
     """Whether this record's value comes through every station."""
-    return verify([record_id])[0].tested
+    return not verify([record_id])[0].broken
 
 
 def _drive() -> _Street:
@@ -133,6 +125,7 @@ def _drive_in(run_dir: Path) -> _Street:
     journal = Journal(run_dir)
     plan = EnvPlan(env_id=0, epochs=EPOCHS, rng_seed=557, blending_epochs=2, blending="linear")
     env = Env(_TASK, plan, _Gardener(), EventStream(journal, "verification", 0))
+    env.monitor.policy = _NeedyPolicy()
     seen_by_monitor = _tap(env.monitor)
     env.start()
     for _ in range(EPOCHS):
@@ -188,11 +181,9 @@ def _follow(entry: Record, street: _Street) -> Trace:
         value = value_at()
         stations.append(Station(name, _shown(value), _same(value, expected)))
         expected = value
-    if entry.source.emitted:
-        stations.append(_not_default(entry, expected))
-    if entry.display is not None:
-        stations.append(_card(entry, street.snapshot[slot_id]))
-    return Trace(entry.id, entry.field, tuple(stations), entry.source.emitted)
+    stations.append(_not_default(entry, expected))
+    stations.append(_card(entry, street.snapshot[slot_id]))
+    return Trace(entry.id, entry.field, tuple(stations))
 
 
 def _telling_slot(entry: Record, street: _Street) -> str:
@@ -219,7 +210,6 @@ def _card(entry: Record, seed: schema.SeedState) -> Station:
     changed = [line for line, before in pairs if line != before]
     if not changed:
         return Station("SeedCard", "the card does not show it", False)
-    assert entry.display is not None
     frame, *body = ("".join(text for text, _style in line) for line in changed)
     text = next((text for text in body if entry.display.text in text), body[0] if body else frame)
     spans = [(rule.text.format(seed=seed), rule.style) for rule in entry.display.rules]
@@ -247,6 +237,13 @@ def _shown(value: object) -> str:
     return f"{value:.9g}" if isinstance(value, float) else str(value) or '""'
 
 
+@dataclass(frozen=True, kw_only=True)
+class _NeedyPolicy(HealthPolicy):
+    """The record's band, by a policy that needs everything that can be measured."""
+
+    needs = frozenset(Need)
+
+
 class _Gardener:
     """Plants a seed of each kind before the first epoch, and lets two of them blend after BLENDED_AFTER."""
 
@@ -254,7 +251,8 @@ class _Gardener:
         """As the controller of an env."""
         for slot_id, slot in actions.slots.items():
             if epoch == 0:
-                blueprint = Blueprint(slot_id, 1, partial(_orthogonal, gain=GAINS[slot_id]), calibrated=False)
+                build = partial(_orthogonal, gain=GAINS[slot_id], learns=slot_id == "learning")
+                blueprint = Blueprint(slot_id, 1, build, calibrated=False)
                 actions.germinate(epoch, slot, blueprint)
                 actions.advance(epoch, slot, SeedStage.TRAINING, "planted")
             elif epoch == BLENDED_AFTER and slot_id in ("healthy", "poisoned"):
@@ -266,10 +264,10 @@ class _Gardener:
                 parameter.fill_(math.nan)
 
 
-def _orthogonal(shape: tuple[int, ...], gain: float) -> nn.Module:
-    """Its gain is `gain` for every gradient; it does not learn, so that it stays so."""
+def _orthogonal(shape: tuple[int, ...], gain: float, learns: bool) -> nn.Module:
+    """Its gain is `gain` for every gradient, and stays so unless it learns."""
     (width,) = shape
-    layer = nn.Linear(width, width, bias=False).requires_grad_(False)
+    layer = nn.Linear(width, width, bias=False).requires_grad_(learns)
     nn.init.orthogonal_(layer.weight, gain=gain)
     return layer
 
@@ -281,6 +279,9 @@ class _Host(nn.Module):
         for slot_id in GAINS:
             layers += [nn.Linear(WIDTH, WIDTH), nn.Tanh(), SeedSlot(slot_id, (WIDTH,))]
         self.body = nn.Sequential(*layers, nn.Linear(WIDTH, CLASSES))
+        for layer in self.body:
+            if isinstance(layer, nn.Linear):
+                nn.init.orthogonal_(layer.weight, gain=1.5)  # so that its answers depend on its inputs from the start
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body(x)  # type: ignore[no-any-return]

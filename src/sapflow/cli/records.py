@@ -44,13 +44,13 @@ def verify(record_id: Annotated[str | None, Parameter(help="One record; by defau
 
     traces = follow([entry.id for entry in wanted])
     for trace in traces:
-        _print(f"{trace.record_id}  {trace.field}: {trace.summary}", "bold red" if trace.broken else "bold")
+        outcome, style = ("BROKEN", "bold red") if trace.broken else ("holds", "bold")
+        _print(f"{trace.record_id}  {trace.field}: {outcome}", style)
         for station in trace.stations:
             mark, style = ("✓", "") if station.holds else ("✗", "red")
             _print(f"  {mark} {station.name:<16} {station.value}", style)
     broken = sum(trace.broken for trace in traces)
-    idle = sum(not trace.emitted for trace in traces)
-    _print(f"{len(traces)} followed, {broken} broken, {idle} that nothing emits yet", "bold")
+    _print(f"{len(traces)} followed, {broken} broken", "bold")
     return 1 if broken else 0
 
 

@@ -17,6 +17,7 @@ from sapflow.gradients.epoch_sums import EpochSums, fired_cells
 from sapflow.gradients.pass_sums import ENTERING, LEAVING, PassBlock, PassSums
 from sapflow.gradients.probe import Probe, inside_backward
 from sapflow.gradients.reading import reading_of
+from sapflow.gradients.vitals import VITALS_EVERY, Vitals, VitalSigns, note_liveness
 from sapflow.health.policy import HealthPolicy, Policy
 from sapflow.telemetry.events import GradientHealth
 
@@ -36,6 +37,7 @@ class PassSample(NamedTuple):
 class _Watched:
     probe: Probe
     memory: Any
+    vitals: Vitals | None
 
 
 class GradientMonitor:
@@ -114,13 +116,16 @@ class GradientMonitor:
             self._free_rows = list(range(first, rows))
         row = self._free_rows.pop(0)
         self._sums.reset_row(row)
-        self._watched[name] = _Watched(Probe(module, self._sums, row), self.policy.new_memory(name))
+        probe, memory = Probe(module, self._sums, row), self.policy.new_memory(name)
+        self._watched[name] = _Watched(probe, memory, Vitals(module, probe) if self.policy.needs else None)
 
     def detach(self, name: str) -> None:
         """Stop measuring a module and leave nothing on it; what its epoch had so far is gone."""
         watched = self._watched.pop(name)
         self._retired_rows.append(watched.probe.row)
         watched.probe.remove()
+        if watched.vitals is not None:
+            watched.vitals.remove()
 
     def step(self) -> None:
         """Close the pass; from the first call on, the root's forward no longer does."""
@@ -149,12 +154,16 @@ class GradientMonitor:
         """The epoch so far, of every module; waits for the device."""
         self._sums.send()
         self._receive(wait=True)
-        return self.latest_health()
+        return {
+            name: self._judge(watched, copy.deepcopy(watched.memory), _signs(watched))
+            for name, watched in self._watched.items()
+        }
 
     def latest_health(self) -> dict[str, GradientHealth]:
-        """The epoch so far, up to the last passes that have reached the host; never waits."""
+        """The epoch so far, up to the last passes that have reached the host, without vital signs; never waits."""
         return {
-            name: self._judge(watched.probe, copy.deepcopy(watched.memory)) for name, watched in self._watched.items()
+            name: self._judge(watched, copy.deepcopy(watched.memory), VitalSigns())
+            for name, watched in self._watched.items()
         }
 
     def samples(self, *, wait: bool = False) -> dict[str, PassSample]:
@@ -174,7 +183,9 @@ class GradientMonitor:
         self.end_open_pass()
         self._sums.send()
         self._receive(wait=True)
-        health = {name: self._judge(watched.probe, watched.memory) for name, watched in self._watched.items()}
+        health = {
+            name: self._judge(watched, watched.memory, _signs(watched)) for name, watched in self._watched.items()
+        }
         self._epoch = EpochSums(self._sums.rows)
         self._sums.passes_closed = 0
         self._unsampled.clear()
@@ -182,6 +193,9 @@ class GradientMonitor:
         self._retired_rows = []
         for watched in self._watched.values():
             watched.probe.begin_epoch()
+            if watched.vitals is not None:
+                watched.vitals.begin_epoch()
+                watched.vitals.due = True
         return health
 
     def close(self) -> None:
@@ -202,9 +216,14 @@ class GradientMonitor:
         self.close()
 
     def _end_pass(self) -> None:
+        vitals = [watched.vitals for watched in self._watched.values() if watched.vitals is not None]
+        if self._sums.passes_closed % VITALS_EVERY == 0:
+            note_liveness(vitals)
         self._sums.close_pass()
         for watched in self._watched.values():
             watched.probe.end_pass()
+        for vital in vitals:
+            vital.due = self._sums.passes_closed % VITALS_EVERY == 0
 
     def _close_pass(self) -> None:
         fired = self._sums.fired
@@ -228,8 +247,8 @@ class GradientMonitor:
             if len(self._unsampled) > UNSAMPLED_BLOCKS:
                 self.passes_lost_to_sampling += len(self._unsampled.popleft().squares)
 
-    def _judge(self, probe: Probe, memory: Any) -> GradientHealth:
-        reading = reading_of(self._epoch, probe, loss_scaled=self.loss_scaled)
+    def _judge(self, watched: _Watched, memory: Any, signs: VitalSigns) -> GradientHealth:
+        reading = reading_of(self._epoch, watched.probe, signs, loss_scaled=self.loss_scaled)
         verdict = self.policy.judge(reading, memory)
         return GradientHealth(
             grad_ratio=reading.grad_ratio,
@@ -246,7 +265,13 @@ class GradientMonitor:
             last_ratio=reading.last_ratio,
             ratio_histogram=reading.histogram,
             evidence=verdict.evidence,
+            output_input_rms=reading.output_input_rms,
+            parameter_liveness=reading.parameter_liveness,
         )
+
+
+def _signs(watched: _Watched) -> VitalSigns:
+    return watched.vitals.read() if watched.vitals is not None else VitalSigns()
 
 
 def _sample(blocks: list[PassBlock], row: int) -> PassSample:

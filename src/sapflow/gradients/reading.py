@@ -3,11 +3,12 @@
 from sapflow.gradients.epoch_sums import EpochSums
 from sapflow.gradients.pass_sums import ENTERING, LEAVING
 from sapflow.gradients.probe import Probe
+from sapflow.gradients.vitals import VitalSigns
 from sapflow.health.policy import Reading
 from sapflow.telemetry.vocabulary import Measurement
 
 
-def reading_of(epoch: EpochSums, probe: Probe, *, loss_scaled: bool) -> Reading:
+def reading_of(epoch: EpochSums, probe: Probe, signs: VitalSigns, *, loss_scaled: bool) -> Reading:
     """The reading of the probe's module over the passes that `epoch` holds; the fields are described in `Reading`."""
     row = probe.row
     measurement, reason = _measurement(epoch, probe)
@@ -25,6 +26,9 @@ def reading_of(epoch: EpochSums, probe: Probe, *, loss_scaled: bool) -> Reading:
         max_ratio=float(epoch.highest[row]),
         last_ratio=float(epoch.last[row]),
         histogram=tuple(epoch.histogram[row].tolist()) if passes else (),
+        output_input_rms=signs.output_input_rms,
+        parameter_liveness=signs.parameter_liveness,
+        parameters_moved=signs.parameters_moved,
     )
 
 

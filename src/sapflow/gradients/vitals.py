@@ -1,11 +1,17 @@
 """What some policies need beside the gains: the scale of a module's output, and whether its parameters are alive.
 
-Measured on one pass of VITALS_EVERY, so that the others pay next to nothing; nothing synchronises before it is read.
+Measured on one pass of VITALS_EVERY, so that the others pay next to nothing; nothing synchronises before `read`.
 """
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from sapflow.gradients.probe import Probe
 from sapflow.gradients.structures import map_tensors
 
 VITALS_EVERY = 16
@@ -13,8 +19,81 @@ VITALS_EVERY = 16
 ALIVE_SHARE = 1e-4
 
 
-def mean_square(value: object) -> Tensor | None:
-    """The mean of the squares of all floating-point tensors in a structure, fp32; None if it has none."""
+class VitalSigns(NamedTuple):
+    """Vital signs of a module over an epoch, each None where it was not measured; as in `health.policy.Reading`."""
+
+    output_input_rms: float | None = None
+    parameter_liveness: float | None = None
+    parameters_moved: bool | None = None
+
+
+class Vitals:
+    """The vital signs of one module, which its forward shows while `due` and its probe listens.
+
+    Copies that come with a model have no module, and are inert.
+    """
+
+    def __init__(self, module: nn.Module | None, probe: Probe | None) -> None:
+        self.due = True
+        self.probe = probe
+        self.parameters = [p for p in module.parameters() if p.requires_grad] if module is not None else []
+        self._versions = [parameter._version for parameter in self.parameters]
+        self._handles: list[RemovableHandle] = []
+        self.begin_epoch()
+        if module is not None:
+            self._handles = [module.register_forward_hook(self._after_forward, with_kwargs=True)]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Vitals, (None, None)
+
+    def begin_epoch(self) -> None:
+        """Forget the epoch before."""
+        self._scales: list[tuple[Tensor, Tensor]] = []  # mean squares of input and output, a call
+        self.share: Tensor | None = None  # of live parameter tensors, when last seen
+
+    def remove(self) -> None:
+        """Take the hook off the module."""
+        for handle in self._handles:
+            handle.remove()
+
+    def read(self) -> VitalSigns:
+        """The vital signs of the epoch so far; waits for the device."""
+        rms = None
+        if self._scales:
+            entering, leaving = (float(torch.stack(side).mean()) for side in zip(*self._scales, strict=True))
+            rms = math.sqrt(leaving / entering) if entering > 0 else None
+        liveness = None if self.share is None else float(self.share)
+        moved = [p._version != before for p, before in zip(self.parameters, self._versions, strict=True)]
+        return VitalSigns(rms, liveness, any(moved) if moved else None)
+
+    def _after_forward(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if torch.compiler.is_compiling() or not (self.due and torch.is_grad_enabled()):
+            return
+        if self.probe is None or self.probe.muted:
+            return
+        entering, leaving = _mean_square((args, kwargs)), _mean_square(output)
+        if entering is not None and leaving is not None:
+            self._scales.append((entering, leaving))
+
+
+def note_liveness(vitals: Iterable[Vitals]) -> None:
+    """Note the share of live parameter tensors of each module, on the device.
+
+    Gradients must still stand on the parameters, as they do right after an optimizer's step; where none does, nothing
+    is noted. A parameter without a gradient is dead.
+    """
+    trained = [vital for vital in vitals if vital.parameters]
+    gradients = [[p.grad for p in vital.parameters if p.grad is not None] for vital in trained]
+    if not any(gradients):
+        return
+    norms = torch.stack([norm.float() for norm in torch._foreach_norm([g for group in gradients for g in group])])
+    alive = (norms > ALIVE_SHARE * norms.max()).float().split([len(group) for group in gradients])
+    for vital, live in zip(trained, alive, strict=True):
+        vital.share = live.sum() / len(vital.parameters)
+
+
+def _mean_square(value: object) -> Tensor | None:
+    """The mean of the squares of all floating-point elements in a structure, fp32; None if it has none."""
     tensors: list[Tensor] = []
 
     def collect(tensor: Tensor) -> Tensor:
@@ -25,25 +104,4 @@ def mean_square(value: object) -> Tensor | None:
     map_tensors(collect, value)
     if not tensors:
         return None
-    squares = [tensor.float().square().sum() for tensor in tensors]
-    return torch.stack(squares).sum() / sum(tensor.numel() for tensor in tensors)
-
-
-def liveness(modules: list[nn.Module]) -> list[Tensor | None]:
-    """The share of live parameter tensors of each module, on the device; None where no gradient is to be seen.
-
-    Gradients must still stand on the parameters, as they do right after an optimizer's step.
-    """
-    trained = [[parameter for parameter in module.parameters() if parameter.requires_grad] for module in modules]
-    gradients = [parameter.grad for parameters in trained for parameter in parameters if parameter.grad is not None]
-    if not gradients:
-        return [None] * len(modules)
-    norms = torch.stack([norm.float() for norm in torch._foreach_norm(gradients)])
-    alive = (norms > ALIVE_SHARE * norms.max()).float()
-    shares: list[Tensor | None] = []
-    start = 0
-    for parameters in trained:
-        seen = sum(parameter.grad is not None for parameter in parameters)
-        shares.append(alive[start : start + seen].sum() / len(parameters) if parameters else None)
-        start += seen
-    return shares
+    return torch.stack([t.float().square().sum() for t in tensors]).sum() / sum(t.numel() for t in tensors)

@@ -22,6 +22,7 @@ from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.gradients.report import Report
 from sapflow.gradients.sampling import Sampler
 from sapflow.gradients.selection import Selector, select
+from sapflow.health.calibrated import CalibratedPolicy
 from sapflow.health.policy import Policy
 from sapflow.health.rules import WATCH_RULES, Rule, RuleBook
 from sapflow.telemetry import run_directory
@@ -71,7 +72,8 @@ def watch(
         run_dir: where to keep the telemetry, for `sapflow sanctum`; if it exists, a new one beside it. None keeps none.
         optimizer: closes a pass with each step. None: every optimizer that trains the model does, and where there is
             none, the model's next forward.
-        policy: judges the readings; the record's band by default.
+        policy: judges the readings; `CalibratedPolicy` by default, since the record's band does not fit modules that
+            nobody built for it.
         rules: raise alerts.
         on_verdict: called with name and telemetry of every module at the end of each epoch; what it raises is logged.
         epoch_every: passes after which an epoch is closed, unless `epoch()` was called before.
@@ -119,7 +121,10 @@ class Watcher:
         run_id = self.run_dir.name if self.run_dir is not None else "watch"
         self._run_stream, self._stream = EventStream(sink, run_id), EventStream(sink, run_id, 0)
         self._monitor = GradientMonitor(
-            policy=policy, optimizer=optimizer, root=model if optimizer is None else None, on_pass=self._on_pass
+            policy=CalibratedPolicy() if policy is None else policy,
+            optimizer=optimizer,
+            root=model if optimizer is None else None,
+            on_pass=self._on_pass,
         )
         self._sampler = Sampler(self._monitor, self._stream, lambda name: (name, type(self._modules[name]).__name__))
         self._kept.callback(self._monitor.close)

@@ -115,6 +115,6 @@ class HealthPolicy:
             ratio = reading.grad_ratio
             vanishing = ratio < self.lower * (1 - RELATIVE_TOLERANCE)
             exploding = ratio > self.upper * (1 + RELATIVE_TOLERANCE)
-            place = f"below {self.lower:g}" if vanishing else f"above {self.upper:g}" if exploding else "in the band"
-            findings.append(f"ratio {ratio:.3g} {place} over {reading.passes} passes")
+            place = f"< {self.lower:g}" if vanishing else f"> {self.upper:g}" if exploding else "in band"
+            findings.append(f"ratio {ratio:.3g} {place}, {reading.passes} passes")
         return Verdict(has_vanishing=vanishing, has_exploding=exploding or bool(overflow), evidence="; ".join(findings))

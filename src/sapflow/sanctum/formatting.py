@@ -70,6 +70,7 @@ def seed_card(seed: SeedState, width: int, plot_rows: int = 3) -> list[Line]:
         *flow_lines(seed, inner),
         extremes_line(seed),
         histogram_line(seed, inner),
+        vitals_line(seed),
         *ratio_plot(seed.ratio_history, inner, plot_rows),
         fit(line((clean(seed.evidence, 200), DIM)), inner),
     ]
@@ -78,7 +79,7 @@ def seed_card(seed: SeedState, width: int, plot_rows: int = 3) -> list[Line]:
 
 def card_height(plot_rows: int) -> int:
     """The lines of a seed_card."""
-    return plot_rows + 14
+    return plot_rows + 15
 
 
 def stage_line(seed: SeedTelemetry, width: int) -> Line:
@@ -152,6 +153,15 @@ def histogram_line(seed: GradientHealth, width: int) -> Line:
     highest = max(shown)
     blocks = "".join(BLOCKS[ceil(7 * count / highest)] if count else " " for count in shown)
     return line("spread ", (ends_of_it[0], DIM), (blocks, SKY_BLUE), (ends_of_it[1], DIM))
+
+
+def vitals_line(seed: GradientHealth) -> Line:
+    """How the module scales what runs forward through it, and how many of its parameter tensors get a gradient."""
+    rms, live = seed.output_input_rms, seed.parameter_liveness
+    return line(
+        (f"out/in {'--' if rms is None else compact(rms):<6} ", DIM if rms is None else ""),
+        (f"alive {'--' if live is None else f'{live:.0%}'.replace('%', ' %')}", DIM if live is None else ""),
+    )
 
 
 def _octave(index: int) -> str:

@@ -7,7 +7,6 @@ from sapflow.telemetry.records import (
     SCHEMA_FILE,
     STATE_FILE,
     TEXT_FILE,
-    Check,
     Display,
     Range,
     Reader,
@@ -158,11 +157,8 @@ def _flow(record: Record) -> str:
 
 
 def _wiring(record: Record) -> str:
-    def line(check: Check) -> str:
-        return f"- {_box(check.done)} **{check.name}** — {check.note}"
-
-    checklist = "\n".join(line(check) for check in record.wiring)
-    if record.display is None or not record.display.rules:
+    checklist = "\n".join(f"- [x] **{check.name}** — {check.note}" for check in record.wiring)
+    if not record.display.rules:
         return _parts(("Checklist", checklist))
     return _parts(("Checklist", checklist), ("Display Code", _display_code(record.display)))
 
@@ -207,17 +203,14 @@ def _arrows(record: Record) -> str:
         f"[SeedTelemetry.{field}]",
         "--SanctumAggregator-->",
         f"[schema.SeedState.{field}]",
+        "--SeedCard-->",
+        f'["{record.display.text}"]',
     ]
-    if record.display:
-        way += ["--SeedCard-->", f'["{record.display.text}"]']
     return _code("\n  ".join(way))
 
 
 def _consumers(record: Record) -> str:
-    display = record.display
-    if display is None:
-        return "No widget reads it."
-    usage = f'"{display.text}" {display.when}'.rstrip()
+    usage = f'"{record.display.text}" {record.display.when}'.rstrip()
     return _table(("Widget", "File", "Usage"), [("EnvDetailScreen SeedCard", f"`{CARD_FILE}`", usage)])
 
 

@@ -135,7 +135,6 @@ class Source(Section, frozen=True):
     computation: str
     file: str
     checked: str
-    emitted: bool = True
     beside: tuple[str, ...] = ()
 
 
@@ -161,10 +160,9 @@ class Display(Section, frozen=True):
 
 
 class Check(Row, frozen=True):
-    """A box of the wiring checklist."""
+    """A box of the wiring checklist, ticked: what is not wired has no record."""
 
     name: str
-    done: bool
     note: str
 
 
@@ -198,7 +196,7 @@ class Record(Section, frozen=True):
     upstream: tuple[Dependency, ...]
     downstream: tuple[Dependency, ...]
     notes: str
-    display: Display | None = None
+    display: Display
     status: Status = Status()
     history: tuple[Change, ...] = (FIRST_ENTRY,)
 
@@ -225,13 +223,13 @@ class Record(Section, frozen=True):
     @property
     def transport(self) -> tuple[Stage, ...]:
         """The stages from where the value is computed to where it is shown."""
-        stages = (
+        return (
             Stage("Computation", self.source.computation, self.source.file),
             Stage("Storage", f"SeedState.{self.state_field} updated", STATE_FILE),
             Stage("Telemetry", f"SeedTelemetry.{self.field} field", TELEMETRY_FILE),
             Stage("Schema", f"SeedState.{self.field} in Sanctum", SCHEMA_FILE),
+            Stage("Display", "EnvDetailScreen SeedCard", CARD_FILE),
         )
-        return (*stages, Stage("Display", "EnvDetailScreen SeedCard", CARD_FILE)) if self.display else stages
 
     @property
     def declaration(self) -> str:
@@ -251,23 +249,14 @@ class Record(Section, frozen=True):
     @property
     def wiring(self) -> tuple[Check, ...]:
         """The six boxes of the wiring checklist."""
-        emitted, display = self.source.emitted, self.display
-        reads = f"SeedCard displays `seed.{self.field}`" if display else "no widget reads it"
-        looks = "nothing is displayed"
-        if display:
-            looks = f'Format: "{display.text}"' + (f" {display.looks}" if display.looks else "")
-        travels = (
-            f"SeedState.{self.state_field} updated; telemetry carries value"
-            if emitted
-            else "there is no value to carry"
-        )
+        looks = f'Format: "{self.display.text}"' + (f" {self.display.looks}" if self.display.looks else "")
         return (
-            Check("Emitter exists", emitted, self.source.checked),
-            Check("Transport works", emitted, travels),
-            Check("Schema field exists", True, f"`SeedState.{self.declaration}`"),
-            Check("Default is correct", True, f"`{self.default_literal}` is correct for {self.data.default_means}"),
-            Check("Consumer reads it", display is not None, reads),
-            Check("Display is correct", display is not None, looks),
+            Check("Emitter exists", self.source.checked),
+            Check("Transport works", f"SeedState.{self.state_field} updated; telemetry carries value"),
+            Check("Schema field exists", f"`SeedState.{self.declaration}`"),
+            Check("Default is correct", f"`{self.default_literal}` is correct for {self.data.default_means}"),
+            Check("Consumer reads it", f"SeedCard displays `seed.{self.field}`"),
+            Check("Display is correct", looks),
         )
 
 

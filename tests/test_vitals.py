@@ -1,0 +1,116 @@
+"""Vital signs, against an independent account: scale of outputs, live parameters, what moved; only where needed."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from sapflow.gradients.gradient_monitor import GradientMonitor
+from sapflow.gradients.vitals import VITALS_EVERY
+from sapflow.health.policy import HealthPolicy, Need
+
+
+class Needy(HealthPolicy):
+    """The record's band, and everything that can be measured."""
+
+    needs = frozenset(Need)
+
+    def judge(self, reading, memory):
+        self.readings.append(reading)
+        return super().judge(reading, memory)
+
+
+@pytest.fixture
+def policy():
+    policy = Needy()
+    object.__setattr__(policy, "readings", [])
+    return policy
+
+
+def scaled_orthogonal(gain: float) -> nn.Linear:
+    layer = nn.Linear(8, 8, bias=False)
+    nn.init.orthogonal_(layer.weight, gain=gain)
+    return layer
+
+
+@pytest.mark.parametrize("gain", [0.85, 3.0, 0.0])
+def test_an_orthogonal_layer_scales_what_runs_through_it_by_its_gain(policy, gain):
+    layer = scaled_orthogonal(gain)
+    monitor = GradientMonitor({"m": layer}, policy=policy)
+    for _ in range(3):
+        layer(torch.randn(16, 8, requires_grad=True)).sum().backward()
+        monitor.step()
+    assert monitor.health()["m"].output_input_rms == pytest.approx(gain, rel=1e-5)
+    assert monitor.close_epoch()["m"].output_input_rms == pytest.approx(gain, rel=1e-5)
+    assert monitor.health()["m"].output_input_rms is None  # a new epoch has not been measured yet
+
+
+def test_the_share_of_live_tensors_is_that_of_gradients_worth_the_name(policy):
+    model = nn.ModuleDict({"live": nn.Linear(4, 4), "partly": nn.Linear(4, 4), "zero": nn.Linear(4, 4)})
+    monitor = GradientMonitor(dict(model.items()), policy=policy)
+    x = torch.randn(8, 4, requires_grad=True)
+    weightless = model["partly"](x * 1e-6)  # its weight's gradient is a millionth of its bias's
+    (model["live"](x).sum() + weightless.sum() + (model["zero"](x) * 0).sum()).backward()
+    monitor.step()
+    shares = {name: health.parameter_liveness for name, health in monitor.close_epoch().items()}
+    assert shares == {"live": 1.0, "partly": 0.5, "zero": 0.0}
+
+
+def test_modules_without_trained_parameters_or_gradients_have_no_liveness(policy):
+    frozen, bare, unused = scaled_orthogonal(1.0).requires_grad_(False), nn.Tanh(), nn.Linear(8, 8)
+    monitor = GradientMonitor({"frozen": frozen, "bare": bare}, policy=policy)
+    bare(frozen(torch.randn(2, 8, requires_grad=True))).sum().backward()
+    monitor.step()
+    assert [health.parameter_liveness for health in monitor.close_epoch().values()] == [None, None]
+    assert unused.weight.grad is None
+
+
+def test_what_has_moved_since_it_was_attached(policy):
+    layer = scaled_orthogonal(1.0)
+    with torch.no_grad():
+        layer.weight.mul_(2.0)  # before: does not count
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    monitor = GradientMonitor({"m": layer}, policy=policy)
+    for step in (False, True):
+        layer(torch.randn(2, 8, requires_grad=True)).sum().backward()
+        if step:
+            optimizer.step()
+        monitor.close_epoch()
+    assert [reading.parameters_moved for reading in policy.readings] == [False, True]
+
+
+def test_one_pass_of_many_is_measured(policy):
+    calls = []
+
+    class Counted(nn.Linear):
+        def forward(self, x):
+            return super().forward(x)
+
+    layer = Counted(8, 8)
+    monitor = GradientMonitor({"m": layer}, policy=policy)
+    for _ in range(2 * VITALS_EVERY + 1):
+        layer(torch.randn(2, 8, requires_grad=True)).sum().backward()
+        calls.append(len(monitor._watched["m"].vitals._scales))
+        monitor.step()
+    assert calls[-1] == 3
+    assert calls[1] == calls[VITALS_EVERY - 1] == 1
+
+
+def test_a_policy_that_needs_nothing_has_nothing_measured_and_nothing_is_left():
+    layer = scaled_orthogonal(1.0)
+    with GradientMonitor({"m": layer}) as monitor:
+        layer(torch.randn(2, 8, requires_grad=True)).sum().backward()
+        health = monitor.close_epoch()["m"]
+        assert (health.output_input_rms, health.parameter_liveness) == (None, None)
+        assert len(layer._forward_hooks) == 1
+    assert not layer._forward_hooks
+
+
+def test_nothing_is_left_of_vital_signs_and_copies_are_inert(policy):
+    layer = scaled_orthogonal(1.0)
+    with GradientMonitor({"m": layer}, policy=policy) as monitor:
+        copy.deepcopy(layer)(torch.randn(2, 8, requires_grad=True)).sum().backward()
+        assert monitor._watched["m"].vitals._scales == []
+    assert not layer._forward_hooks
+    assert not layer._forward_hooks_with_kwargs
