@@ -19,7 +19,7 @@ from sapflow.telemetry.events import (
 )
 from sapflow.telemetry.stream import EventStream
 from sapflow.telemetry.vocabulary import SeedStage
-from sapflow.training.env import GRADIENT_CLIP, SEED_LEARNING_RATE, Env, EnvPlan
+from sapflow.training.env import SEED_LEARNING_RATE, Env, EnvPlan
 from sapflow.training.tasks.task import Data, Task
 from sapflow.training.trainer import Plant, RunPlan, run
 
@@ -86,7 +86,7 @@ def trained_env(**stages):
     return env, kept, host_before, order[0]
 
 
-def reference_loop(host_before, shuffle, blend=None):
+def reference_loop(host_before, shuffle, blend, clip):
     """Host and seed trained by hand: SGD and Adam, clipped apart; `blend` None is incubation, else α by step."""
     data = make_data()
     host, seed = Host(), make_seed((6,))
@@ -110,8 +110,8 @@ def reference_loop(host_before, shuffle, blend=None):
             else:
                 loss = F.cross_entropy(host.last(h + blend(step) * seed(h)), target)
             loss.backward()
-            nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP)
-            nn.utils.clip_grad_norm_(seed.parameters(), GRADIENT_CLIP)
+            nn.utils.clip_grad_norm_(parameters, clip)
+            nn.utils.clip_grad_norm_(seed.parameters(), clip)
             sgd.step()
             adam.step()
             epoch_losses.append(loss.item())
@@ -121,12 +121,16 @@ def reference_loop(host_before, shuffle, blend=None):
     return host, seed, losses
 
 
+@pytest.mark.parametrize("clip", [1.0, 0.02])
 @pytest.mark.parametrize("blending", [False, True])
-def test_host_and_seed_learn_as_in_a_loop_written_by_hand(blending):
+def test_host_and_seed_learn_as_in_a_loop_written_by_hand(monkeypatch, blending, clip):
+    monkeypatch.setattr("sapflow.training.env.GRADIENT_CLIP", clip)
     stages = [SeedStage.TRAINING, *([SeedStage.BLENDING] if blending else [])]
     env, kept, host_before, shuffle = trained_env(after_0=stages)
     steps = EPOCHS * SAMPLES // BATCH
-    host, seed, losses = reference_loop(host_before, shuffle, (lambda step: (step + 1) / steps) if blending else None)
+    host, seed, losses = reference_loop(
+        host_before, shuffle, (lambda step: (step + 1) / steps) if blending else None, clip
+    )
     for mine, reference in zip(env.host.parameters(), host.parameters(), strict=True):
         torch.testing.assert_close(mine, reference, rtol=1e-5, atol=1e-6)
     for mine, reference in zip(env.slots["mid"].seed.parameters(), seed.parameters(), strict=True):

@@ -522,6 +522,18 @@ def test_modules_come_and_go_while_passes_run():
     assert set(monitor.names) == set(alive)
 
 
+def test_rows_of_modules_that_are_gone_are_used_again():
+    monitor = GradientMonitor()
+    for index in range(100):
+        layer = scaled_orthogonal(1.0 + index, 4)
+        monitor.attach("m", layer)
+        layer(torch.randn(2, 4, requires_grad=True)).sum().backward()
+        assert monitor.close_epoch()["m"].grad_ratio == pytest.approx(1.0 + index, rel=1e-5)
+        monitor.detach("m")
+        monitor.close_epoch()
+    assert monitor._sums.rows == GradientMonitor()._sums.rows
+
+
 def test_samples_hold_every_pass_exactly_once_whatever_the_ring():
     layer = scaled_orthogonal(1.0, 4)
     monitor = GradientMonitor({"m": layer}, ring_passes=4)

@@ -144,6 +144,15 @@ def test_a_nan_seed_that_blends_leaves_the_host_finite():
     assert host.late.state.masked_values > 0
 
 
+def test_what_is_masked_of_a_blending_seed_is_counted_once_however_many_shadows_run():
+    counts = []
+    for seeds in ((), (normal_seed,)):
+        _, _, host = train(seeds, blending=Poison)
+        host.late.read_masked_values()
+        counts.append(host.late.state.masked_values)
+    assert counts[0] == counts[1]
+
+
 def test_seeds_that_incubate_side_by_side_do_not_see_each_other():
     _, _, one = train((normal_seed,))
     _, _, two = train((normal_seed, Poison))

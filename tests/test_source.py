@@ -420,3 +420,22 @@ def test_a_page_that_is_damaged_while_it_is_followed(tmp_path):
         journal.write_bytes(whole[:half] + b"\xff" * half)
         with pytest.raises(JournalError, match=r"truncated or damaged .*: restore it from a copy"):
             source.read()
+
+
+@pytest.mark.parametrize("damage", ["deeply nested", "no text"])
+def test_an_event_made_to_break_its_reader_is_counted_and_skipped(tmp_path: Path, damage: str) -> None:
+    """An unknown field nested a hundred thousand deep, or a name that is no UTF-8."""
+    run_dir = finished_run(tmp_path / "run", epoch_completed(1), epoch_completed(2))
+    connection = sqlite3.connect(run_dir / JOURNAL_NAME)
+    (body,) = connection.execute("SELECT body FROM events WHERE id = 1").fetchone()
+    if damage == "deeply nested":
+        assert body[0] == 0x87  # a map of seven: it gets an eighth entry
+        body = b"\x88" + body[1:] + b"\xa1x" + b"\x91" * 100_000 + b"\xc0"
+    else:
+        body = body.replace(b"EPOCH_COMPLETED", b"EPOCH_COMPLETE\xff")
+    connection.execute("UPDATE events SET body = ? WHERE id = 1", (body,))
+    connection.commit()
+    connection.close()
+    with Source(run_dir) as source:
+        assert [event.epoch for event in source.read()] == [2]
+        assert source.skipped == {"malformed": 1}
