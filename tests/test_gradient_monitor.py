@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sapflow import GradientMonitor
 from sapflow.errors import InputError
+from sapflow.gradients.pass_sums import PAGE_ROWS
 from sapflow.gradients.structures import map_tensors
 from sapflow.telemetry.vocabulary import Measurement
 
@@ -366,11 +367,17 @@ def test_only_non_finite_passes_read_zero():
 def test_under_a_grad_scaler_three_overflows_in_a_row_explode_and_two_do_not():
     def run(factors):
         layer = scaled_orthogonal(1.0)
-        monitor = GradientMonitor({"m": layer}, loss_scaled=True)
+        optimizer, scaler = torch.optim.SGD(layer.parameters(), lr=0.0), torch.amp.GradScaler("cpu")
+        monitor = GradientMonitor({"m": layer}, grad_scaler=scaler)
         for factor in factors:
-            (layer(torch.randn(2, 16, requires_grad=True)) * factor).sum().backward()
-            monitor.step()
-        return monitor.close_epoch()["m"].has_exploding
+            loss = (layer(torch.randn(2, 16, requires_grad=True)) * factor).sum()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        health = monitor.close_epoch()["m"]
+        assert (health.passes, health.non_finite_passes) == (len(factors) - 3, 3)
+        return health.has_exploding
 
     inf = math.inf
     assert not run([inf, inf, 1.0, inf, 1.0])
@@ -531,7 +538,7 @@ def test_rows_of_modules_that_are_gone_are_used_again():
         assert monitor.close_epoch()["m"].grad_ratio == pytest.approx(1.0 + index, rel=1e-5)
         monitor.detach("m")
         monitor.close_epoch()
-    assert monitor._sums.rows == GradientMonitor()._sums.rows
+    assert monitor._sums.rows == PAGE_ROWS
 
 
 def test_samples_hold_every_pass_exactly_once_whatever_the_ring():

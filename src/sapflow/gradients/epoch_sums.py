@@ -38,9 +38,9 @@ class EpochSums:
         self.__dict__.update(larger.__dict__)
 
     def add(self, squares: torch.Tensor) -> None:
-        """Fold closed passes: float32 squares of shape (passes, rows, 2), as many rows as there were at the time."""
+        """Fold closed passes: squares of shape (passes, rows, 2 or more), as many rows as there were at the time."""
+        squares = squares[..., : LEAVING + 1].double()
         fired = fired_cells(squares)
-        squares = squares.double()
         entering, leaving = squares[..., ENTERING], squares[..., LEAVING]
         non_finite = (fired & ~squares.isfinite()).any(-1)
         counts = fired.all(-1) & ~non_finite & (entering > 0)

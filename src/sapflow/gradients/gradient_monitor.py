@@ -3,39 +3,35 @@
 import copy
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor, nn
 
 from sapflow.errors import InputError
-from sapflow.gradients.epoch_sums import EpochSums, fired_cells
-from sapflow.gradients.pass_sums import ENTERING, LEAVING, PassBlock, PassSums
-from sapflow.gradients.probe import Probe, inside_backward
-from sapflow.gradients.reading import reading_of
+from sapflow.gradients import closing
+from sapflow.gradients.epoch_sums import EpochSums
+from sapflow.gradients.origin import Origin, OriginSearch, Place
+from sapflow.gradients.pass_samples import ArrivedPasses, PassSample, sample_of
+from sapflow.gradients.pass_sums import PassBlock, PassSums, Row
+from sapflow.gradients.probe import Probe
+from sapflow.gradients.reading import health_of, reading_of
 from sapflow.gradients.vitals import VITALS_EVERY, Vitals, VitalSigns, note_liveness
-from sapflow.health.policy import HealthPolicy, Policy
+from sapflow.health.policy import OVERFLOWS_IN_A_ROW, HealthPolicy, Policy
 from sapflow.telemetry.events import GradientHealth
 
 # Blocks of passes that wait to be sampled; an epoch longer than anybody samples loses its oldest, and counts them.
 UNSAMPLED_BLOCKS = 64
 
 
-class PassSample(NamedTuple):
-    """Passes of one module: their indices within the epoch and the norms of each; non-finite norms are data."""
-
-    pass_index: tuple[int, ...]
-    entering: tuple[float, ...]
-    leaving: tuple[float, ...]
-
-
 @dataclass
 class _Watched:
+    module: nn.Module
     probe: Probe
+    row: Row
     memory: Any
     vitals: Vitals | None
 
@@ -47,17 +43,22 @@ class GradientMonitor:
     pass*: the gradient that leaves a module towards its input over the one that enters at its output, in PyTorch's
     names ‖grad_input‖/‖grad_output‖. So ≪ 1 is vanishing and ≫ 1 exploding.
 
-    A pass is everything that is backpropagated until it is closed: by the step of `optimizer`, by a call of `step()`,
-    or, with neither, by the next forward of `root` after a backward. An epoch is closed by `close_epoch()`. Nothing
-    synchronises with the device until an epoch closes or its `health()` is asked for.
+    A pass is everything that is backpropagated until it is closed: by the update of `grad_scaler`, by the step of
+    `optimizer`, by a call of `step()`, or, with none of these, by the next forward of `root` after a backward. An epoch
+    is closed by `close_epoch()`. Nothing synchronises with the device until an epoch closes or its `health()` is asked
+    for.
 
     Args:
         modules: what to measure, by name; more can be attached later.
         policy: judges the readings; the record's band by default.
         optimizer: closes a pass after each of its steps.
-        root: closes a pass when its forward is called again; for loops that have neither optimizer nor `step()`.
-        on_pass: called after each pass that was closed.
-        loss_scaled: a GradScaler is at work: overflowed passes are its normal business (see `HealthPolicy`).
+        grad_scaler: closes a pass with each of its updates, also when it skips the optimizer's step; its scale is
+            divided out of the norms, and overflowed passes are its normal business (see `HealthPolicy`).
+        root: closes a pass when its forward is called again; for loops that have none of these and no `step()`.
+        on_closing: called after each closing.
+        on_origin: told where NaN or infinity was born, once for each run of non-finite passes.
+        every: measure one pass of so many; the others cost next to nothing.
+        activations: measure the forward pass, too, to tell a birth of NaN there.
         ring_passes: closed passes that wait on the device for one copy to the host.
     """
 
@@ -67,27 +68,39 @@ class GradientMonitor:
         *,
         policy: Policy | None = None,
         optimizer: torch.optim.Optimizer | None = None,
+        grad_scaler: torch.amp.GradScaler | None = None,
         root: nn.Module | None = None,
-        on_pass: Callable[[], None] | None = None,
-        loss_scaled: bool = False,
+        on_closing: Callable[[], None] | None = None,
+        on_origin: Callable[[Origin], None] | None = None,
+        every: int = 1,
+        activations: bool = False,
         ring_passes: int = 64,
     ) -> None:
+        if every < 1:
+            raise InputError(f"every={every}: measure one pass of at least 1")
         self.policy: Policy = HealthPolicy() if policy is None else policy
-        self.loss_scaled = loss_scaled
-        self._on_pass = on_pass
         self.passes_lost_to_sampling = 0
-        self._sums = PassSums(ring_passes)
+        self.passes_before_epoch = 0
+        self.closings = 0  # since the epoch began, with those that ended no pass
+        self.on_closing = on_closing
+        self.on_origin = on_origin
+        self._every = every
+        self._loss_scaled = grad_scaler is not None and grad_scaler.is_enabled()
+        self._search = OriginSearch(OVERFLOWS_IN_A_ROW if self._loss_scaled else 1)
+        columns = 4 if activations else 2
+        self._sums = PassSums(ring_passes, columns, lambda: _scale_of(grad_scaler), self._glance_at_open_pass)
         self._epoch = EpochSums(self._sums.rows)
         self._watched: dict[str, _Watched] = {}
-        self._free_rows = list(range(self._sums.rows))
-        self._retired_rows: list[int] = []
-        self._unsampled: deque[PassBlock] = deque()
-        self._root_handle: RemovableHandle | None = None
-        self._optimizer_handle: RemovableHandle | None = None
-        if optimizer is not None:
-            self._optimizer_handle = optimizer.register_step_post_hook(lambda *_: self._close_pass())
+        self._retired_rows: list[Row] = []
+        self._unsampled: deque[ArrivedPasses] = deque()
+        self._closers = ExitStack()
+        if grad_scaler is not None:
+            self._closers.callback(closing.at_scaler_update(grad_scaler, self._close_pass))
+        elif optimizer is not None:
+            self._closers.callback(closing.at_optimizer_step(optimizer, self._close_pass))
         elif root is not None:
-            self._root_handle = root.register_forward_pre_hook(self._on_root_forward)
+            self._closers.callback(closing.at_next_forward(root, self._close_at_root))
+        self._root_closes = True
         for name, module in (modules or {}).items():
             self.attach(name, module)
 
@@ -109,27 +122,24 @@ class GradientMonitor:
         """
         if name in self._watched:
             raise InputError(f"the name {name!r} is being measured already: detach it first, or choose another")
-        if not self._free_rows:
-            first, rows = self._sums.rows, 2 * self._sums.rows
-            self._sums.grow(rows)
-            self._epoch.grow(rows)
-            self._free_rows = list(range(first, rows))
-        row = self._free_rows.pop(0)
-        self._sums.reset_row(row)
-        probe, memory = Probe(module, self._sums, row), self.policy.new_memory(name)
-        self._watched[name] = _Watched(probe, memory, Vitals(module, probe) if self.policy.needs else None)
+        row = self._sums.take_row(_device_of(module))
+        if self._sums.rows > self._epoch.rows:
+            self._epoch.grow(self._sums.rows)
+        probe = Probe(module, self._sums, row)
+        vitals = Vitals(module, probe) if self.policy.needs else None
+        self._watched[name] = _Watched(module, probe, row, self.policy.new_memory(name), vitals)
 
     def detach(self, name: str) -> None:
         """Stop measuring a module and leave nothing on it; what its epoch had so far is gone."""
         watched = self._watched.pop(name)
-        self._retired_rows.append(watched.probe.row)
+        self._retired_rows.append(watched.row)
         watched.probe.remove()
         if watched.vitals is not None:
             watched.vitals.remove()
 
     def step(self) -> None:
         """Close the pass; from the first call on, the root's forward no longer does."""
-        self._remove_root_hook()
+        self._root_closes = False  # its hook stays: a change of hooks would compile a compiled model anew
         self._close_pass()
 
     def end_open_pass(self) -> None:
@@ -175,7 +185,7 @@ class GradientMonitor:
         self._receive(wait=wait)
         blocks = list(self._unsampled)
         self._unsampled.clear()
-        sampled = {name: _sample(blocks, watched.probe.row) for name, watched in self._watched.items()}
+        sampled = {name: sample_of(blocks, watched.row.index) for name, watched in self._watched.items()}
         return {name: sample for name, sample in sampled.items() if sample.pass_index}
 
     def close_epoch(self) -> dict[str, GradientHealth]:
@@ -187,10 +197,11 @@ class GradientMonitor:
             name: self._judge(watched, watched.memory, _signs(watched)) for name, watched in self._watched.items()
         }
         self._epoch = EpochSums(self._sums.rows)
-        self._sums.passes_closed = 0
+        self.passes_before_epoch += self._sums.passes_closed
+        self._sums.passes_closed = self.closings = 0
         self._unsampled.clear()
-        self._free_rows += self._retired_rows
-        self._retired_rows = []
+        while self._retired_rows:
+            self._sums.give_back(self._retired_rows.pop())
         for watched in self._watched.values():
             watched.probe.begin_epoch()
             if watched.vitals is not None:
@@ -199,13 +210,10 @@ class GradientMonitor:
         return health
 
     def close(self) -> None:
-        """Detach everything and leave nothing behind, on modules or optimizer."""
+        """Detach everything and leave nothing behind, on modules, optimizer or scaler."""
         for name in self.names:
             self.detach(name)
-        self._remove_root_hook()
-        if self._optimizer_handle is not None:
-            self._optimizer_handle.remove()
-            self._optimizer_handle = None
+        self._closers.close()
 
     def __enter__(self) -> "GradientMonitor":
         return self
@@ -215,78 +223,73 @@ class GradientMonitor:
     ) -> None:
         self.close()
 
-    def _end_pass(self) -> None:
-        vitals = [watched.vitals for watched in self._watched.values() if watched.vitals is not None]
-        if self._sums.passes_closed % VITALS_EVERY == 0:
-            note_liveness(vitals)
-        self._sums.close_pass()
-        for watched in self._watched.values():
-            watched.probe.end_pass()
-        for vital in vitals:
-            vital.due = self._sums.passes_closed % VITALS_EVERY == 0
-
-    def _close_pass(self) -> None:
-        fired = self._sums.fired
-        self._end_pass()
-        if fired and self._on_pass is not None:
-            self._on_pass()
-
-    def _on_root_forward(self, module: nn.Module, args: Any) -> None:
-        if not torch.compiler.is_compiling() and self._sums.fired and not inside_backward():
+    def _close_at_root(self) -> None:
+        if self._root_closes and (self._sums.fired or self._sums.skipped):
             self._close_pass()
 
-    def _remove_root_hook(self) -> None:
-        if self._root_handle is not None:
-            self._root_handle.remove()
-            self._root_handle = None
+    def _close_pass(self) -> None:
+        """End a pass; a closing before which nothing fired ends none, but is counted."""
+        self.closings += 1
+        self._end_pass()
+        if self.on_closing is not None:
+            self.on_closing()
+
+    def _end_pass(self) -> None:
+        vitals = [watched.vitals for watched in self._watched.values() if watched.vitals is not None]
+        if self._sums.fired and self._sums.passes_measured % VITALS_EVERY == 0:
+            note_liveness(vitals)
+        for watched in self._watched.values():
+            watched.probe.end_pass()
+        if not (self._sums.fired or self._sums.skipped):
+            return
+        self._sums.close_pass()
+        for vital in vitals:
+            vital.due = self._sums.passes_measured % VITALS_EVERY == 0
+        self._sums.paused = (self.passes_before_epoch + self._sums.passes_closed) % self._every != 0
 
     def _receive(self, *, wait: bool) -> None:
         for block in self._sums.receive(wait=wait):
-            self._epoch.add(block.squares)
-            self._unsampled.append(block)
+            squares = block.squares()
+            self._epoch.add(squares)
+            self._follow(block, squares)
+            self._unsampled.append(ArrivedPasses(block.pass_index, squares))
             if len(self._unsampled) > UNSAMPLED_BLOCKS:
-                self.passes_lost_to_sampling += len(self._unsampled.popleft().squares)
+                self.passes_lost_to_sampling += len(self._unsampled.popleft().pass_index)
+
+    def _places(self) -> list[Place]:
+        return [Place(name, watched.module, watched.row.index) for name, watched in self._watched.items()]
+
+    def _glance_at_open_pass(self) -> None:
+        self._search.glance(self.passes_before_epoch + self._sums.passes_closed + 1, self._places())
+
+    def _follow(self, block: PassBlock, squares: Tensor) -> None:
+        if bool(squares.isfinite().all()):
+            self._search.reset()
+            return
+        for index, of_pass in zip(block.pass_index, squares, strict=True):
+            stand = index == self._sums.passes_closed - 1
+            passes = self.passes_before_epoch + index + 1
+            origin = self._search.follow(of_pass, index, passes, self._places(), gradients_stand=stand)
+            if origin is not None and self.on_origin is not None:
+                self.on_origin(origin)
 
     def _judge(self, watched: _Watched, memory: Any, signs: VitalSigns) -> GradientHealth:
-        reading = reading_of(self._epoch, watched.probe, signs, loss_scaled=self.loss_scaled)
-        verdict = self.policy.judge(reading, memory)
-        return GradientHealth(
-            grad_ratio=reading.grad_ratio,
-            has_vanishing=verdict.has_vanishing,
-            has_exploding=verdict.has_exploding,
-            measurement=reading.measurement,
-            measurement_reason=reading.reason,
-            passes=reading.passes,
-            non_finite_passes=reading.non_finite_passes,
-            entering_norm=reading.entering_square**0.5,
-            leaving_norm=reading.leaving_square**0.5,
-            min_ratio=reading.min_ratio,
-            max_ratio=reading.max_ratio,
-            last_ratio=reading.last_ratio,
-            ratio_histogram=reading.histogram,
-            evidence=verdict.evidence,
-            output_input_rms=reading.output_input_rms,
-            parameter_liveness=reading.parameter_liveness,
-        )
+        row = watched.row.index
+        reading = reading_of(self._epoch, row, watched.probe, signs, loss_scaled=self._loss_scaled)
+        return health_of(reading, self.policy.judge(reading, memory))
 
 
 def _signs(watched: _Watched) -> VitalSigns:
     return watched.vitals.read() if watched.vitals is not None else VitalSigns()
 
 
-def _sample(blocks: list[PassBlock], row: int) -> PassSample:
-    """The passes of one row in which something entered or left; a side that did not fire is NaN."""
-    pass_index: list[int] = []
-    norms: list[list[float]] = []
-    for block in blocks:
-        if row >= block.squares.shape[1]:
-            continue
-        cells = block.squares[:, row]
-        fired = fired_cells(cells)
-        passes = fired.any(-1).nonzero().flatten()
-        values = torch.where(fired, cells.double().sqrt(), torch.nan)[passes]
-        pass_index += (passes + block.first_pass).tolist()
-        norms += values.tolist()
-    return PassSample(
-        tuple(pass_index), tuple(pair[ENTERING] for pair in norms), tuple(pair[LEAVING] for pair in norms)
-    )
+def _device_of(module: nn.Module) -> torch.device:
+    """Where the module's gradients will be, as far as it can be told before it runs."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        return tensor.device
+    return torch.get_default_device()
+
+
+def _scale_of(scaler: torch.amp.GradScaler | None) -> Tensor | None:
+    """The scale on its device; `get_scale` would wait for it."""
+    return scaler._scale if scaler is not None else None

@@ -5,43 +5,26 @@ The input is handed on as an alias with a hook of its own, since a hook on the i
 """
 
 import logging
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
-from torch.linalg import vector_norm
 from torch.utils.hooks import RemovableHandle
 
-from sapflow.gradients.pass_sums import ENTERING, LEAVING, PassSums
+from sapflow.gradients.frames import never_compiled_alone
+from sapflow.gradients.norms import norm_of
+from sapflow.gradients.pass_sums import ENTERING, GIVEN, LEAVING, TAKEN, PassSums, Row
 from sapflow.gradients.structures import map_tensors
+from sapflow.gradients.taps import changes_in_place, tap_inputs, tap_outputs
 
 log = logging.getLogger("sapflow.gradients")
 
-# A view whose backward hands the gradient through as it is; that of `view_as` reshapes it, which sparse ones cannot.
-alias_of = torch.ops.aten.alias.default
 
-# A flat fp32 norm loses digits on large tensors (seen on CPU: 3e-4 at 4e6 elements); the norm of the norms of rows
-# loses none, and costs nothing from about this size on.
-LARGE = 1 << 16
-ROW = 1 << 10
-
-
-def norm_of(gradient: Tensor) -> Tensor:
-    """‖gradient‖₂ as a scalar on its device, in fp32 (fp64 of fp64), whatever its dtype or layout."""
-    gradient = gradient.detach()  # under create_graph the sums must not become part of the graph
-    if gradient.is_sparse:
-        gradient = gradient.coalesce().values()
-    if gradient.is_complex():
-        gradient = torch.view_as_real(gradient)
-    dtype = torch.float64 if gradient.dtype == torch.float64 else torch.float32
-    if gradient.numel() < LARGE:
-        return cast(Tensor, vector_norm(gradient, dtype=dtype))
-    flat = gradient.reshape(-1)
-    in_rows = flat.numel() // ROW * ROW
-    norms = vector_norm(flat[:in_rows].view(-1, ROW), dim=-1, dtype=dtype)
-    remainder = vector_norm(flat[in_rows:], dtype=dtype).view(1)
-    return cast(Tensor, vector_norm(torch.cat((norms, remainder))))
+def alias_of(tensor: Tensor) -> Tensor:
+    """A view whose backward hands the gradient through as it is."""
+    # The fastest way to aten::alias. The backward of `view_as` reshapes the gradient, which a sparse one cannot be.
+    return tensor[...]
 
 
 def inside_backward() -> bool:
@@ -72,15 +55,15 @@ class Probe:
         row: the probe's row in `sums`.
     """
 
-    def __init__(self, module: nn.Module | None, sums: PassSums | None, row: int = 0) -> None:
+    def __init__(self, module: nn.Module | None, sums: PassSums | None, row: Row | None) -> None:
         self.module = module
         self.sums = sums
         self.row = row
         self.muted = False
-        self._cells: tuple[Tensor, Tensor] | None = None
-        self._cells_generation = 0
         self._open_calls: list[list[_Alias]] = []
         self._handles: list[RemovableHandle] = []
+        self._taps_input = module is not None and not changes_in_place(module)
+        self._watches_activations = sums is not None and sums.columns > TAKEN
         self.begin_epoch()
         if module is not None:
             self._handles = [
@@ -90,13 +73,16 @@ class Probe:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies of a model carry inert probes: one live probe a module, and no device tensors in a pickle."""
-        return Probe, (None, None)
+        return Probe, (None, None, None)
 
     def begin_epoch(self) -> None:
         """Forget what was noted of the epoch before."""
-        self.forwards = 0  # with gradient enabled
-        self.detached_forwards = 0  # of these: no input needed a gradient
-        self.hooked_outputs = 0
+        # Set, never read or counted, while a forward is compiled: then they cause no guards.
+        self.ran = False  # forward, with gradient enabled
+        self.input_detached = False  # in one of these: no input needed a gradient
+        self.input_changed = False  # in one of these: compiled, and in place
+        self.output_hooked = False
+        self.unheard = False  # it ran while the probe did not listen
         self.passes_ended = 0  # whether the probe fired in them or not
         self.parameters_reached = False
         self.failure = ""
@@ -105,7 +91,8 @@ class Probe:
         """Let go of what a forward that raised left behind, and note whether a gradient reached the parameters."""
         self._open_calls.clear()
         self.passes_ended += 1
-        if not self.parameters_reached and self.module is not None:
+        due = self.passes_ended & (self.passes_ended - 1) == 0  # it takes a while: the 1st, 2nd, 4th, 8th … pass tell
+        if due and not self.parameters_reached and self.module is not None:
             self.parameters_reached = any(p.grad is not None for p in self.module.parameters())
 
     def remove(self) -> None:
@@ -114,100 +101,155 @@ class Probe:
             handle.remove()
         self._handles = []
         self._open_calls = []
-        self.module = self.sums = self._cells = None
+        self.module = self.sums = None
 
-    def _listening(self) -> bool:
-        return not (
-            torch.compiler.is_compiling()
-            or self.sums is None
-            or self.muted
-            or not torch.is_grad_enabled()
-            or torch._C._are_functorch_transforms_active()
-        )
+    def listening(self) -> bool:
+        """Whether a forward that runs now is to be measured; what a pause leaves out is noted."""
+        sums = self.sums
+        if sums is None or not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+            return False
+        if sums.paused:
+            sums.skipped = True
+        if self.muted or sums.paused:
+            self.unheard = True
+            return False
+        return True
 
+    @never_compiled_alone
     def _before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if not self._listening():
+        if torch.compiler.is_compiling():
+            return self._before_compiled(args, kwargs)
+        if not self.listening() or torch._C._get_tracing_state() is not None:
             return None
         aliases: list[_Alias] = []
-        differentiable = 0
+        differentiable = False
 
         def alias(tensor: Tensor) -> Tensor:
             nonlocal differentiable
-            differentiable += tensor.is_floating_point() or tensor.is_complex()
             if not tensor.requires_grad:
+                differentiable = differentiable or tensor.is_floating_point() or tensor.is_complex()
                 return tensor
-            handed_on: Tensor = alias_of(tensor)
-            handed_on.register_hook(self._leaves)
+            handed_on = alias_of(tensor)
+            _node(handed_on).register_prehook(self._leaves)
             aliases.append(_Alias(handed_on, handed_on._version, tensor.grad_fn, tensor.output_nr))
             return handed_on
 
-        self.forwards += 1
+        self.ran = True
         self._open_calls.append(aliases)
         try:
-            handed_on = map_tensors(alias, (args, kwargs))
+            if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+                handed_on: Any = (alias(args[0]),), kwargs
+            else:
+                handed_on = map_tensors(alias, (args, kwargs))
+            if self._watches_activations:
+                self._add_all(TAKEN, (args, kwargs))
         except Exception as error:  # training comes first: what cannot be measured passes through
             self._fail(error)
             return None
-        self.detached_forwards += bool(differentiable and not aliases)
+        if differentiable and not aliases:
+            self.input_detached = True
         return handed_on
 
+    @never_compiled_alone
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if not (self._listening() and self._open_calls):
+        if torch.compiler.is_compiling():
+            return self._after_compiled(output)
+        if not (self._open_calls and self.listening()):
             return None
         for alias in self._open_calls.pop():
             if alias.tensor._version != alias.version and alias.producer is not None:
                 self._hook_producer(alias.producer, alias.output_nr)
-
-        def hook(tensor: Tensor) -> Tensor:
-            if not tensor.requires_grad:
-                return tensor
-            if tensor.is_leaf:  # a parameter handed out: hooks on it would outlive the pass and pile up
-                tensor = alias_of(tensor)
-            tensor.register_hook(self._enters)
-            self.hooked_outputs += 1
-            return tensor
-
         try:
-            hooked = map_tensors(hook, output)
+            hooked = self._hook(output) if isinstance(output, Tensor) else map_tensors(self._hook, output)
+            if self._watches_activations:
+                self._add_all(GIVEN, output)
         except Exception as error:  # training comes first
             self._fail(error)
             return None
         return None if hooked is output else hooked
 
-    def _hook_producer(self, producer: Node, output_nr: int) -> None:
+    def _hook(self, output: Tensor) -> Tensor:
+        """Listen to what enters at one output."""
+        if not output.requires_grad:
+            return output
+        if output.is_leaf:  # a parameter handed out: hooks on it would outlive the pass and pile up
+            output = alias_of(output)
+        self.output_hooked = True
+        position = output.output_nr
+        if position == 0:
+            _node(output).register_prehook(self._enters)
+        else:
+            _node(output).register_prehook(lambda gradients: self._add(ENTERING, gradients[position]))
+        return output
+
+    def _hook_producer(self, producer: Node, position: int) -> None:
         """A change of the input in place cuts the alias out of the graph: listen where the input was made instead."""
+        producer.register_prehook(lambda gradients: self._add(LEAVING, gradients[position]))
 
-        def leaves(gradients: tuple[Tensor | None, ...]) -> None:
-            gradient = gradients[output_nr]
-            if gradient is not None:
-                self._leaves(gradient)
+    # Hooks on graph nodes, which cost less than those on tensors: they take the gradients of all of a node's outputs.
 
-        producer.register_prehook(leaves)
+    def _enters(self, gradients: tuple[Tensor | None, ...]) -> None:
+        self._add(ENTERING, gradients[0])
 
-    def _enters(self, gradient: Tensor) -> None:
-        self._add(ENTERING, gradient)
+    def _leaves(self, gradients: tuple[Tensor | None, ...]) -> None:
+        self._add(LEAVING, gradients[0])
 
-    def _leaves(self, gradient: Tensor) -> None:
-        self._add(LEAVING, gradient)
-
-    def _add(self, side: int, gradient: Tensor) -> None:
-        sums = self.sums
-        if sums is None:
+    def _add(self, column: int, tensor: Tensor | None) -> None:
+        sums, row = self.sums, self.row
+        if tensor is None or sums is None or row is None:
             return
         try:
-            if self._cells is None or self._cells_generation != sums.generation:
-                self._cells = sums.cells_of(self.row, gradient.device)
-                self._cells_generation = sums.generation
-            cell = self._cells[side]
-            norm = norm_of(gradient)
+            norm = norm_of(tensor)
+            cell = row.cells[column]
             if norm.device != cell.device:
-                norm = norm.to(cell.device, non_blocking=True)
+                norm, cell = sums.meet(row, column, norm)
             cell.addcmul_(norm, norm)
             sums.fired = True
+            if not sums.in_backward:
+                sums.begin_backward()
         except Exception as error:  # training comes first
             self._fail(error)
+
+    def _add_all(self, column: int, value: Any) -> None:
+        """Add the squares of every floating-point tensor in a structure."""
+
+        def add(tensor: Tensor) -> Tensor:
+            if tensor.is_floating_point() or tensor.is_complex():
+                self._add(column, tensor)
+            return tensor
+
+        map_tensors(add, value)
+
+    def _before_compiled(self, args: Any, kwargs: Any) -> Any:
+        row = self._row_in_dynamo()
+        if row is None:
+            return None
+        self.ran = True
+        if not self._taps_input:
+            self.input_changed = True
+            return None
+        return tap_inputs((args, kwargs), row.cells[LEAVING])
+
+    def _after_compiled(self, output: Any) -> Any:
+        row = self._row_in_dynamo()
+        if row is None or self.sums is None:
+            return None
+        # No Python runs in a compiled backward: that there will be one is all that can be noted.
+        self.output_hooked = self.sums.fired = True
+        return tap_outputs(output, row.cells[ENTERING])
+
+    def _row_in_dynamo(self) -> Row | None:
+        """The row, if a forward that TorchDynamo compiles, and does not export, is to be measured."""
+        exporting = torch.compiler.is_exporting() or not torch.compiler.is_dynamo_compiling()
+        return None if exporting or not self.listening() else self.row
 
     def _fail(self, error: Exception) -> None:
         if not self.failure:
             self.failure = f"{type(error).__name__}: {error}".splitlines()[0]
             log.warning("the gradient probe on %s cannot measure: %s", type(self.module).__name__, self.failure)
+
+
+def _node(tensor: Tensor) -> Node:
+    node = tensor.grad_fn
+    assert node is not None  # callers ask for tensors that require grad and are no leaves
+    return node

@@ -4,14 +4,16 @@ from sapflow.gradients.epoch_sums import EpochSums
 from sapflow.gradients.pass_sums import ENTERING, LEAVING
 from sapflow.gradients.probe import Probe
 from sapflow.gradients.vitals import VitalSigns
-from sapflow.health.policy import Reading
+from sapflow.health.policy import Reading, Verdict
+from sapflow.telemetry.events import GradientHealth
 from sapflow.telemetry.vocabulary import Measurement
 
+ATTACH_FIRST = "attach before torch.compile, or call torch._dynamo.reset() now"
 
-def reading_of(epoch: EpochSums, probe: Probe, signs: VitalSigns, *, loss_scaled: bool) -> Reading:
+
+def reading_of(epoch: EpochSums, row: int, probe: Probe, signs: VitalSigns, *, loss_scaled: bool) -> Reading:
     """The reading of the probe's module over the passes that `epoch` holds; the fields are described in `Reading`."""
-    row = probe.row
-    measurement, reason = _measurement(epoch, probe)
+    measurement, reason = _measurement(epoch, row, probe)
     passes = int(epoch.passes[row])
     return Reading(
         measurement=measurement,
@@ -32,9 +34,30 @@ def reading_of(epoch: EpochSums, probe: Probe, signs: VitalSigns, *, loss_scaled
     )
 
 
-def _measurement(epoch: EpochSums, probe: Probe) -> tuple[Measurement, str]:
+def health_of(reading: Reading, verdict: Verdict) -> GradientHealth:
+    """A reading and the verdict on it, as they are said."""
+    return GradientHealth(
+        grad_ratio=reading.grad_ratio,
+        has_vanishing=verdict.has_vanishing,
+        has_exploding=verdict.has_exploding,
+        measurement=reading.measurement,
+        measurement_reason=reading.reason,
+        passes=reading.passes,
+        non_finite_passes=reading.non_finite_passes,
+        entering_norm=reading.entering_square**0.5,
+        leaving_norm=reading.leaving_square**0.5,
+        min_ratio=reading.min_ratio,
+        max_ratio=reading.max_ratio,
+        last_ratio=reading.last_ratio,
+        ratio_histogram=reading.histogram,
+        evidence=verdict.evidence,
+        output_input_rms=reading.output_input_rms,
+        parameter_liveness=reading.parameter_liveness,
+    )
+
+
+def _measurement(epoch: EpochSums, row: int, probe: Probe) -> tuple[Measurement, str]:
     """The state of the measurement, and in words why it is not MEASURED and what to do about it."""
-    row = probe.row
     entering_fired, leaving_fired = bool(epoch.fired[row, ENTERING]), bool(epoch.fired[row, LEAVING])
     if epoch.passes[row]:
         return Measurement.MEASURED, ""
@@ -45,20 +68,34 @@ def _measurement(epoch: EpochSums, probe: Probe) -> tuple[Measurement, str]:
     if entering_fired and not epoch.entered[row]:
         return Measurement.NO_GRADIENT, "only zeros entered: the loss does not depend on its output"
     if entering_fired and not leaving_fired:
-        if probe.detached_forwards:
-            return Measurement.INPUT_DETACHED, "its input needs no gradient: feed it one that does to know what leaves"
-        return (
-            Measurement.INPUT_DETACHED,
-            "no gradient came to its input: it is not asked for, or the output does not depend on it",
-        )
-    if not probe.forwards:
-        return Measurement.UNMEASURED, "it did not run forward with gradients enabled"
+        return Measurement.INPUT_DETACHED, _why_nothing_left(probe)
+    if not probe.ran:
+        return _why_it_did_not_run(probe)
     if not probe.passes_ended:
-        return Measurement.UNMEASURED, "no backward pass has ended yet"
-    if not probe.hooked_outputs:
+        return Measurement.UNMEASURED, "no backward pass has ended yet: call step() if nothing else ends one"
+    if not probe.output_hooked:
         return Measurement.NO_GRADIENT, "its output needs no gradient: nothing in it or before it is trained"
     if probe.parameters_reached:
         return Measurement.PROBE_LOST, "gradients reached its parameters but not its probe: attach the probe again"
     if leaving_fired:
         return Measurement.NO_GRADIENT, "a gradient left it, but none entered at its output"
     return Measurement.NO_GRADIENT, "it ran forward, and no backward pass reached its output"
+
+
+def _why_nothing_left(probe: Probe) -> str:
+    if probe.input_changed:
+        return "it changes its input in place under torch.compile: set inplace=False, or measure the module around it"
+    if probe.input_detached:
+        return "its input needs no gradient: feed it one that does to know what leaves"
+    return "no gradient came to its input: it is not asked for, or the output does not depend on it"
+
+
+def _why_it_did_not_run(probe: Probe) -> tuple[Measurement, str]:
+    if probe.unheard:
+        return Measurement.UNMEASURED, "it ran only between the passes that are measured: lower `every`"
+    if probe.parameters_reached:
+        return Measurement.PROBE_LOST, f"gradients reached its parameters, but its hooks did not run: {ATTACH_FIRST}"
+    return (
+        Measurement.UNMEASURED,
+        f"it did not run forward with gradients enabled; if it did, and was compiled: {ATTACH_FIRST}",
+    )

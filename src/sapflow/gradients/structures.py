@@ -11,34 +11,41 @@ def map_tensors(change: Callable[[torch.Tensor], torch.Tensor], value: Any) -> A
     """`value` with every tensor replaced by `change(tensor)`, one that occurs twice (q = k = v) replaced once.
 
     Looks into tuples, named tuples, lists, dicts and dataclass instances, nested; what holds no changed tensor is
-    handed back as the very object it was.
+    handed back as the very object it was. TorchDynamo can trace it.
     """
-    return _visit(value, change, {})
+    return _Map(change).visit(value)
 
 
-def _visit(node: Any, change: Callable[[torch.Tensor], torch.Tensor], changed: dict[int, torch.Tensor]) -> Any:
-    # No closure: one that calls itself is a reference cycle, and would keep the tensors until the next collection.
-    if isinstance(node, torch.Tensor):
-        if id(node) not in changed:
-            changed[id(node)] = change(node)
-        return changed[id(node)]
-    if isinstance(node, (tuple, list)):
-        items = [_visit(item, change, changed) for item in node]
-        if all(new is old for new, old in zip(items, node, strict=True)):
-            return node
-        return type(node)(*items) if hasattr(node, "_fields") else type(node)(items)
-    if isinstance(node, dict):
-        entries = {key: _visit(item, change, changed) for key, item in node.items()}
-        if all(entries[key] is item for key, item in node.items()):
-            return node
-        return _refilled(node, entries)
-    if dataclasses.is_dataclass(node) and not isinstance(node, type):
-        old_fields = {f.name: getattr(node, f.name) for f in dataclasses.fields(node) if hasattr(node, f.name)}
-        fields = {name: _visit(item, change, changed) for name, item in old_fields.items()}
-        if all(fields[name] is item for name, item in old_fields.items()):
-            return node
-        return _with_fields(node, fields)
-    return node
+class _Map:
+    """One walk through a structure."""
+
+    def __init__(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.change = change
+        self.changed: dict[int, torch.Tensor] = {}
+        self.replacements = 0  # counted, since TorchDynamo cannot compare containers by identity
+
+    def visit(self, node: Any) -> Any:
+        if isinstance(node, torch.Tensor):
+            if id(node) not in self.changed:
+                self.changed[id(node)] = self.change(node)
+            changed = self.changed[id(node)]
+            self.replacements += changed is not node
+            return changed
+        before = self.replacements
+        if isinstance(node, (tuple, list)):
+            items = [self.visit(item) for item in node]
+            if self.replacements == before:
+                return node
+            return type(node)(*items) if hasattr(node, "_fields") else type(node)(items)
+        if isinstance(node, dict):
+            entries = {key: self.visit(item) for key, item in node.items()}
+            return node if self.replacements == before else _refilled(node, entries)
+        if dataclasses.is_dataclass(node) and not isinstance(node, type):
+            fields = {
+                f.name: self.visit(getattr(node, f.name)) for f in dataclasses.fields(node) if hasattr(node, f.name)
+            }
+            return node if self.replacements == before else _with_fields(node, fields)
+        return node
 
 
 def _refilled(original: dict[Any, Any], entries: dict[Any, Any]) -> dict[Any, Any]:

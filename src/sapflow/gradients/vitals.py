@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from sapflow.gradients.frames import never_compiled_alone
 from sapflow.gradients.probe import Probe
 from sapflow.gradients.structures import map_tensors
 
@@ -66,10 +67,11 @@ class Vitals:
         moved = [p._version != before for p, before in zip(self.parameters, self._versions, strict=True)]
         return VitalSigns(rms, liveness, any(moved) if moved else None)
 
+    @never_compiled_alone
     def _after_forward(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or not (self.due and torch.is_grad_enabled()):
+        if torch.compiler.is_compiling() or not self.due:
             return
-        if self.probe is None or self.probe.muted:
+        if self.probe is None or not self.probe.listening():
             return
         entering, leaving = _mean_square((args, kwargs)), _mean_square(output)
         if entering is not None and leaving is not None:

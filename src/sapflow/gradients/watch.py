@@ -7,41 +7,26 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import torch
 from msgspec.structs import asdict
 from numpy.typing import NDArray
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
-import sapflow
 from sapflow.errors import InputError
+from sapflow.gradients import closing
 from sapflow.gradients.gradient_monitor import GradientMonitor
+from sapflow.gradients.origin import Origin
 from sapflow.gradients.report import Report
 from sapflow.gradients.sampling import Sampler
 from sapflow.gradients.selection import Selector, select
+from sapflow.gradients.watch_journal import WatchJournal
 from sapflow.health.calibrated import CalibratedPolicy
 from sapflow.health.policy import Policy
 from sapflow.health.rules import WATCH_RULES, Rule, RuleBook
-from sapflow.telemetry import run_directory
-from sapflow.telemetry.events import (
-    AlertCleared,
-    AlertRaised,
-    EnvCompleted,
-    EnvStarted,
-    EpochCompleted,
-    GradientHealth,
-    RunCompleted,
-    RunStarted,
-    SeedStageChanged,
-    SeedTelemetry,
-    TelemetryEvent,
-)
-from sapflow.telemetry.journal import Journal
-from sapflow.telemetry.stream import EventStream, Sink
-from sapflow.telemetry.vocabulary import SeedStage
+from sapflow.telemetry.events import GradientHealth, NonFiniteOrigin, SeedTelemetry
+from sapflow.telemetry.vocabulary import Measurement, SeedStage
 
 log = logging.getLogger("sapflow.watch")
 
@@ -58,12 +43,17 @@ def watch(
     *,
     run_dir: str | Path | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    grad_scaler: torch.amp.GradScaler | None = None,
     policy: Policy | None = None,
     rules: Iterable[Rule] = WATCH_RULES,
     on_verdict: Callable[[str, SeedTelemetry], None] | None = None,
+    every: int = 1,
     epoch_every: int = EPOCH_PASSES,
+    activations: bool = False,
 ) -> "Watcher":
     """Measure the gradient flow of modules of `model`, on every backward pass, until the watcher is closed.
+
+    A model that is to be compiled is watched first and compiled then.
 
     Args:
         model: any module; nothing of it is changed, and nothing is left on it in the end.
@@ -72,11 +62,14 @@ def watch(
         run_dir: where to keep the telemetry, for `sapflow sanctum`; if it exists, a new one beside it. None keeps none.
         optimizer: closes a pass with each step. None: every optimizer that trains the model does, and where there is
             none, the model's next forward.
+        grad_scaler: closes a pass with each update instead; its scale is divided out of the norms.
         policy: judges the readings; `CalibratedPolicy` by default, since the record's band does not fit modules that
             nobody built for it.
         rules: raise alerts.
         on_verdict: called with name and telemetry of every module at the end of each epoch; what it raises is logged.
+        every: measure one pass of so many; the others cost next to nothing.
         epoch_every: passes after which an epoch is closed, unless `epoch()` was called before.
+        activations: look for the birth of NaN in the forward passes, too.
 
     Raises:
         InputError: a selector means no module (the message shows what comes near), or the directory cannot be made.
@@ -87,59 +80,64 @@ def watch(
     asked = Path(run_dir).resolve() if run_dir is not None else None
     if asked is not None and asked in _open:
         _open[asked].close()
-    watcher = Watcher(model, optimizer, policy, rules, on_verdict, epoch_every, asked)
+    monitor = GradientMonitor(
+        policy=CalibratedPolicy() if policy is None else policy,
+        optimizer=optimizer,
+        grad_scaler=grad_scaler,
+        root=model if optimizer is None else None,
+        every=every,
+        activations=activations,
+    )
+    watcher = Watcher(model, monitor, WatchJournal(asked, model), RuleBook(rules), on_verdict, epoch_every)
+    if optimizer is None and grad_scaler is None:
+        watcher._kept.callback(closing.at_any_optimizer_step(model, monitor.step))
+    if asked is not None:
+        _open[asked] = watcher
+        watcher._kept.callback(_open.pop, asked, None)
     watcher._attach(modules)
     return watcher
 
 
 class Watcher:
-    """Modules of a model under watch; made by `watch`, a context manager."""
+    """Modules of a model under watch; made by `watch`, a context manager.
+
+    `non_finite` holds where NaN or infinity was born, once for each run of non-finite passes.
+    """
 
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer | None,
-        policy: Policy | None,
-        rules: Iterable[Rule],
+        monitor: GradientMonitor,
+        journal: WatchJournal,
+        rules: RuleBook,
         on_verdict: Callable[[str, SeedTelemetry], None] | None,
         epoch_every: int,
-        run_dir: Path | None,
     ) -> None:
         self.model = model
         self.epochs = 0
-        self.run_dir: Path | None = None
+        self.non_finite: list[NonFiniteOrigin] = []
         self._closed = False
         self._last: dict[str, SeedTelemetry] = {}
         self._epoch_every = epoch_every
         self._on_verdict = on_verdict
         self._modules: dict[str, nn.Module] = {}
         self._history: dict[str, dict[str, array[float]]] = {}
-        self._rules = RuleBook(rules)
-        self._total_passes = self._total_alerts = 0
+        self._warned: set[tuple[str, Measurement]] = set()
+        self._rules = rules
+        self._journal = journal
+        self._monitor = monitor
+        monitor.on_closing = self._on_closing
+        monitor.on_origin = self._on_origin
+        self._sampler = Sampler(monitor, journal.stream, lambda name: (name, type(self._modules[name]).__name__))
         self._kept = ExitStack()
-        sink = self._keep(run_dir) if run_dir is not None else _Nowhere()
-        run_id = self.run_dir.name if self.run_dir is not None else "watch"
-        self._run_stream, self._stream = EventStream(sink, run_id), EventStream(sink, run_id, 0)
-        self._monitor = GradientMonitor(
-            policy=CalibratedPolicy() if policy is None else policy,
-            optimizer=optimizer,
-            root=model if optimizer is None else None,
-            on_pass=self._on_pass,
-        )
-        self._sampler = Sampler(self._monitor, self._stream, lambda name: (name, type(self._modules[name]).__name__))
-        self._kept.callback(self._monitor.close)
-        if optimizer is None:
-            self._kept.callback(register_optimizer_step_post_hook(self._on_optimizer_step).remove)
+        self._kept.callback(monitor.close)
         atexit.register(self.close)
         self._kept.callback(atexit.unregister, self.close)
-        self._run_stream.emit(
-            RunStarted(
-                task=type(model).__name__,
-                envs=1,
-                epochs=0,
-                versions={"sapflow": sapflow.__version__, "torch": str(torch.__version__)},
-            )
-        )
+
+    @property
+    def run_dir(self) -> Path | None:
+        """Where the telemetry is kept; None if nowhere."""
+        return self._journal.run_dir
 
     def add(self, what: Selector | Iterable[Selector]) -> None:
         """Watch further modules, grown since; those that are watched already stay as they are.
@@ -161,23 +159,13 @@ class Watcher:
         """Close the epoch: judge, say, raise and clear alerts; waits for the device."""
         self._monitor.end_open_pass()
         self._sampler.finish(self.epochs + 1)
-        self._total_passes += self._monitor.passes
         telemetry = self._as_telemetry(self._monitor.close_epoch())
         self.epochs += 1
         for name, seed in telemetry.items():
             self._remember(name, seed)
+            self._warn_once(name, seed)
         self._last = telemetry
-        self._apply_rules(telemetry)
-        self._stream.emit(
-            EpochCompleted(
-                epoch=self.epochs,
-                epochs=0,
-                seeds=tuple(telemetry.values()),
-                open_alerts=tuple(self._rules.open_alerts),
-                total_passes=self._total_passes,
-                total_alerts=self._total_alerts,
-            )
-        )
+        self._journal.epoch(self.epochs, tuple(telemetry.values()), self._rules, self._monitor.passes_before_epoch)
         if self._on_verdict is not None:
             self._tell(self._on_verdict, telemetry)
         return telemetry
@@ -203,8 +191,7 @@ class Watcher:
         self._monitor.end_open_pass()
         if self._monitor.passes:
             self.epoch()
-        self._stream.emit(EnvCompleted(epoch=self.epochs))
-        self._run_stream.emit(RunCompleted(completed_envs=1))
+        self._journal.close(self.epochs)
         self._kept.close()
         self._closed = True
 
@@ -222,52 +209,33 @@ class Watcher:
     def _repr_html_(self) -> str:
         return self.report()._repr_html_()
 
-    def _keep(self, run_dir: Path) -> Sink:
-        """A journal in the directory or one beside it, closed with the watcher."""
-        self.run_dir = run_directory.create_beside(run_dir)
-        self._kept.enter_context(run_directory.TrainerLock(self.run_dir))
-        journal = Journal(self.run_dir)
-        self._kept.callback(journal.close)
-        _open[run_dir] = self
-        self._kept.callback(_open.pop, run_dir, None)
-        return journal
-
     def _attach(self, modules: dict[str, nn.Module]) -> None:
         """Begin to measure those that are not measured yet."""
         fresh = {name: module for name, module in modules.items() if name not in self._modules}
         self._modules |= fresh
         for name, module in fresh.items():
             self._monitor.attach(name, module)
-        if len(fresh) == len(self._modules):
-            host_params = sum(parameter.numel() for parameter in self.model.parameters())
-            started = EnvStarted(
-                host=type(self.model).__name__, host_params=host_params, slot_ids=tuple(fresh), epochs=0
-            )
-            self._stream.emit(started)
-        for name, module in fresh.items():
-            self._stream.emit(
-                SeedStageChanged(
-                    epoch=self.epochs,
-                    slot_id=name,
-                    seed_id=name,
-                    blueprint_id=type(module).__name__,
-                    from_stage=SeedStage.DORMANT,
-                    to_stage=SeedStage.WATCHED,
-                    reason="watched from now on",
-                )
-            )
+        self._journal.watched(fresh, self.epochs)
 
-    def _on_pass(self) -> None:
-        if self._monitor.passes >= self._epoch_every:
+    def _on_closing(self) -> None:
+        # Where probes are lost no pass is ever closed, and that is to be told, too.
+        passes = self._monitor.passes or self._monitor.closings
+        if passes >= self._epoch_every:
             self.epoch()
         else:
             self._sampler.poll(self.epochs + 1)
 
-    def _on_optimizer_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        """Any optimizer's step, anywhere: it ends a pass if it trains this model."""
-        ours = {id(parameter) for parameter in self.model.parameters()}
-        if any(id(parameter) in ours for group in optimizer.param_groups for parameter in group["params"]):
-            self._monitor.step()
+    def _on_origin(self, origin: Origin) -> None:
+        module = self._modules.get(origin.module)
+        blueprint_id = type(module).__name__ if module is not None else ""
+        self.non_finite.append(self._journal.origin(self.epochs + 1, origin, blueprint_id))
+        log.warning("NaN or infinity in pass %d, %s", origin.passes, origin.text)
+
+    def _warn_once(self, name: str, seed: SeedTelemetry) -> None:
+        state = name, seed.measurement
+        if seed.measurement is not Measurement.MEASURED and state not in self._warned:
+            self._warned.add(state)
+            log.warning("%s is not measured: %s (%s)", name or "the model", seed.measurement_reason, seed.measurement)
 
     def _as_telemetry(self, health: dict[str, GradientHealth]) -> dict[str, SeedTelemetry]:
         return {
@@ -289,14 +257,6 @@ class Watcher:
         for field, values in fields.items():
             values.append(self.epochs if field == "epoch" else getattr(seed, field))
 
-    def _apply_rules(self, telemetry: dict[str, SeedTelemetry]) -> None:
-        outcome = self._rules.evaluate(self.epochs, telemetry.values())
-        self._total_alerts += len(outcome.raised)
-        for alert in outcome.raised:
-            self._stream.emit(AlertRaised(epoch=self.epochs, alert=alert))
-        for alert in outcome.cleared:
-            self._stream.emit(AlertCleared(epoch=self.epochs, alert=alert, reason="back to normal"))
-
     def _tell(self, on_verdict: Callable[[str, SeedTelemetry], None], telemetry: dict[str, SeedTelemetry]) -> None:
         """Training comes first: a callback that raises is logged and called no more."""
         try:
@@ -305,10 +265,3 @@ class Watcher:
         except Exception:
             log.exception("on_verdict raised and is called no more")
             self._on_verdict = None
-
-
-class _Nowhere:
-    """The sink of a watcher that keeps nothing."""
-
-    def emit(self, event: TelemetryEvent) -> None:
-        """Let it go."""

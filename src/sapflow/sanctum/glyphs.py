@@ -69,6 +69,7 @@ EVENT_MARKS = {
     EventType.SEED_STAGE_CHANGED: ("→", SKY_BLUE),
     EventType.SEED_PRUNED: (STAGE_GLYPHS[SeedStage.PRUNED], f"bold {REDDISH_PURPLE}"),
     EventType.SEED_FOSSILIZED: (STAGE_GLYPHS[SeedStage.FOSSILIZED], f"bold {BLUISH_GREEN}"),
+    EventType.NON_FINITE_FOUND: ("∞", f"bold {VERMILLION}"),
     EventType.ALERT_RAISED: ("⚑", f"bold {ORANGE}"),
     EventType.ALERT_CLEARED: ("✓", BLUISH_GREEN),
     EventType.ENV_COMPLETED: ("■", BLUISH_GREEN),

@@ -9,6 +9,7 @@ from sapflow.telemetry.events import (
     EnvCompleted,
     EnvFailed,
     EnvStarted,
+    NonFiniteOrigin,
     Payload,
     RunCompleted,
     RunResumed,
@@ -63,6 +64,11 @@ def _(payload: SeedPruned) -> tuple[str, ...]:
 @describe.register
 def _(payload: SeedFossilized) -> tuple[str, ...]:
     return ("fossilized", payload.blueprint_id, f"Acc Δ {payload.accuracy_delta:+.3g} %")
+
+
+@describe.register
+def _(payload: NonFiniteOrigin) -> tuple[str, ...]:
+    return (f"NaN or infinity in pass {payload.passes}", payload.text)
 
 
 @describe.register

@@ -163,6 +163,21 @@ class GradientSampled(SeedPayload, frozen=True, kw_only=True, omit_defaults=True
     health: GradientHealth
 
 
+class NonFiniteOrigin(SeedPayload, frozen=True, kw_only=True, omit_defaults=True):
+    """Where NaN or infinity was born: the module (`slot_id`, "" outside of all that are watched), the pass, the step.
+
+    `pass_index` counts from 0 within the epoch, `passes` from 1 since watching began; `parameter` is the first of the
+    module's that got a non-finite gradient, "" where none did or none could be told; `text` says all that in words.
+    """
+
+    type = EventType.NON_FINITE_FOUND
+    pass_index: int
+    passes: int
+    parameter: str = ""
+    in_forward: bool = False
+    text: str = ""
+
+
 class Alert(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A rule that holds for a seed: which, since when, at which value, on which evidence, and what it asks for."""
 
@@ -262,6 +277,7 @@ PAYLOADS: dict[str, type[Payload]] = {
     payload.type.value: payload
     for payload in (
         RunStarted, RunResumed, EnvStarted, SeedGerminated, SeedStageChanged, SeedPruned, SeedFossilized,
-        GradientSampled, EpochCompleted, AlertRaised, AlertCleared, EnvCompleted, EnvFailed, RunCompleted,
+        GradientSampled, NonFiniteOrigin, EpochCompleted, AlertRaised, AlertCleared, EnvCompleted, EnvFailed,
+        RunCompleted,
     )
 }  # fmt: skip

@@ -1,0 +1,66 @@
+"""What ends a pass, seen without a change of the training loop; each function gives what undoes it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from sapflow.gradients.frames import never_compiled_alone
+from sapflow.gradients.probe import inside_backward
+
+
+def at_optimizer_step(optimizer: torch.optim.Optimizer, close: Callable[[], None]) -> Callable[[], None]:
+    """Close after each step of the optimizer."""
+    return optimizer.register_step_post_hook(lambda *_: close()).remove
+
+
+def at_any_optimizer_step(model: nn.Module, close: Callable[[], None]) -> Callable[[], None]:
+    """Close after each step of any optimizer, anywhere, that trains parameters of the model."""
+
+    def after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        ours = {id(parameter) for parameter in model.parameters()}
+        if any(id(parameter) in ours for group in optimizer.param_groups for parameter in group["params"]):
+            close()
+
+    return register_optimizer_step_post_hook(after_step).remove
+
+
+def at_next_forward(root: nn.Module, close: Callable[[], None]) -> Callable[[], None]:
+    """Close when the root is about to run forward, outside of any backward pass."""
+
+    @never_compiled_alone
+    def before_forward(module: nn.Module, args: Any) -> None:
+        if not torch.compiler.is_compiling() and not inside_backward():
+            close()
+
+    return root.register_forward_pre_hook(before_forward).remove
+
+
+def at_scaler_update(scaler: torch.amp.GradScaler, close: Callable[[], None]) -> Callable[[], None]:
+    """Close when the scaler is about to update its scale: it does so, too, when it skips the optimizer's step."""
+    # GradScaler has no hooks: the method is shadowed on this one object.
+    scaler.update = _Update(scaler, close)  # type: ignore[method-assign]
+
+    def undo() -> None:
+        if isinstance(vars(scaler).get("update"), _Update):
+            del scaler.update
+
+    return undo
+
+
+class _Update:
+    """Stands for `scaler.update`; the copy that comes with a copied or pickled scaler closes nothing."""
+
+    def __init__(self, scaler: torch.amp.GradScaler | None = None, close: Callable[[], None] = lambda: None) -> None:
+        self.scaler = scaler
+        self.close = close
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        self.close()
+        assert self.scaler is not None
+        type(self.scaler).update(self.scaler, *args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Update, (), {"scaler": self.scaler}

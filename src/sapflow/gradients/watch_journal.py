@@ -1,0 +1,133 @@
+"""What a watcher says, as the events of a run of one env: to a journal in a run directory, or to nobody."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import sapflow
+from sapflow.gradients.origin import Origin
+from sapflow.health.rules import RuleBook
+from sapflow.telemetry import run_directory
+from sapflow.telemetry.events import (
+    AlertCleared,
+    AlertRaised,
+    EnvCompleted,
+    EnvStarted,
+    EpochCompleted,
+    NonFiniteOrigin,
+    RunCompleted,
+    RunStarted,
+    SeedStageChanged,
+    SeedTelemetry,
+    TelemetryEvent,
+)
+from sapflow.telemetry.journal import Journal
+from sapflow.telemetry.stream import EventStream, Sink
+from sapflow.telemetry.vocabulary import SeedStage
+
+
+class WatchJournal:
+    """Says that a model is watched, what was seen of it in each epoch, and that it is over.
+
+    Args:
+        run_dir: where to keep it, or beside it if it exists; None keeps nothing.
+        model: what is watched.
+
+    Raises:
+        InputError: the directory cannot be made.
+    """
+
+    def __init__(self, run_dir: Path | None, model: nn.Module) -> None:
+        self.run_dir: Path | None = None
+        self._model = model
+        self._kept = ExitStack()
+        self._begun = False
+        self._total_alerts = 0
+        sink = self._keep(run_dir) if run_dir is not None else _Nowhere()
+        run_id = self.run_dir.name if self.run_dir is not None else "watch"
+        self._run, self.stream = EventStream(sink, run_id), EventStream(sink, run_id, 0)
+        versions = {"sapflow": sapflow.__version__, "torch": str(torch.__version__)}
+        self._run.emit(RunStarted(task=type(model).__name__, envs=1, epochs=0, versions=versions))
+
+    def watched(self, modules: Mapping[str, nn.Module], epoch: int) -> None:
+        """These modules are watched from now on, `epoch` epochs after the beginning."""
+        if not self._begun:
+            self._begun = True
+            self.stream.emit(
+                EnvStarted(
+                    host=type(self._model).__name__,
+                    host_params=sum(parameter.numel() for parameter in self._model.parameters()),
+                    slot_ids=tuple(modules),
+                    epochs=0,
+                )
+            )
+        for name, module in modules.items():
+            self.stream.emit(
+                SeedStageChanged(
+                    epoch=epoch,
+                    slot_id=name,
+                    seed_id=name,
+                    blueprint_id=type(module).__name__,
+                    from_stage=SeedStage.DORMANT,
+                    to_stage=SeedStage.WATCHED,
+                    reason="watched from now on",
+                )
+            )
+
+    def epoch(self, epoch: int, seeds: tuple[SeedTelemetry, ...], rules: RuleBook, total_passes: int) -> None:
+        """An epoch is over: apply the rules, say what they say, and how every module stands."""
+        outcome = rules.evaluate(epoch, seeds)
+        self._total_alerts += len(outcome.raised)
+        for alert in outcome.raised:
+            self.stream.emit(AlertRaised(epoch=epoch, alert=alert))
+        for alert in outcome.cleared:
+            self.stream.emit(AlertCleared(epoch=epoch, alert=alert, reason="back to normal"))
+        self.stream.emit(
+            EpochCompleted(
+                epoch=epoch,
+                epochs=0,
+                seeds=seeds,
+                open_alerts=tuple(rules.open_alerts),
+                total_passes=total_passes,
+                total_alerts=self._total_alerts,
+            )
+        )
+
+    def origin(self, epoch: int, origin: Origin, blueprint_id: str) -> NonFiniteOrigin:
+        """NaN or infinity was born; gives what was said of it."""
+        said = NonFiniteOrigin(
+            epoch=epoch,
+            slot_id=origin.module,
+            seed_id=origin.module,
+            blueprint_id=blueprint_id,
+            pass_index=origin.pass_index,
+            passes=origin.passes,
+            parameter=origin.parameter,
+            in_forward=origin.in_forward,
+            text=origin.text,
+        )
+        self.stream.emit(said)
+        return said
+
+    def close(self, epoch: int) -> None:
+        """The run is complete after so many epochs."""
+        self.stream.emit(EnvCompleted(epoch=epoch))
+        self._run.emit(RunCompleted(completed_envs=1))
+        self._kept.close()
+
+    def _keep(self, run_dir: Path) -> Sink:
+        self.run_dir = run_directory.create_beside(run_dir)
+        self._kept.enter_context(run_directory.TrainerLock(self.run_dir))
+        journal = Journal(self.run_dir)
+        self._kept.callback(journal.close)
+        return journal
+
+
+class _Nowhere:
+    """The sink of a watcher that keeps nothing."""
+
+    def emit(self, event: TelemetryEvent) -> None:
+        """Let it go."""
