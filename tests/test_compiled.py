@@ -131,7 +131,7 @@ class TestMeasuredUnderCompile:
     @pytest.mark.parametrize("backend", [inductor])
     @pytest.mark.parametrize("way", ["whole", "every block in place"])
     def test_with_generated_code(self, way, backend, data):
-        net = Net()
+        net = Net(depth=3)
         flows = {name: flow_of(net, name, lambda net: loss_of(net, data)) for name in NAMES}
         monitor = watched(net)
         compiled = WAYS[way](net, backend)
