@@ -4,6 +4,7 @@ import copy
 import gc
 import pickle
 import tracemalloc
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -240,6 +241,15 @@ def test_memory_is_flat_over_ten_thousand_passes():
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and this machine has none")
 
 
+@contextmanager
+def no_synchronisation():
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @needs_gpu
 class TestOnAGpu:
     def test_two_hundred_steps_without_a_synchronisation(self):
@@ -248,18 +258,17 @@ class TestOnAGpu:
         x = torch.randn(4, 16, device="cuda")
         modules = {f"blocks.{index}": block for index, block in enumerate(net.blocks)}
         with GradientMonitor(modules, optimizer=optimizer, policy=HealthPolicy()) as monitor:
-            for step in range(204):
-                if step == 4:  # what is allocated on first use may wait
-                    torch.cuda.set_sync_debug_mode("error")
-                try:
+
+            def steps(count):
+                for _ in range(count):
                     optimizer.zero_grad()
                     net(x).square().sum().backward()
                     optimizer.step()
                     monitor.samples()
-                except RuntimeError:
-                    torch.cuda.set_sync_debug_mode("default")
-                    raise
-            torch.cuda.set_sync_debug_mode("default")
+
+            steps(4)  # what is allocated on first use may wait
+            with no_synchronisation():
+                steps(200)
             assert [health.passes for health in monitor.close_epoch().values()] == [204] * 3
 
     def test_bfloat16_transformer_block(self):
