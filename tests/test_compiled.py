@@ -479,9 +479,8 @@ def test_compiled_autograd_leaves_gradients_as_they_are(way, data):
     compiled = compiled_whole(net, "aot_eager") if way == "whole" else net
     for _ in range(2):
         net.zero_grad()
-        loss = loss_of(compiled, data)
         with compiled_backward():
-            loss.backward()
+            loss_of(compiled, data).backward()
         monitor.step()
     for seen, plain in zip(net.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(seen.grad, plain.grad)
@@ -522,7 +521,6 @@ class TestExport:
         with watched(net):
             traced = torch.jit.trace(net, data)
         torch.testing.assert_close(traced(data), net(data), rtol=0, atol=0)
-        assert traced.inlined_graph.kind() == plain.inlined_graph.kind()
         assert [n.kind() for n in traced.inlined_graph.nodes()] == [n.kind() for n in plain.inlined_graph.nodes()]
         loss_of(traced, data).backward()
         assert all(parameter.grad is not None for parameter in net.parameters())

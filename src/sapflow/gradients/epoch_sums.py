@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from sapflow.gradients.pass_sums import ENTERING, LEAVING
+from sapflow.gradients.pass_sums import ENTERING, LEAVING, fired_cells
 from sapflow.telemetry.events import HISTOGRAM_BINS, HISTOGRAM_HIGHEST_OCTAVE, HISTOGRAM_LOWEST_OCTAVE
 
 
@@ -62,11 +62,6 @@ class EpochSums:
             run = torch.where(bad, self.run[here] + 1, torch.where(any_fired, 0, self.run[here]))
             self.run[here] = run
             self.longest_run[here] = torch.maximum(self.longest_run[here], run)
-
-
-def fired_cells(squares: torch.Tensor) -> torch.Tensor:
-    """Which cells any gradient reached: all but those that still hold −0.0 (a NaN's sign means nothing)."""
-    return ~((squares == 0) & squares.signbit())
 
 
 def histogram_of(ratio: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:

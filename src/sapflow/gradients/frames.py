@@ -18,3 +18,12 @@ def never_compiled_alone(hook: Hook) -> Hook:
     """
     set_code_exec_strategy(hook.__code__, _LEFT_ALONE)
     return hook
+
+
+def run_at_compile_time(method: Hook) -> Hook:
+    """A method that TorchDynamo does not trace: it runs it, once, when it compiles the code that calls it.
+
+    What `torch.compiler.assume_constant_result` does, without its import of TorchDynamo.
+    """
+    method._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return method

@@ -125,8 +125,8 @@ class GradientMonitor:
         row = self._sums.take_row(_device_of(module))
         if self._sums.rows > self._epoch.rows:
             self._epoch.grow(self._sums.rows)
-        probe = Probe(module, self._sums, row)
-        vitals = Vitals(module, probe) if self.policy.needs else None
+        vitals = Vitals(module) if self.policy.needs else None
+        probe = Probe(module, self._sums, row, vitals)
         self._watched[name] = _Watched(module, probe, row, self.policy.new_memory(name), vitals)
 
     def detach(self, name: str) -> None:
@@ -134,8 +134,6 @@ class GradientMonitor:
         watched = self._watched.pop(name)
         self._retired_rows.append(watched.row)
         watched.probe.remove()
-        if watched.vitals is not None:
-            watched.vitals.remove()
 
     def step(self) -> None:
         """Close the pass; from the first call on, the root's forward no longer does."""
@@ -143,8 +141,11 @@ class GradientMonitor:
         self._close_pass()
 
     def end_open_pass(self) -> None:
-        """Close what was backpropagated since the last closing, if anything; before an epoch is read or closed."""
-        if self._sums.fired:
+        """Close what was backpropagated since the last closing, if anything; before an epoch is closed.
+
+        Where modules are compiled, this waits for the device.
+        """
+        if self._sums.fired or self._sums.skipped or (self._sums.compiled and self._sums.anything_added()):
             self._end_pass()
 
     @contextmanager
@@ -224,7 +225,7 @@ class GradientMonitor:
         self.close()
 
     def _close_at_root(self) -> None:
-        if self._root_closes and (self._sums.fired or self._sums.skipped):
+        if self._root_closes and self._sums.open:
             self._close_pass()
 
     def _close_pass(self) -> None:
@@ -235,13 +236,13 @@ class GradientMonitor:
             self.on_closing()
 
     def _end_pass(self) -> None:
-        vitals = [watched.vitals for watched in self._watched.values() if watched.vitals is not None]
-        if self._sums.fired and self._sums.passes_measured % VITALS_EVERY == 0:
-            note_liveness(vitals)
         for watched in self._watched.values():
             watched.probe.end_pass()
-        if not (self._sums.fired or self._sums.skipped):
+        if not self._sums.open:
             return
+        vitals = [watched.vitals for watched in self._watched.values() if watched.vitals is not None]
+        if vitals and not self._sums.paused and self._sums.passes_measured % VITALS_EVERY == 0:
+            note_liveness(vitals)
         self._sums.close_pass()
         for vital in vitals:
             vital.due = self._sums.passes_measured % VITALS_EVERY == 0
@@ -264,7 +265,7 @@ class GradientMonitor:
 
     def _follow(self, block: PassBlock, squares: Tensor) -> None:
         if bool(squares.isfinite().all()):
-            self._search.reset()
+            self._search.pass_by(self.passes_before_epoch + block.pass_index[-1] + 1)
             return
         for index, of_pass in zip(block.pass_index, squares, strict=True):
             stand = index == self._sums.passes_closed - 1
@@ -292,4 +293,4 @@ def _device_of(module: nn.Module) -> torch.device:
 
 def _scale_of(scaler: torch.amp.GradScaler | None) -> Tensor | None:
     """The scale on its device; `get_scale` would wait for it."""
-    return scaler._scale if scaler is not None else None
+    return scaler._scale if scaler is not None and scaler.is_enabled() else None

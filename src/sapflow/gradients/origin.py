@@ -5,11 +5,11 @@ Nothing is added to a pass for it: the squares that are measured anyway tell whi
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from sapflow.gradients.epoch_sums import fired_cells
-from sapflow.gradients.pass_sums import ENTERING, GIVEN, LEAVING, TAKEN
+from sapflow.gradients.pass_sums import ENTERING, GIVEN, LEAVING, TAKEN, fired_cells
 
 OUTSIDE = ""
 
@@ -40,6 +40,13 @@ class Place:
     row: int
 
 
+class Glance(NamedTuple):
+    """The first of a module's parameters whose gradient is not finite, and the first that is not finite itself."""
+
+    gradient: str
+    value: str
+
+
 class OriginSearch:
     """Follows the passes, and tells the origin of each run of non-finite ones, once.
 
@@ -51,21 +58,21 @@ class OriginSearch:
         self.patience = patience
         self._run = 0  # non-finite passes in a row, among those followed
         self._glanced: list[int] = []  # a run of non-finite passes, by their number, among those glanced at
-        self._parameters: dict[int, dict[str, str]] = {}  # by pass and module, from before anybody clipped
+        self._glances: dict[int, dict[str, Glance]] = {}  # by pass and module, from before anybody clipped
 
     def glance(self, passes: int, places: list[Place]) -> None:
-        """Note the non-finite parameters' gradients as they stand at the end of a non-finite backward."""
+        """Look at the parameters as they stand at the end of a non-finite backward."""
         if self._glanced and passes > self._glanced[-1] + 1:
             self._glanced.clear()
         if passes not in self._glanced:
             self._glanced.append(passes)
         if len(self._glanced) <= self.patience:
-            self._parameters[passes] = {place.name: first_bad_parameter(place.module) for place in places}
+            self._glances[passes] = _glances(places)
 
-    def reset(self) -> None:
-        """Hear that the next passes are finite."""
+    def pass_by(self, passes: int) -> None:
+        """Hear that the passes up to this one are finite."""
         self._run = 0
-        self._parameters.clear()
+        self._glances = {number: glance for number, glance in self._glances.items() if number > passes}
 
     def follow(
         self, squares: Tensor, pass_index: int, passes: int, places: list[Place], *, gradients_stand: bool
@@ -74,55 +81,76 @@ class OriginSearch:
 
         With `gradients_stand`, the parameters still have the gradients of this pass, be they clipped.
         """
-        parameters: Mapping[str, str] | None = self._parameters.pop(passes, None)
+        glances = self._glances.pop(passes, None)
         if bool(squares.isfinite().all()):
             self._run = 0
             return None
         self._run += 1
         if self._run != self.patience:
             return None
-        if parameters is None:
-            parameters = _unclipped(squares, places) if gradients_stand else {}
-        place, in_forward = _birthplace(squares, places, parameters)
-        if place is None:
-            text = _outside(squares, places)
-            return Origin(OUTSIDE, pass_index, passes, "", in_forward, text)
-        parameter = "" if in_forward else parameters.get(place.name, "")
-        return Origin(place.name, pass_index, passes, parameter, in_forward, _inside(place, in_forward, parameter))
+        if glances is None:
+            glances = _unclipped(squares, places) if gradients_stand else {}
+        elif _overflowed(squares, glances):
+            return None
+        name, in_forward, words = _birth(squares, places, glances)
+        parameter = glances[name].gradient or glances[name].value if name in glances and not in_forward else ""
+        first = f"; the first parameter with a non-finite gradient: {parameter}" if parameter else ""
+        return Origin(name, pass_index, passes, parameter, in_forward, f"born in pass {passes} {words}{first}")
 
 
-def first_bad_parameter(module: nn.Module) -> str:
-    """The parameter with a non-finite gradient that a backward pass comes to first: the last layer's, its weight."""
-    bad = [
-        name
-        for name, parameter in module.named_parameters()
-        if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
-    ]
+def _glances(places: list[Place]) -> dict[str, Glance]:
+    glances = {}
+    for place in places:
+        parameters = dict(place.module.named_parameters())
+        gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
+        glances[place.name] = Glance(_first_bad(gradients), _first_bad(parameters))
+    return glances
+
+
+def _first_bad(tensors: Mapping[str, Tensor]) -> str:
+    """Of those that are not finite, the one that a backward pass comes to first: the last layer's, its weight."""
+    bad = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
     layers = [name.rpartition(".")[0] for name in bad]
     return bad[layers.index(layers[-1])] if bad else ""
 
 
-def _unclipped(squares: Tensor, places: list[Place]) -> Mapping[str, str]:
-    """The bad parameters of each module; none at all if clipping by a norm that is NaN has spoilt every gradient."""
-    found = {place.name: first_bad_parameter(place.module) for place in places}
+def _unclipped(squares: Tensor, places: list[Place]) -> dict[str, Glance]:
+    """A late look at the parameters; none if clipping by a norm that is NaN has spoilt every gradient since."""
+    glances = _glances(places)
     sound = [place for place in places if bool(squares[place.row].isfinite().all())]
-    return {} if any(found[place.name] for place in sound) else found
+    return {} if any(glances[place.name].gradient for place in sound) else glances
 
 
-def _birthplace(squares: Tensor, places: list[Place], parameters: Mapping[str, str]) -> tuple[Place | None, bool]:
-    """The module in which a finite value became non-finite, and whether it did so in the forward pass."""
+def _overflowed(squares: Tensor, glances: Mapping[str, Glance]) -> bool:
+    """Whether the gradients are finite, and only their squares are not."""
+    return not bool(squares.isnan().any()) and not any(glance.gradient for glance in glances.values())
+
+
+def _birth(squares: Tensor, places: list[Place], glances: Mapping[str, Glance]) -> tuple[str, bool, str]:
+    """The module in which a finite value became non-finite, whether it did so in the forward pass, and the words."""
     finite = squares.isfinite()
     if squares.shape[1] > TAKEN:
-        born = [place for place in places if finite[place.row, TAKEN] and not finite[place.row, GIVEN]]
+        born = _innermost([place for place in places if finite[place.row, TAKEN] and not finite[place.row, GIVEN]])
         if born:
-            return _innermost(born)[0], True
-        if any(not finite[place.row, TAKEN] for place in places):
-            return None, True
+            words = f"in the forward of {born[0].name}: what went in was finite, what came out was not"
+            return born[0].name, True, words
+        if not all(finite[place.row, TAKEN] for place in places):
+            return OUTSIDE, True, "outside of what is watched, in the data or in the forward of modules in between"
     entered = [place for place in places if finite[place.row, ENTERING] and fired_cells(squares[place.row])[ENTERING]]
-    born = [place for place in entered if not finite[place.row, LEAVING]]
-    if not born:  # where nothing leaves, as in a first layer, the parameters tell
-        born = [place for place in entered if parameters.get(place.name)]
-    return (_innermost(born)[-1] if born else None), False
+    born = _innermost([place for place in entered if not finite[place.row, LEAVING]])
+    if born:
+        words = f"in the backward of {born[-1].name}: a finite gradient entered, a non-finite one left"
+        return born[-1].name, False, words
+    # Where nothing leaves, as in a first layer, or leaves soundly, the parameters tell.
+    born = _innermost([place for place in entered if place.name in glances and glances[place.name].gradient])
+    if born:
+        return born[-1].name, False, f"in the backward of {born[-1].name}, in its parameters' gradients"
+    spoilt = [place for place in places if place.name in glances and glances[place.name].value]
+    if spoilt and len(spoilt) < len(places):
+        name = _innermost(spoilt)[-1].name
+        return name, False, f"or before, in {name}: a parameter of it is not finite since"
+    bad = [place.name for place in places if not bool(finite[place.row].all())]
+    return OUTSIDE, False, f"outside of what is watched, in the loss or in between; it came first to {bad[-1]}"
 
 
 def _innermost(places: list[Place]) -> list[Place]:
@@ -133,15 +161,3 @@ def _innermost(places: list[Place]) -> list[Place]:
         for place in places
         if not any(id(part) in modules for part in place.module.modules() if part is not place.module)
     ]
-
-
-def _inside(place: Place, in_forward: bool, parameter: str) -> str:
-    if in_forward:
-        return f"born in the forward of {place.name}: what went in was finite, what came out was not"
-    first = f"; the first parameter with a non-finite gradient: {parameter}" if parameter else ""
-    return f"born in the backward of {place.name}: a finite gradient entered, a non-finite one came out{first}"
-
-
-def _outside(squares: Tensor, places: list[Place]) -> str:
-    bad = [place.name for place in places if not bool(squares[place.row].isfinite().all())]
-    return f"born outside of what is watched (in the loss, or in modules between); it came first to {bad[-1]}"

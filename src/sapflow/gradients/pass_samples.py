@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from sapflow.gradients.epoch_sums import fired_cells
-from sapflow.gradients.pass_sums import ENTERING, LEAVING
+from sapflow.gradients.pass_sums import ENTERING, LEAVING, fired_cells
 
 
 class PassSample(NamedTuple):

@@ -17,6 +17,8 @@ from torch import Tensor
 ENTERING, LEAVING, TAKEN, GIVEN = 0, 1, 2, 3
 # Cells start at −0.0: adding anything, even 0.0, gives +0.0 or more, so the sign tells "never fired" from "zero".
 NEVER_FIRED = -0.0
+# The square of the least norm (1e-19) that float32 holds with all of its digits; what enters below it is as good as 0.
+SMALLEST = torch.finfo(torch.float32).tiny
 # Rows that are allocated, moved and closed together.
 PAGE_ROWS = 64
 
@@ -70,7 +72,14 @@ class PassBlock:
         for arrival in self.arrivals:
             arrival.synchronize()
         squares = torch.cat(self.pages, dim=1).double()
+        entering = squares[..., ENTERING]
+        entering[(entering > 0) & (entering < SMALLEST)] = 0.0
         return squares if self.scales is None else squares / self.scales.double().square().view(-1, 1, 1)
+
+
+def fired_cells(squares: Tensor) -> Tensor:
+    """Which cells any gradient reached: all but those that still hold −0.0 (a NaN's sign means nothing)."""
+    return ~((squares == 0) & squares.signbit())
 
 
 class PassSums:
@@ -94,9 +103,10 @@ class PassSums:
         self.ring_passes = ring_passes
         self.columns = columns
         # Since the last closing …
-        self.fired = False  # … something was added, or may have been by compiled code
+        self.fired = False  # … something was added by code that is not compiled
         self.skipped = False  # … a module ran forward that was not listened to
         self.paused = False  # probes do not listen
+        self.compiled = False  # there is code that adds and cannot say so
         self.in_backward = False  # and what is at its end is arranged for
         self.passes_closed = 0  # since the epoch began
         self.passes_measured = 0  # since ever
@@ -112,6 +122,15 @@ class PassSums:
     def rows(self) -> int:
         """The rows that blocks have from now on."""
         return PAGE_ROWS * len(self._pages)
+
+    @property
+    def open(self) -> bool:
+        """Whether there may have been a backward since the last closing."""
+        return self.fired or self.skipped or self.compiled
+
+    def anything_added(self) -> bool:
+        """Whether there was a backward since the last closing; waits for the device."""
+        return any(bool(fired_cells(page.cells).any()) for page in self._pages)
 
     def take_row(self, device: torch.device) -> Row:
         """A row for a probe whose gradients are expected on `device`."""

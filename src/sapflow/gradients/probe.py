@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
-from sapflow.gradients.frames import never_compiled_alone
+from sapflow.gradients.frames import never_compiled_alone, run_at_compile_time
 from sapflow.gradients.norms import norm_of
 from sapflow.gradients.pass_sums import ENTERING, GIVEN, LEAVING, TAKEN, PassSums, Row
 from sapflow.gradients.structures import map_tensors
 from sapflow.gradients.taps import changes_in_place, tap_inputs, tap_outputs
+from sapflow.gradients.vitals import Vitals
 
 log = logging.getLogger("sapflow.gradients")
 
@@ -53,22 +54,27 @@ class Probe:
         module: the module to measure; called any number of times a pass, with any structure of tensors.
         sums: where the squares are added.
         row: the probe's row in `sums`.
+        vitals: see calls of the module, too, while they are due.
     """
 
-    def __init__(self, module: nn.Module | None, sums: PassSums | None, row: Row | None) -> None:
+    def __init__(
+        self, module: nn.Module | None, sums: PassSums | None, row: Row | None, vitals: Vitals | None = None
+    ) -> None:
         self.module = module
         self.sums = sums
         self.row = row
+        self.vitals = vitals
         self.muted = False
         self._open_calls: list[list[_Alias]] = []
         self._handles: list[RemovableHandle] = []
-        self._taps_input = module is not None and not changes_in_place(module)
+        self.compiled = False  # in a forward of it the probe was, too; from then on no Python tells that it ran
+        self.taps_input = module is not None and not changes_in_place(module)
         self._watches_activations = sums is not None and sums.columns > TAKEN
         self.begin_epoch()
         if module is not None:
             self._handles = [
                 module.register_forward_pre_hook(self._before_forward, with_kwargs=True),
-                module.register_forward_hook(self._after_forward, prepend=True),
+                module.register_forward_hook(self._after_forward, with_kwargs=True, prepend=True),
             ]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -77,10 +83,8 @@ class Probe:
 
     def begin_epoch(self) -> None:
         """Forget what was noted of the epoch before."""
-        # Set, never read or counted, while a forward is compiled: then they cause no guards.
         self.ran = False  # forward, with gradient enabled
         self.input_detached = False  # in one of these: no input needed a gradient
-        self.input_changed = False  # in one of these: compiled, and in place
         self.output_hooked = False
         self.unheard = False  # it ran while the probe did not listen
         self.passes_ended = 0  # whether the probe fired in them or not
@@ -101,25 +105,24 @@ class Probe:
             handle.remove()
         self._handles = []
         self._open_calls = []
-        self.module = self.sums = None
+        self.module = self.sums = self.vitals = None
 
     def listening(self) -> bool:
-        """Whether a forward that runs now is to be measured; what a pause leaves out is noted."""
-        sums = self.sums
-        if sums is None or not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-            return False
-        if sums.paused:
-            sums.skipped = True
-        if self.muted or sums.paused:
-            self.unheard = True
-            return False
-        return True
+        """Whether a forward that runs now is to be measured."""
+        return (
+            self.sums is not None
+            and not self.muted
+            and not self.sums.paused
+            and torch.is_grad_enabled()
+            and not torch._C._are_functorch_transforms_active()
+        )
 
     @never_compiled_alone
     def _before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return self._before_compiled(args, kwargs)
         if not self.listening() or torch._C._get_tracing_state() is not None:
+            self._note_unheard()
             return None
         aliases: list[_Alias] = []
         differentiable = False
@@ -151,7 +154,7 @@ class Probe:
         return handed_on
 
     @never_compiled_alone
-    def _after_forward(self, module: nn.Module, args: Any, output: Any) -> Any:
+    def _after_forward(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if torch.compiler.is_compiling():
             return self._after_compiled(output)
         if not (self._open_calls and self.listening()):
@@ -163,6 +166,8 @@ class Probe:
             hooked = self._hook(output) if isinstance(output, Tensor) else map_tensors(self._hook, output)
             if self._watches_activations:
                 self._add_all(GIVEN, output)
+            if self.vitals is not None and self.vitals.due:
+                self.vitals.see((args, kwargs), output)
         except Exception as error:  # training comes first
             self._fail(error)
             return None
@@ -196,7 +201,7 @@ class Probe:
 
     def _add(self, column: int, tensor: Tensor | None) -> None:
         sums, row = self.sums, self.row
-        if tensor is None or sums is None or row is None:
+        if tensor is None or sums is None or row is None or torch.compiler.is_compiling():
             return
         try:
             norm = norm_of(tensor)
@@ -222,26 +227,36 @@ class Probe:
 
     def _before_compiled(self, args: Any, kwargs: Any) -> Any:
         row = self._row_in_dynamo()
-        if row is None:
-            return None
-        self.ran = True
-        if not self._taps_input:
-            self.input_changed = True
+        if row is None or not self.taps_input:
             return None
         return tap_inputs((args, kwargs), row.cells[LEAVING])
 
     def _after_compiled(self, output: Any) -> Any:
         row = self._row_in_dynamo()
-        if row is None or self.sums is None:
+        if row is None:
             return None
-        # No Python runs in a compiled backward: that there will be one is all that can be noted.
-        self.output_hooked = self.sums.fired = True
+        self._note_compiled()
         return tap_outputs(output, row.cells[ENTERING])
+
+    @run_at_compile_time
+    def _note_compiled(self) -> None:
+        """TorchDynamo forbids changes of attributes inside of a checkpoint that it traces."""
+        self.compiled = True
+        if self.sums is not None:
+            self.sums.compiled = True
+
+    def _note_unheard(self) -> None:
+        """Note that the module ran with gradients in a pass that is left out, or for another module's sake."""
+        if self.sums is not None and torch.is_grad_enabled():
+            self.unheard = True
+            self.sums.skipped |= self.sums.paused
 
     def _row_in_dynamo(self) -> Row | None:
         """The row, if a forward that TorchDynamo compiles, and does not export, is to be measured."""
-        exporting = torch.compiler.is_exporting() or not torch.compiler.is_dynamo_compiling()
-        return None if exporting or not self.listening() else self.row
+        elsewhere = torch.compiler.is_exporting() or not torch.compiler.is_dynamo_compiling()
+        # In a backward that TorchDynamo compiles, too, nothing may be added to cells.
+        elsewhere = elsewhere or torch._dynamo.compiled_autograd.compiled_autograd_enabled
+        return None if elsewhere or not self.listening() else self.row
 
     def _fail(self, error: Exception) -> None:
         if not self.failure:

@@ -62,32 +62,32 @@ def _measurement(epoch: EpochSums, row: int, probe: Probe) -> tuple[Measurement,
     if epoch.passes[row]:
         return Measurement.MEASURED, ""
     if epoch.non_finite[row]:
-        return Measurement.NON_FINITE, "every pass had NaN or infinite gradients"
+        return Measurement.NON_FINITE, "every pass had NaN or infinite gradients (norms from 1e19 on): see where from"
     if probe.failure:
-        return Measurement.PROBE_LOST, f"the probe cannot measure this module: {probe.failure}"
+        return Measurement.PROBE_LOST, f"watch the module around it: the probe cannot measure it, {probe.failure}"
     if entering_fired and not epoch.entered[row]:
-        return Measurement.NO_GRADIENT, "only zeros entered: the loss does not depend on its output"
+        return Measurement.NO_GRADIENT, "only zeros entered (norms below 1e-19): let the loss depend on its output"
     if entering_fired and not leaving_fired:
         return Measurement.INPUT_DETACHED, _why_nothing_left(probe)
-    if not probe.ran:
+    if not (probe.ran or probe.compiled):
         return _why_it_did_not_run(probe)
     if not probe.passes_ended:
         return Measurement.UNMEASURED, "no backward pass has ended yet: call step() if nothing else ends one"
-    if not probe.output_hooked:
-        return Measurement.NO_GRADIENT, "its output needs no gradient: nothing in it or before it is trained"
+    if not (probe.output_hooked or probe.compiled):
+        return Measurement.NO_GRADIENT, "its output needs no gradient: unfreeze a parameter in it or before it"
     if probe.parameters_reached:
         return Measurement.PROBE_LOST, "gradients reached its parameters but not its probe: attach the probe again"
     if leaving_fired:
-        return Measurement.NO_GRADIENT, "a gradient left it, but none entered at its output"
-    return Measurement.NO_GRADIENT, "it ran forward, and no backward pass reached its output"
+        return Measurement.NO_GRADIENT, "a gradient left it, but none entered: let the loss depend on its output"
+    return Measurement.NO_GRADIENT, "no backward pass reached its output: let the loss depend on it"
 
 
 def _why_nothing_left(probe: Probe) -> str:
-    if probe.input_changed:
-        return "it changes its input in place under torch.compile: set inplace=False, or measure the module around it"
+    if probe.compiled and not probe.taps_input:
+        return "it changes its input in place under torch.compile: set inplace=False, or watch the module around it"
     if probe.input_detached:
         return "its input needs no gradient: feed it one that does to know what leaves"
-    return "no gradient came to its input: it is not asked for, or the output does not depend on it"
+    return "no gradient came to its input: let the output depend on it, and have autograd asked for it"
 
 
 def _why_it_did_not_run(probe: Probe) -> tuple[Measurement, str]:
@@ -97,5 +97,5 @@ def _why_it_did_not_run(probe: Probe) -> tuple[Measurement, str]:
         return Measurement.PROBE_LOST, f"gradients reached its parameters, but its hooks did not run: {ATTACH_FIRST}"
     return (
         Measurement.UNMEASURED,
-        f"it did not run forward with gradients enabled; if it did, and was compiled: {ATTACH_FIRST}",
+        f"it did not run forward with gradients: call it; if it did, and was compiled: {ATTACH_FIRST}",
     )

@@ -9,10 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from sapflow.gradients.frames import never_compiled_alone
-from sapflow.gradients.probe import Probe
 from sapflow.gradients.structures import map_tensors
 
 VITALS_EVERY = 16
@@ -29,33 +26,18 @@ class VitalSigns(NamedTuple):
 
 
 class Vitals:
-    """The vital signs of one module, which its forward shows while `due` and its probe listens.
+    """The vital signs of one module, shown by its forwards while `due`."""
 
-    Copies that come with a model have no module, and are inert.
-    """
-
-    def __init__(self, module: nn.Module | None, probe: Probe | None) -> None:
+    def __init__(self, module: nn.Module) -> None:
         self.due = True
-        self.probe = probe
-        self.parameters = [p for p in module.parameters() if p.requires_grad] if module is not None else []
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
         self._versions = [parameter._version for parameter in self.parameters]
-        self._handles: list[RemovableHandle] = []
         self.begin_epoch()
-        if module is not None:
-            self._handles = [module.register_forward_hook(self._after_forward, with_kwargs=True)]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Vitals, (None, None)
 
     def begin_epoch(self) -> None:
         """Forget the epoch before."""
         self._scales: list[tuple[Tensor, Tensor]] = []  # mean squares of input and output, a call
         self.share: Tensor | None = None  # of live parameter tensors, when last seen
-
-    def remove(self) -> None:
-        """Take the hook off the module."""
-        for handle in self._handles:
-            handle.remove()
 
     def read(self) -> VitalSigns:
         """The vital signs of the epoch so far; waits for the device."""
@@ -67,13 +49,9 @@ class Vitals:
         moved = [p._version != before for p, before in zip(self.parameters, self._versions, strict=True)]
         return VitalSigns(rms, liveness, any(moved) if moved else None)
 
-    @never_compiled_alone
-    def _after_forward(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or not self.due:
-            return
-        if self.probe is None or not self.probe.listening():
-            return
-        entering, leaving = _mean_square((args, kwargs)), _mean_square(output)
+    def see(self, inputs: Any, output: Any) -> None:
+        """Note the scale of a call's output over that of its inputs, both any structure of tensors."""
+        entering, leaving = _mean_square(inputs), _mean_square(output)
         if entering is not None and leaving is not None:
             self._scales.append((entering, leaving))
 

@@ -229,7 +229,7 @@ class Watcher:
         module = self._modules.get(origin.module)
         blueprint_id = type(module).__name__ if module is not None else ""
         self.non_finite.append(self._journal.origin(self.epochs + 1, origin, blueprint_id))
-        log.warning("NaN or infinity in pass %d, %s", origin.passes, origin.text)
+        log.warning("NaN or infinity was %s", origin.text)
 
     def _warn_once(self, name: str, seed: SeedTelemetry) -> None:
         state = name, seed.measurement

@@ -68,7 +68,7 @@ def _(payload: SeedFossilized) -> tuple[str, ...]:
 
 @describe.register
 def _(payload: NonFiniteOrigin) -> tuple[str, ...]:
-    return (f"NaN or infinity in pass {payload.passes}", payload.text)
+    return (f"NaN or infinity was {payload.text}",)
 
 
 @describe.register
