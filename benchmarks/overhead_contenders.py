@@ -73,7 +73,7 @@ def full_hooks(note: Callable[[Tensor, Tensor], object]) -> Attach:
             kept[module] = note(left[0], entered[0])
 
         blocks = subject.model.get_submodule("blocks").children()
-        handles = [block.register_full_backward_hook(hook) for block in blocks]  # type: ignore[arg-type]
+        handles = [block.register_full_backward_hook(hook) for block in blocks]
         yield
         for handle in handles:
             handle.remove()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +83,7 @@ def cnn() -> nn.Module:
     channels = (32, 32, 64, 64)
     blocks: list[nn.Module] = [
         nn.Sequential(nn.Conv2d(a, b, 3, stride=b // a, padding=1), nn.BatchNorm2d(b), nn.ReLU())
-        for a, b in zip(channels, channels[1:], strict=False)
+        for a, b in pairwise(channels)
     ]
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], 10))
     return Net(nn.Conv2d(3, channels[0], 3, padding=1), blocks, head)
@@ -121,3 +122,5 @@ CHECKPOINTED = Task(
     "checkpointed transformer", "as the transformer, every block under activation checkpointing (not reentrant)",
     lambda: transformer(4, 256, 4, checkpointed=True), lambda: _text(8), adamw,
 )  # fmt: skip
+
+TASKS = {task.name: task for task in (MLP, CNN, TRANSFORMER, GPT, CHECKPOINTED)}
