@@ -94,9 +94,9 @@ def page(budget: float, tables: list[tuple[Task, Mode, list[Row]]], memories: li
     results = "\n\n".join(table(*one) for one in tables)
     return f"""# What watching costs
 
-Written by `python benchmarks/overhead.py --write docs/performance.md` (`make overhead`), with at most {budget:g}
-seconds a row, on {os.cpu_count()} cores ({platform.machine()}) that other work shared, Python {platform.python_version()},
-torch {torch.__version__}. Only CPUs were measured.
+Written by `python benchmarks/overhead.py --write docs/performance.md` (`make overhead`), with at most
+{budget:g} seconds a row, on {os.cpu_count()} cores ({platform.machine()}) that other work shared, Python
+{platform.python_version()}, torch {torch.__version__}. Only CPUs were measured.
 
 ## Method
 
