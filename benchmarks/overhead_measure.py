@@ -30,7 +30,8 @@ FULL_CYCLES = 4  # from so many on, each step of the cycle has a median of its o
 WARM_UP = 5
 FEW_PAIRS = 10  # where the budget is too small for a cycle
 PEAK_STEPS = 20
-FINE = 0.15  # percent: an interval of this half-width is narrow enough whatever the effect is
+NARROW = 0.2  # of the effect: an interval of this half-width is narrow enough
+FINE = 0.15  # percent of the step: so is this, whatever the effect is
 RESAMPLES = 500
 MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
@@ -180,10 +181,10 @@ def _pairs(
 
 
 def narrow(times: list[tuple[float, float]]) -> bool:
-    """Whether the interval is narrower than half the effect, or than what is fine for any."""
+    """Whether the interval is narrow beside the effect, or narrow enough for any."""
     cost = estimate([after - before for before, after in times])
     fine = FINE / 100 * float(np.median([before for before, _ in times]))
-    return (cost.high - cost.low) / 2 <= max(abs(cost.value) / 2, fine)
+    return (cost.high - cost.low) / 2 <= max(abs(cost.value) * NARROW, fine)
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,7 @@ def _in_use() -> int:
 
 def _tensor_bytes() -> int:
     """Bytes of the storages of all tensors that are alive."""
-    tensors = [found for found in gc.get_objects() if issubclass(type(found), Tensor)]
+    tensors = [found for found in gc.get_objects() if type(found) in (Tensor, torch.nn.Parameter)]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 

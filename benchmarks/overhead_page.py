@@ -109,8 +109,8 @@ Written by `python benchmarks/overhead.py --write docs/performance.md` (`make ov
 3. The effect is the mean of the paired differences. From {FULL_CYCLES * CYCLE} pairs on, each step of a cycle of
    {CYCLE} stands with its median over the cycles: a disturbed step does not count, and what comes once in {CYCLE}
    steps (the end of an epoch) counts in full. A row with fewer than {CYCLE} pairs may lack it.
-4. A row ends when the half-width of its 95 % interval is below half the effect or {FINE} %, or when its time is up.
-   "Nothing (A/A)" is the model against its own copy: the noise floor.
+4. A row ends when the half-width of its 95 % interval is below a fifth of the effect or {FINE} %, or when its time
+   is up. "Nothing (A/A)" is the model against its own copy: the noise floor.
 5. A Sapflow row has numbers only if its own telemetry says that every block was measured in every step. "Other threads"
    is the CPU time of the process outside the timed thread; that of other processes (wandb has one) is not in the table.
 
