@@ -28,7 +28,7 @@ from torch import Tensor
 CYCLE = 100  # steps after which everything that comes now and then has come: an epoch's end, a log_freq of 100
 FULL_CYCLES = 4  # from so many on, each step of the cycle has a median of its own
 WARM_UP = 5
-FEW_PAIRS = 10  # where the budget is too small for a cycle
+FEW_PAIRS = 10  # in every row; and the stride where the budget is too small for a cycle
 PEAK_STEPS = 20
 NARROW = 0.2  # of the effect: an interval of this half-width is narrow enough
 FINE = 0.15  # percent of the step: so is this, whatever the effect is
@@ -88,7 +88,8 @@ def estimate(differences: list[float]) -> Estimate:
     """
     cycles = len(differences) // CYCLE
     if cycles < FULL_CYCLES:
-        half = 1.96 * float(np.std(differences, ddof=1)) / len(differences) ** 0.5
+        student = 1.96 + 2.37 / (len(differences) - 1)  # the quantile of Student's t, to its first correction
+        half = student * float(np.std(differences, ddof=1)) / len(differences) ** 0.5
         mean = float(np.mean(differences))
         return Estimate(mean, mean - half, mean + half)
     by_step: NDArray[np.float64] = np.array(differences[: cycles * CYCLE]).reshape(cycles, CYCLE)
@@ -163,7 +164,7 @@ def _pairs(
     try:
         deadline = time.monotonic() + budget
         of_process, of_thread = time.process_time_ns(), time.thread_time_ns()
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline or len(times) < FEW_PAIRS:
             took = [0.0, 0.0]
             for which in order.sample((0, 1), 2):
                 began = time.thread_time_ns()
