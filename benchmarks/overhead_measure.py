@@ -126,7 +126,8 @@ def measure(task: Task, mode: Mode, contender: Contender, budget: float) -> Row:
     """Steps of both models in turns, in random order, until the interval is narrow or the budget is spent."""
     alone, seen, batch = subjects(task)
     blocks = len(list(alone.model.get_submodule("blocks").children()))
-    torch._dynamo.reset()
+    if mode.compiled:
+        torch._dynamo.reset()
     with contender.attach(seen):
         runners: list[tuple[Subject, Forward]] = [
             (subject, torch.compile(subject.model) if mode.compiled else subject.model) for subject in (alone, seen)
