@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Fixed once, so that a target that needs the demo finds the same run.
 DEMO_RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: install demo test lint format records screenshots clean
+.PHONY: install demo test lint format records screenshots overhead clean
 
 install: $(VENV)/installed
 
@@ -36,6 +36,10 @@ records: install  ## docs/records/ from the records and from a verification that
 
 screenshots: demo  ## the pictures in docs/, drawn by Sanctum itself from the demo as it stands after epoch 5
 	$(BIN)/python scripts/screenshots.py $(DEMO_RUN) docs 5
+
+overhead: install  ## docs/performance.md: what watching costs beside other ways, with up to 20 seconds a row
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group bench
+	$(BIN)/python benchmarks/overhead.py --write docs/performance.md
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

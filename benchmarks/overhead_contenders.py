@@ -1,0 +1,126 @@
+"""What benchmarks/overhead.py compares: each way to see gradients, put on a model and taken off it again."""
+
+import inspect
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import sapflow
+from sapflow.telemetry.events import SeedTelemetry
+from sapflow.telemetry.vocabulary import Measurement
+
+
+@dataclass
+class Subject:
+    """A model under measurement, its optimizer, and what a contender does at two moments of the step."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    after_backward: Callable[[], Any] = lambda: None
+    after_step: Callable[[], Any] = lambda: None
+    measured: dict[str, int] = field(default_factory=dict)  # passes that Sapflow says it has measured, by module
+
+
+Attach = Callable[[Subject], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Contender:
+    name: str
+    attach: Attach
+    every: int = 1  # a pass in so many is measured
+    is_sapflow: bool = False
+
+
+@contextmanager
+def nothing(subject: Subject) -> Iterator[None]:
+    yield
+
+
+def watched(every: int = 1, journal: bool = False) -> Attach:
+    """`sapflow.watch` as a user calls it; its own account of what was measured goes into the subject."""
+
+    @contextmanager
+    def attach(subject: Subject) -> Iterator[None]:
+        def count(name: str, seed: SeedTelemetry) -> None:
+            if seed.measurement is Measurement.MEASURED:
+                subject.measured[name] = subject.measured.get(name, 0) + seed.passes
+
+        options: dict[str, Any] = {"every": every} if every > 1 else {}
+        with tempfile.TemporaryDirectory() as folder:
+            if journal:
+                options["run_dir"] = f"{folder}/run"
+            with sapflow.watch(subject.model, "blocks.*", optimizer=subject.optimizer, on_verdict=count, **options):
+                yield
+
+    return attach
+
+
+def full_hooks(note: Callable[[Tensor, Tensor], object]) -> Attach:
+    """`register_full_backward_hook` on every block; the last two norms of each are kept."""
+
+    @contextmanager
+    def attach(subject: Subject) -> Iterator[None]:
+        kept: dict[nn.Module, object] = {}
+
+        def hook(module: nn.Module, left: tuple[Tensor, ...], entered: tuple[Tensor, ...]) -> None:
+            kept[module] = note(left[0], entered[0])
+
+        blocks = subject.model.get_submodule("blocks").children()
+        handles = [block.register_full_backward_hook(hook) for block in blocks]
+        yield
+        for handle in handles:
+            handle.remove()
+
+    return attach
+
+
+def wandb_watch(log_freq: int) -> Attach:
+    """`wandb.watch` offline, with the `run.log` a step that lets it write."""
+
+    @contextmanager
+    def attach(subject: Subject) -> Iterator[None]:
+        os.environ |= {"WANDB_SILENT": "true", "WANDB_MODE": "offline"}
+        import wandb
+
+        with tempfile.TemporaryDirectory() as folder:
+            run = wandb.init(project="overhead", mode="offline", dir=folder, settings=wandb.Settings(console="off"))
+            run.watch(subject.model, log="gradients", log_freq=log_freq)
+            subject.after_step = lambda: run.log({})
+            yield
+            run.unwatch(subject.model)
+            run.finish()
+
+    return attach
+
+
+@contextmanager
+def lightning_grad_norm(subject: Subject) -> Iterator[None]:
+    from lightning.pytorch.utilities import grad_norm
+
+    subject.after_backward = lambda: grad_norm(subject.model, 2)
+    yield
+
+
+NOTHING = Contender("nothing (A/A)", nothing)
+SAPFLOW = Contender("Sapflow", watched(), is_sapflow=True)
+SAPFLOW_JOURNAL = Contender("Sapflow with a journal", watched(journal=True), is_sapflow=True)
+SAPFLOW_EVERY = Contender("Sapflow, every=10", watched(every=10), every=10, is_sapflow=True)
+HOOKS = Contender("full backward hooks, no sync", full_hooks(lambda left, entered: (left.norm(), entered.norm())))
+HOOKS_ITEM = Contender(
+    "full backward hooks with `.item()`", full_hooks(lambda left, entered: (left.norm().item(), entered.norm().item()))
+)
+WANDB_1 = Contender("`wandb.watch`, log_freq 1", wandb_watch(1))
+WANDB_100 = Contender("`wandb.watch`, log_freq 100", wandb_watch(100))
+LIGHTNING = Contender("Lightning's `grad_norm`", lightning_grad_norm)
+
+SAPFLOWS = [SAPFLOW, SAPFLOW_JOURNAL]
+if "every" in inspect.signature(sapflow.watch).parameters:
+    SAPFLOWS.append(SAPFLOW_EVERY)
+EVERYTHING = [NOTHING, *SAPFLOWS, HOOKS_ITEM, HOOKS, WANDB_1, WANDB_100, LIGHTNING]

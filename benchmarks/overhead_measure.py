@@ -1,0 +1,304 @@
+"""How benchmarks/overhead.py measures: pairs of steps with and without, memory, and what the hardware allows."""
+
+import copy
+import ctypes
+import gc
+import multiprocessing
+import random
+import resource
+import sys
+import threading
+import time
+import tracemalloc
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import overhead_contenders as ways
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from overhead_contenders import Contender, Subject
+from overhead_models import TASKS, Task
+from torch import Tensor
+
+CYCLE = 100  # steps after which everything that comes now and then has come: an epoch's end, a log_freq of 100
+FULL_CYCLES = 4  # from so many on, each step of the cycle has a median of its own
+WARM_UP = 5
+FEW_PAIRS = 10  # in every row; and the stride where the budget is too small for a cycle
+PEAK_STEPS = 20
+NARROW = 0.2  # of the effect: an interval of this half-width is narrow enough
+FINE = 0.15  # percent of the step: so is this, whatever the effect is
+RESAMPLES = 500
+MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+
+Forward = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Mode:
+    name: str
+    compiled: bool = False
+    bf16: bool = False
+
+
+EAGER, EAGER_BF16 = Mode("eager, fp32"), Mode("eager, bf16 autocast", bf16=True)
+COMPILED, COMPILED_BF16 = Mode("compiled, fp32", compiled=True), Mode("compiled, bf16 autocast", True, True)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def scaled(self, factor: float) -> "Estimate":
+        return Estimate(self.value * factor, self.low * factor, self.high * factor)
+
+    def shown(self, digits: int) -> str:
+        return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender on one model in one mode."""
+
+    task: str
+    mode: str
+    contender: str
+    step: float  # µs of the unwatched model
+    blocks: int
+    pairs: int
+    percent: Estimate
+    per_block: Estimate  # µs a module and pass
+    other_threads: float  # µs a module and pass, in other threads of the process
+    measured: bool
+
+
+def estimate(differences: list[float]) -> Estimate:
+    """The mean difference, not moved by a few disturbed pairs, yet with all that comes once in a cycle in it.
+
+    With enough cycles, each step of the cycle stands with its median over the cycles, and the interval is a bootstrap
+    over these; before, it is the plain mean.
+    """
+    cycles = len(differences) // CYCLE
+    if cycles < FULL_CYCLES:
+        student = 1.96 + 2.37 / (len(differences) - 1)  # the quantile of Student's t, to its first correction
+        half = student * float(np.std(differences, ddof=1)) / len(differences) ** 0.5
+        mean = float(np.mean(differences))
+        return Estimate(mean, mean - half, mean + half)
+    by_step: NDArray[np.float64] = np.array(differences[: cycles * CYCLE]).reshape(cycles, CYCLE)
+    mean = float(np.median(by_step, axis=0).mean())
+    draw = np.random.default_rng(0)
+    means = [
+        np.median(np.take_along_axis(by_step, draw.integers(cycles, size=by_step.shape), axis=0), axis=0).mean()
+        for _ in range(RESAMPLES)
+    ]
+    half = 1.96 * float(np.std(means)) * (cycles / (cycles - 1)) ** 0.5  # a bootstrap of few values is too narrow
+    return Estimate(mean, mean - half, mean + half)
+
+
+def step(subject: Subject, forward: Forward, batch: tuple[Tensor, Tensor], mode: Mode) -> None:
+    inputs, targets = batch
+    subject.optimizer.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=mode.bf16):
+        loss = F.cross_entropy(forward(inputs).flatten(0, -2), targets.flatten())
+    torch.autograd.backward(loss)
+    subject.after_backward()
+    subject.optimizer.step()
+    subject.after_step()
+
+
+def subjects(task: Task) -> tuple[Subject, Subject, tuple[Tensor, Tensor]]:
+    """Two copies of the same model, to be left alone and to be watched, and the data of both."""
+    torch.manual_seed(0)
+    model = task.make()
+    alone, seen = copy.deepcopy(model), copy.deepcopy(model)
+    return Subject(alone, task.optimizer(alone)), Subject(seen, task.optimizer(seen)), task.batch()
+
+
+def measure(task: Task, mode: Mode, contender: Contender, budget: float) -> Row:
+    """Steps of both models in turns, in random order, until the interval is narrow or the budget is spent."""
+    alone, seen, batch = subjects(task)
+    blocks = len(list(alone.model.get_submodule("blocks").children()))
+    if mode.compiled:
+        torch._dynamo.reset()
+    with contender.attach(seen):
+        runners: list[tuple[Subject, Forward]] = [
+            (subject, torch.compile(subject.model) if mode.compiled else subject.model) for subject in (alone, seen)
+        ]
+        for _ in range(WARM_UP):
+            for subject, forward in runners:
+                step(subject, forward, batch, mode)
+        times, other_threads = _pairs(runners, batch, mode, budget)
+    differences, base = [after - before for before, after in times], float(np.median([before for before, _ in times]))
+    cost = estimate(differences)
+    passes = (len(times) + WARM_UP) / contender.every
+    return Row(
+        task=task.name,
+        mode=mode.name,
+        contender=contender.name,
+        step=base,
+        blocks=blocks,
+        pairs=len(times),
+        percent=cost.scaled(100 / base),
+        per_block=cost.scaled(1 / blocks),
+        other_threads=other_threads / blocks,
+        measured=not contender.is_sapflow
+        or (len(seen.measured) == blocks and min(seen.measured.values()) >= int(passes)),
+    )
+
+
+def _pairs(
+    runners: list[tuple[Subject, Forward]], batch: tuple[Tensor, Tensor], mode: Mode, budget: float
+) -> tuple[list[tuple[float, float]], float]:
+    """Thread CPU time of the steps of each pair, µs, and what other threads of the process used, µs a pair."""
+    order = random.Random(0)
+    times: list[tuple[float, float]] = []
+    gc.collect()
+    gc.disable()
+    try:
+        deadline = time.monotonic() + budget
+        of_process, of_thread = time.process_time_ns(), time.thread_time_ns()
+        while time.monotonic() < deadline or len(times) < FEW_PAIRS:
+            took = [0.0, 0.0]
+            for which in order.sample((0, 1), 2):
+                began = time.thread_time_ns()
+                step(*runners[which], batch, mode)
+                took[which] = (time.thread_time_ns() - began) / 1e3
+            times.append((took[0], took[1]))
+            if len(times) == 1:
+                slow = time.monotonic() - (deadline - budget) > budget / CYCLE
+            if len(times) % (FEW_PAIRS if slow else CYCLE) == 0 and narrow(times):
+                break
+        others = (time.process_time_ns() - of_process) - (time.thread_time_ns() - of_thread)
+    finally:
+        gc.enable()
+    return times, others / 1e3 / len(times)
+
+
+def narrow(times: list[tuple[float, float]]) -> bool:
+    """Whether the interval is narrow beside the effect, or narrow enough for any."""
+    cost = estimate([after - before for before, after in times])
+    fine = FINE / 100 * float(np.median([before for before, _ in times]))
+    return (cost.high - cost.low) / 2 <= max(abs(cost.value) * NARROW, fine)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What watching adds, a module, and what stays alive after a step."""
+
+    task: str
+    blocks: int
+    python: float
+    tensors: float
+    activations_alive: int
+    peak_alone: float  # MiB
+    peak_watched: float
+
+
+def memory(task: Task) -> Memory:
+    """Bytes that are in use after most of an epoch of watching and were not before."""
+    _, subject, batch = subjects(task)
+    blocks = list(subject.model.get_submodule("blocks").children())
+    outputs: list[weakref.ref[Tensor]] = []
+    for _ in range(WARM_UP):
+        step(subject, subject.model, batch, EAGER)
+    tracemalloc.start()
+    in_use, tensors = _in_use(), _tensor_bytes()
+    with ways.SAPFLOW.attach(subject):
+        for _ in range(CYCLE - 1):
+            step(subject, subject.model, batch, EAGER)
+        more, more_tensors = _in_use() - in_use, _tensor_bytes() - tensors
+        for block in blocks:
+            block.register_forward_hook(lambda _module, _args, output: outputs.append(weakref.ref(output)))
+        step(subject, subject.model, batch, EAGER)
+        alive = sum(output() is not None for output in outputs)
+    tracemalloc.stop()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        peaks = [pool.submit(peak_mebibytes, task.name, watched).result() for watched in (False, True)]
+    return Memory(task.name, len(blocks), more / len(blocks), more_tensors / len(blocks), alive, *peaks)
+
+
+def _in_use() -> int:
+    gc.collect()
+    return tracemalloc.get_traced_memory()[0]
+
+
+def _tensor_bytes() -> int:
+    """Bytes of the storages of all tensors that are alive."""
+    tensors = [found for found in gc.get_objects() if type(found) in (Tensor, torch.nn.Parameter)]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def peak_mebibytes(task_name: str, watched: bool) -> float:
+    """The peak of a process's memory over some steps; to be called in a process of its own."""
+    prepare()
+    _, subject, batch = subjects(TASKS[task_name])
+    with (ways.SAPFLOW if watched else ways.NOTHING).attach(subject):
+        for _ in range(PEAK_STEPS):
+            step(subject, subject.model, batch, EAGER)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What the two gradients of a module come to."""
+
+    task: str
+    bytes_per_block: float
+    read: float  # µs to read them once from memory
+    norms: float  # µs of two plain norms over tensors of that size, which are in the cache
+
+
+def limit(task: Task, speed: float) -> Limit:
+    """`speed`: bytes that are read in a second."""
+    _, subject, batch = subjects(task)
+    sizes: list[tuple[Tensor, Tensor]] = []
+    blocks = list(subject.model.get_submodule("blocks").children())
+    for block in blocks:
+        block.register_forward_hook(lambda _module, args, output: sizes.append((args[0], output)))
+    step(subject, subject.model, batch, EAGER)
+    per_block = sum(entered.nbytes + left.nbytes for left, entered in sizes) / len(blocks)
+    pairs = [(torch.randn(left.shape), torch.randn(entered.shape)) for left, entered in sizes]
+    norms = [_timed(torch.linalg.vector_norm, tensor) for pair in pairs for tensor in pair]
+    return Limit(task.name, per_block, per_block / speed * 1e6, sum(norms) / len(blocks))
+
+
+def _timed(work: Callable[..., object], *args: Any) -> float:
+    """The median thread CPU time of a call, µs."""
+    times = []
+    for _ in range(50):
+        began = time.thread_time_ns()
+        work(*args)
+        times.append((time.thread_time_ns() - began) / 1e3)
+    return float(np.median(times))
+
+
+def bandwidth() -> float:
+    """Bytes a second at which one thread reads a tensor far larger than the caches, by its norm."""
+    large = torch.ones(1 << 26)
+    return large.nbytes / _timed(torch.linalg.vector_norm, large) * 1e6
+
+
+def backward_is_ours() -> bool:
+    """Whether the backward pass runs in the calling thread, so that its CPU time is that thread's."""
+    seen = []
+    x = torch.ones(2, requires_grad=True)
+    x.register_hook(lambda gradient: seen.append(threading.get_ident()))
+    torch.autograd.backward(x.sum())
+    return seen == [threading.get_ident()]
+
+
+def prepare() -> None:
+    """One thread, and an allocator that keeps its pages: page faults are a tenth of some steps, and never the same."""
+    torch.set_num_threads(1)
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(MALLOC_TRIM_THRESHOLD, 1 << 30)
+        libc.mallopt(MALLOC_MMAP_THRESHOLD, 1 << 30)

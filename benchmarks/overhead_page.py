@@ -1,0 +1,145 @@
+"""The page that benchmarks/overhead.py writes: docs/performance.md."""
+
+import os
+import platform
+from collections.abc import Iterable
+
+import overhead_contenders as ways
+import torch
+from overhead_measure import (
+    CYCLE,
+    FINE,
+    FULL_CYCLES,
+    PEAK_STEPS,
+    Memory,
+    Mode,
+    Row,
+    backward_is_ours,
+    bandwidth,
+    limit,
+)
+from overhead_models import CNN, MLP, TASKS, Task
+
+
+def table(task: Task, mode: Mode, rows: list[Row]) -> str:
+    """The rows of one model in one mode, in Markdown."""
+    lines = [
+        f"### {task.name}, {mode.name}",
+        "",
+        f"{task.sizes[0].upper()}{task.sizes[1:]}. A step takes {rows[0].step / 1e3:.1f} ms.",
+        "",
+        "| contender | % of a step | µs a module and pass | µs in other threads | pairs |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        numbers = (
+            f"{row.percent.shown(2)} | {row.per_block.shown(1)} | {row.other_threads:.1f}"
+            if row.measured
+            else "not measured | not measured | –"
+        )
+        lines.append(f"| {row.contender} | {numbers} | {row.pairs} |")
+    return "\n".join(lines)
+
+
+def aims(rows: Iterable[Row], memories: list[Memory]) -> str:
+    """What the project set itself, and whether it is so."""
+    found = {(row.task, row.mode, row.contender): row for row in rows}
+    lines = ["| aim | measured | |", "| --- | ---: | --- |"]
+
+    def line(aim: str, value: str, met: bool) -> None:
+        lines.append(f"| {aim} | {value} | {'met' if met else '**missed**'} |")
+
+    for (task, mode, name), row in found.items():
+        if name != ways.SAPFLOW.name:
+            continue
+        heading = f"{task}, {mode}"
+        if not row.measured:
+            line(f"{heading}: measured in every step", "not measured", met=False)
+        elif "compiled" in mode:
+            noise = found[task, mode, ways.NOTHING.name].percent
+            apart = row.percent.low > noise.high
+            line(
+                f"{heading}: within the noise of A/A", f"{row.percent.shown(2)} % against {noise.shown(2)} %", not apart
+            )
+        else:
+            aim = 3 if task in (MLP.name, CNN.name) else 1
+            line(f"{heading}: ≤ {aim} %", f"{row.percent.high:.2f} %", row.percent.high <= aim)
+        for other, times in ((ways.HOOKS, 2.5), (ways.WANDB_1, 20.0)):
+            rival = found.get((task, mode, other.name))
+            if rival is not None and row.measured:
+                factor = rival.per_block.low / row.per_block.high
+                line(f"{heading}: {times:g} times below {other.name}", f"{factor:.1f} times", factor >= times)
+    for one in memories:
+        kibibytes = (one.python + one.tensors) / 1024
+        line(f"{one.task}: ≤ 16 KiB more a module", f"{kibibytes:.1f} KiB", kibibytes <= 16)
+        line(f"{one.task}: no activation kept alive", str(one.activations_alive), one.activations_alive == 0)
+    return "\n".join(lines)
+
+
+def page(budget: float, tables: list[tuple[Task, Mode, list[Row]]], memories: list[Memory]) -> str:
+    """docs/performance.md."""
+    speed = bandwidth()
+    clock = (
+        "the calling thread, where the backward pass runs too" if backward_is_ours() else "**not the backward pass**"
+    )
+    limits = "\n".join(
+        f"| {one.task} | {one.bytes_per_block / 1024:.0f} | {one.read:.1f} | {one.norms:.1f} |"
+        for one in (limit(TASKS[name], speed) for name in dict.fromkeys(task.name for task, _, _ in tables))
+    )
+    memory_rows = "\n".join(
+        f"| {one.task} | {one.python / 1024:.1f} | {one.tensors / 1024:.1f} | {one.activations_alive} |"
+        f" {one.peak_alone:.0f} | {one.peak_watched:.0f} |"
+        for one in memories
+    )
+    results = "\n\n".join(table(*one) for one in tables)
+    return f"""# What watching costs
+
+Written by `python benchmarks/overhead.py --write docs/performance.md` (`make overhead`), with at most
+{budget:g} seconds a row, on {os.cpu_count()} cores ({platform.machine()}) that other work shared, Python
+{platform.python_version()}, torch {torch.__version__}. Only CPUs were measured.
+
+## Method
+
+1. Two deep copies of a model get the same data; one is left alone, the other has the contender on every block, in every
+   pass. A step is zero_grad, forward, loss, backward, optimizer step; for `wandb.watch` also an empty `run.log`.
+2. One thread. Time is CPU time of {clock}. The steps
+   alternate in random order, garbage collection waits, and the allocator keeps its pages. What comes by the clock (a
+   journal's samples, 4 a second) comes twice as often a step as in a run of its own, since the other model's steps take
+   time too.
+3. The effect is the mean of the paired differences. From {FULL_CYCLES * CYCLE} pairs on, each step of a cycle of
+   {CYCLE} stands with its median over the cycles: a disturbed step does not count, and what comes once in {CYCLE}
+   steps (the end of an epoch) counts in full. A row with fewer than {CYCLE} pairs may lack it.
+4. A row ends when the half-width of its 95 % interval is below a fifth of the effect or {FINE} %, or when its time
+   is up. "Nothing (A/A)" is the model against its own copy: the noise floor.
+5. A Sapflow row has numbers only if its own telemetry says that every block was measured in every step. "Other threads"
+   is the CPU time of the process outside the timed thread; that of other processes (wandb has one) is not in the table.
+
+## Aims
+
+Upper ends of intervals; a factor is the lower end of the other's interval over the upper end of Sapflow's.
+
+{aims((row for _, _, rows in tables for row in rows), memories)}
+
+## The limit
+
+A norm reads its gradient once. One thread reads {speed / 1e9:.1f} GB/s from memory here; a gradient that was just made
+may still be in the cache. The last column is two calls of `vector_norm` on hot tensors of that size and nothing else.
+
+| model | KiB of the two gradients of a module | µs to read them from memory | µs of two norms |
+| --- | ---: | ---: | ---: |
+{limits}
+
+## Memory
+
+By module, what is in use after {CYCLE - 1} watched steps and was not before (tracemalloc; storages of live tensors);
+block outputs that are still alive after a step; and the peak of a process that runs {PEAK_STEPS} steps, alone and
+watched.
+
+| model | KiB of Python objects | KiB of tensors | activations alive | peak alone, MiB | peak watched, MiB |
+| --- | ---: | ---: | ---: | ---: | ---: |
+{memory_rows}
+
+## Results
+
+{results}
+"""
