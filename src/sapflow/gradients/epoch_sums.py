@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from sapflow.gradients.pass_sums import ENTERING, LEAVING, fired_cells
+from sapflow.gradients.pass_sums import ENTERING, GIVEN, LEAVING, TAKEN, fired_cells
 from sapflow.telemetry.events import HISTOGRAM_BINS, HISTOGRAM_HIGHEST_OCTAVE, HISTOGRAM_LOWEST_OCTAVE
 
 
@@ -18,6 +18,8 @@ class EpochSums:
         self.rows = rows
         self.entering = torch.zeros(rows, dtype=torch.float64)  # Σ entering² over the passes that count
         self.leaving = torch.zeros(rows, dtype=torch.float64)
+        self.taken = torch.zeros(rows, dtype=torch.float64)  # Σ mean squares of inputs, over the passes that saw them
+        self.given = torch.zeros(rows, dtype=torch.float64)
         self.passes = torch.zeros(rows, dtype=torch.int64)
         self.non_finite = torch.zeros(rows, dtype=torch.int64)
         self.run = torch.zeros(rows, dtype=torch.int64)  # non-finite passes in a row, up to now
@@ -38,8 +40,10 @@ class EpochSums:
         self.__dict__.update(larger.__dict__)
 
     def add(self, squares: torch.Tensor) -> None:
-        """Fold closed passes: squares of shape (passes, rows, 2 or more), as many rows as there were at the time."""
-        squares = squares[..., : LEAVING + 1].double()
+        """Fold closed passes: squares of shape (passes, rows, columns), as many rows as there were at the time."""
+        if squares.shape[-1] > TAKEN:
+            self._add_activations(squares[..., [TAKEN, GIVEN]])
+        squares = squares[..., [ENTERING, LEAVING]]
         fired = fired_cells(squares)
         entering, leaving = squares[..., ENTERING], squares[..., LEAVING]
         non_finite = (fired & ~squares.isfinite()).any(-1)
@@ -62,6 +66,12 @@ class EpochSums:
             run = torch.where(bad, self.run[here] + 1, torch.where(any_fired, 0, self.run[here]))
             self.run[here] = run
             self.longest_run[here] = torch.maximum(self.longest_run[here], run)
+
+    def _add_activations(self, mean_squares: torch.Tensor) -> None:
+        seen = (fired_cells(mean_squares) & mean_squares.isfinite()).all(-1, keepdim=True)
+        taken, given = torch.where(seen, mean_squares, mean_squares.new_zeros(())).sum(0).unbind(-1)
+        self.taken[: len(taken)] += taken
+        self.given[: len(given)] += given
 
 
 def histogram_of(ratio: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:

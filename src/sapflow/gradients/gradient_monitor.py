@@ -16,11 +16,11 @@ from sapflow.gradients import closing
 from sapflow.gradients.epoch_sums import EpochSums
 from sapflow.gradients.origin import Origin, OriginSearch, Place
 from sapflow.gradients.pass_samples import ArrivedPasses, PassSample, sample_of
-from sapflow.gradients.pass_sums import PassBlock, PassSums, Row
+from sapflow.gradients.pass_sums import TAKEN, PassBlock, PassSums, Row
 from sapflow.gradients.probe import Probe
 from sapflow.gradients.reading import health_of, reading_of
-from sapflow.gradients.vitals import VITALS_EVERY, Vitals, VitalSigns, note_liveness
-from sapflow.health.policy import OVERFLOWS_IN_A_ROW, HealthPolicy, Policy
+from sapflow.gradients.vitals import VITALS_EVERY, Vitals, note_liveness
+from sapflow.health.policy import OVERFLOWS_IN_A_ROW, HealthPolicy, Need, Policy
 from sapflow.telemetry.events import GradientHealth
 
 # Blocks of passes that wait to be sampled; an epoch longer than anybody samples loses its oldest, and counts them.
@@ -87,7 +87,8 @@ class GradientMonitor:
         self._every = every
         self._loss_scaled = grad_scaler is not None and grad_scaler.is_enabled()
         self._search = OriginSearch(OVERFLOWS_IN_A_ROW if self._loss_scaled else 1)
-        columns = 4 if activations else 2
+        self._every_activation = activations
+        columns = 4 if activations or Need.OUTPUT_INPUT_RMS in self.policy.needs else 2
         self._sums = PassSums(ring_passes, columns, lambda: _scale_of(grad_scaler), self._glance_at_open_pass)
         self._epoch = EpochSums(self._sums.rows)
         self._watched: dict[str, _Watched] = {}
@@ -125,8 +126,8 @@ class GradientMonitor:
         row = self._sums.take_row(_device_of(module))
         if self._sums.rows > self._epoch.rows:
             self._epoch.grow(self._sums.rows)
-        vitals = Vitals(module) if self.policy.needs else None
-        probe = Probe(module, self._sums, row, vitals)
+        probe = Probe(module, self._sums, row)
+        vitals = Vitals(module) if Need.PARAMETER_LIVENESS in self.policy.needs else None
         self._watched[name] = _Watched(module, probe, row, self.policy.new_memory(name), vitals)
 
     def detach(self, name: str) -> None:
@@ -166,15 +167,14 @@ class GradientMonitor:
         self._sums.send()
         self._receive(wait=True)
         return {
-            name: self._judge(watched, copy.deepcopy(watched.memory), _signs(watched))
+            name: self._judge(watched, copy.deepcopy(watched.memory), watched.vitals)
             for name, watched in self._watched.items()
         }
 
     def latest_health(self) -> dict[str, GradientHealth]:
-        """The epoch so far, up to the last passes that have reached the host, without vital signs; never waits."""
+        """The epoch so far, up to the last passes that have reached the host, without its parameters; never waits."""
         return {
-            name: self._judge(watched, copy.deepcopy(watched.memory), VitalSigns())
-            for name, watched in self._watched.items()
+            name: self._judge(watched, copy.deepcopy(watched.memory), None) for name, watched in self._watched.items()
         }
 
     def samples(self, *, wait: bool = False) -> dict[str, PassSample]:
@@ -194,12 +194,11 @@ class GradientMonitor:
         self.end_open_pass()
         self._sums.send()
         self._receive(wait=True)
-        health = {
-            name: self._judge(watched, watched.memory, _signs(watched)) for name, watched in self._watched.items()
-        }
+        health = {name: self._judge(watched, watched.memory, watched.vitals) for name, watched in self._watched.items()}
         self._epoch = EpochSums(self._sums.rows)
         self.passes_before_epoch += self._sums.passes_closed
-        self._sums.passes_closed = self.closings = 0
+        self._sums.passes_closed = self._sums.passes_measured = self.closings = 0
+        self._choose_activations()
         self._unsampled.clear()
         while self._retired_rows:
             self._sums.give_back(self._retired_rows.pop())
@@ -207,7 +206,6 @@ class GradientMonitor:
             watched.probe.begin_epoch()
             if watched.vitals is not None:
                 watched.vitals.begin_epoch()
-                watched.vitals.due = True
         return health
 
     def close(self) -> None:
@@ -244,9 +242,13 @@ class GradientMonitor:
         if vitals and not self._sums.paused and self._sums.passes_measured % VITALS_EVERY == 0:
             note_liveness(vitals)
         self._sums.close_pass()
-        for vital in vitals:
-            vital.due = self._sums.passes_measured % VITALS_EVERY == 0
+        self._choose_activations()
         self._sums.paused = (self.passes_before_epoch + self._sums.passes_closed) % self._every != 0
+
+    def _choose_activations(self) -> None:
+        """Whether the next pass is one that shows its activations."""
+        due = self._every_activation or self._sums.passes_measured % VITALS_EVERY == 0
+        self._sums.sees_activations = due and self._sums.columns > TAKEN
 
     def _receive(self, *, wait: bool) -> None:
         for block in self._sums.receive(wait=wait):
@@ -274,14 +276,16 @@ class GradientMonitor:
             if origin is not None and self.on_origin is not None:
                 self.on_origin(origin)
 
-    def _judge(self, watched: _Watched, memory: Any, signs: VitalSigns) -> GradientHealth:
-        row = watched.row.index
-        reading = reading_of(self._epoch, row, watched.probe, signs, loss_scaled=self._loss_scaled)
+    def _judge(self, watched: _Watched, memory: Any, vitals: Vitals | None) -> GradientHealth:
+        reading = reading_of(
+            self._epoch,
+            watched.row.index,
+            watched.probe,
+            liveness=vitals.liveness if vitals is not None else None,
+            moved=vitals.moved if vitals is not None else None,
+            loss_scaled=self._loss_scaled,
+        )
         return health_of(reading, self.policy.judge(reading, memory))
-
-
-def _signs(watched: _Watched) -> VitalSigns:
-    return watched.vitals.read() if watched.vitals is not None else VitalSigns()
 
 
 def _device_of(module: nn.Module) -> torch.device:

@@ -1,10 +1,12 @@
-"""The norm of a gradient, right for every dtype and layout, and adding its square to a cell."""
+"""The norm of a gradient, right for every dtype and layout, and the mean square of activations."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
+
+from sapflow.gradients.structures import map_tensors
 
 # A flat fp32 norm loses digits on large tensors (seen on CPU: 3e-4 at 4e6 elements); the norm of the norms of rows
 # loses none, and costs nothing from about this size on.
@@ -28,3 +30,19 @@ def norm_of(gradient: Tensor) -> Tensor:
     norms = vector_norm(flat[:in_rows].view(-1, ROW), dim=-1, dtype=dtype)
     remainder = vector_norm(flat[in_rows:], dtype=dtype).view(1)
     return cast(Tensor, vector_norm(torch.cat((norms, remainder))))
+
+
+def mean_square_of(value: Any) -> Tensor | None:
+    """The mean of the squares of all floating-point elements in a structure, fp32; None if it has none."""
+    tensors: list[Tensor] = []
+
+    def collect(tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point() and tensor.numel():
+            tensors.append(tensor.detach())
+        return tensor
+
+    map_tensors(collect, value)
+    if not tensors:
+        return None
+    squares = torch.stack([tensor.float().square().sum() for tensor in tensors]).sum()
+    return squares / sum(tensor.numel() for tensor in tensors)

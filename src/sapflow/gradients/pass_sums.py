@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Columns: squared gradient norms at the output and the input and, where asked for, squared norms of input and output.
+# Columns: squared gradient norms at output and input and, where asked for, mean squares of inputs and outputs.
 ENTERING, LEAVING, TAKEN, GIVEN = 0, 1, 2, 3
 # Cells start at −0.0: adding anything, even 0.0, gives +0.0 or more, so the sign tells "never fired" from "zero".
 NEVER_FIRED = -0.0
@@ -106,10 +106,11 @@ class PassSums:
         self.fired = False  # … something was added by code that is not compiled
         self.skipped = False  # … a module ran forward that was not listened to
         self.paused = False  # probes do not listen
+        self.sees_activations = columns > TAKEN  # in the pass that is open
         self.compiled = False  # there is code that adds and cannot say so
         self.in_backward = False  # and what is at its end is arranged for
         self.passes_closed = 0  # since the epoch began
-        self.passes_measured = 0  # since ever
+        self.passes_measured = 0  # of these, those that probes listened to
         self._loss_scale = loss_scale
         self._on_non_finite = on_non_finite
         self._scale_ring: Tensor | None = None

@@ -13,11 +13,10 @@ from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
 from sapflow.gradients.frames import never_compiled_alone, run_at_compile_time
-from sapflow.gradients.norms import norm_of
+from sapflow.gradients.norms import mean_square_of, norm_of
 from sapflow.gradients.pass_sums import ENTERING, GIVEN, LEAVING, TAKEN, PassSums, Row
 from sapflow.gradients.structures import map_tensors
 from sapflow.gradients.taps import changes_in_place, tap_inputs, tap_outputs
-from sapflow.gradients.vitals import Vitals
 
 log = logging.getLogger("sapflow.gradients")
 
@@ -54,22 +53,17 @@ class Probe:
         module: the module to measure; called any number of times a pass, with any structure of tensors.
         sums: where the squares are added.
         row: the probe's row in `sums`.
-        vitals: see calls of the module, too, while they are due.
     """
 
-    def __init__(
-        self, module: nn.Module | None, sums: PassSums | None, row: Row | None, vitals: Vitals | None = None
-    ) -> None:
+    def __init__(self, module: nn.Module | None, sums: PassSums | None, row: Row | None) -> None:
         self.module = module
         self.sums = sums
         self.row = row
-        self.vitals = vitals
         self.muted = False
         self._open_calls: list[list[_Alias]] = []
         self._handles: list[RemovableHandle] = []
         self.compiled = False  # in a forward of it the probe was, too; from then on no Python tells that it ran
         self.taps_input = module is not None and not changes_in_place(module)
-        self._watches_activations = sums is not None and sums.columns > TAKEN
         self.begin_epoch()
         if module is not None:
             self._handles = [
@@ -105,7 +99,7 @@ class Probe:
             handle.remove()
         self._handles = []
         self._open_calls = []
-        self.module = self.sums = self.vitals = None
+        self.module = self.sums = None
 
     def listening(self) -> bool:
         """Whether a forward that runs now is to be measured."""
@@ -144,8 +138,6 @@ class Probe:
                 handed_on: Any = (alias(args[0]),), kwargs
             else:
                 handed_on = map_tensors(alias, (args, kwargs))
-            if self._watches_activations:
-                self._add_all(TAKEN, (args, kwargs))
         except Exception as error:  # training comes first: what cannot be measured passes through
             self._fail(error)
             return None
@@ -156,7 +148,7 @@ class Probe:
     @never_compiled_alone
     def _after_forward(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if torch.compiler.is_compiling():
-            return self._after_compiled(output)
+            return self._after_compiled(args, kwargs, output)
         if not (self._open_calls and self.listening()):
             return None
         for alias in self._open_calls.pop():
@@ -164,10 +156,9 @@ class Probe:
                 self._hook_producer(alias.producer, alias.output_nr)
         try:
             hooked = self._hook(output) if isinstance(output, Tensor) else map_tensors(self._hook, output)
-            if self._watches_activations:
-                self._add_all(GIVEN, output)
-            if self.vitals is not None and self.vitals.due:
-                self.vitals.see((args, kwargs), output)
+            if self.sums is not None and self.sums.sees_activations:
+                self._see(TAKEN, (args, kwargs))
+                self._see(GIVEN, output)
         except Exception as error:  # training comes first
             self._fail(error)
             return None
@@ -215,15 +206,12 @@ class Probe:
         except Exception as error:  # training comes first
             self._fail(error)
 
-    def _add_all(self, column: int, value: Any) -> None:
-        """Add the squares of every floating-point tensor in a structure."""
-
-        def add(tensor: Tensor) -> Tensor:
-            if tensor.is_floating_point() or tensor.is_complex():
-                self._add(column, tensor)
-            return tensor
-
-        map_tensors(add, value)
+    def _see(self, column: int, value: Any) -> None:
+        """Add the mean square of a call's inputs or outputs."""
+        mean_square = mean_square_of(value)
+        if mean_square is not None and self.row is not None:
+            cell = self.row.cells[column]
+            cell.add_(mean_square.to(cell.device, non_blocking=True))
 
     def _before_compiled(self, args: Any, kwargs: Any) -> Any:
         row = self._row_in_dynamo()
@@ -231,11 +219,14 @@ class Probe:
             return None
         return tap_inputs((args, kwargs), row.cells[LEAVING])
 
-    def _after_compiled(self, output: Any) -> Any:
+    def _after_compiled(self, args: Any, kwargs: Any, output: Any) -> Any:
         row = self._row_in_dynamo()
         if row is None:
             return None
         self._note_compiled()
+        if len(row.cells) > TAKEN:  # in every pass: now and then would be another graph
+            self._see(TAKEN, (args, kwargs))
+            self._see(GIVEN, output)
         return tap_outputs(output, row.cells[ENTERING])
 
     @run_at_compile_time

@@ -3,7 +3,6 @@
 from sapflow.gradients.epoch_sums import EpochSums
 from sapflow.gradients.pass_sums import ENTERING, LEAVING
 from sapflow.gradients.probe import Probe
-from sapflow.gradients.vitals import VitalSigns
 from sapflow.health.policy import Reading, Verdict
 from sapflow.telemetry.events import GradientHealth
 from sapflow.telemetry.vocabulary import Measurement
@@ -11,7 +10,9 @@ from sapflow.telemetry.vocabulary import Measurement
 ATTACH_FIRST = "attach before torch.compile, or call torch._dynamo.reset() now"
 
 
-def reading_of(epoch: EpochSums, row: int, probe: Probe, signs: VitalSigns, *, loss_scaled: bool) -> Reading:
+def reading_of(
+    epoch: EpochSums, row: int, probe: Probe, *, liveness: float | None, moved: bool | None, loss_scaled: bool
+) -> Reading:
     """The reading of the probe's module over the passes that `epoch` holds; the fields are described in `Reading`."""
     measurement, reason = _measurement(epoch, row, probe)
     passes = int(epoch.passes[row])
@@ -28,9 +29,9 @@ def reading_of(epoch: EpochSums, row: int, probe: Probe, signs: VitalSigns, *, l
         max_ratio=float(epoch.highest[row]),
         last_ratio=float(epoch.last[row]),
         histogram=tuple(epoch.histogram[row].tolist()) if passes else (),
-        output_input_rms=signs.output_input_rms,
-        parameter_liveness=signs.parameter_liveness,
-        parameters_moved=signs.parameters_moved,
+        output_input_rms=float(epoch.given[row] / epoch.taken[row]) ** 0.5 if epoch.taken[row] > 0 else None,
+        parameter_liveness=liveness,
+        parameters_moved=moved,
     )
 
 

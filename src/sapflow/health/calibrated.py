@@ -32,7 +32,6 @@ CLEARING = 0.75  # of a limit that is a gain or a scale: short of it, its alarm 
 # learned gains of 10 (a normalised block on a small stream, under Adam), so later they are allowed more.
 EXPLODING_AT_BIRTH = 4.0
 EXPLODING_LATER = 16.0
-EXPLODING_UNSEEN = 64.0  # where the growth is not known
 GROWING = 2.0
 
 CHAIN = 0.01, 100.0  # between these the gain of a whole chain of blocks is healthy
@@ -172,12 +171,9 @@ def _compared(detector: str, sign: int, distance: float, levels: tuple[float, fl
 
 def _explodes(reading: Reading, memory: ModuleMemory) -> Iterator[_Finding]:
     growth = reading.output_input_rms
-    gain = 2**memory.gain
-    if growth is None:  # compiled code shows no activations
-        limit = EXPLODING_UNSEEN
-        evidence = f"gain {gain:.3g} (limit {limit:g} where the growth of the signal is not measured)"
-        yield _Finding("explodes", True, gain > limit, gain < CLEARING * limit, evidence)
+    if growth is None:
         return
+    gain = 2**memory.gain
     born_sound = memory.baseline is not None and (memory.born_tiny or memory.baseline < math.log2(EXPLODING_AT_BIRTH))
     limit = EXPLODING_LATER if born_sound else EXPLODING_AT_BIRTH
     yield _Finding(
