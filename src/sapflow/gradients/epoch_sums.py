@@ -61,9 +61,18 @@ class EpochSums:
         self.lowest[here] = torch.minimum(self.lowest[here], torch.where(counts, ratio, math.inf).amin(0))
         self.highest[here] = torch.maximum(self.highest[here], ratio.amax(0))
         self.histogram[here] += histogram_of(ratio, counts)
-        for pass_counts, pass_ratio, bad, any_fired in zip(counts, ratio, non_finite, fired.any(-1), strict=True):
-            self.last[here] = torch.where(pass_counts, pass_ratio, self.last[here])
-            run = torch.where(bad, self.run[here] + 1, torch.where(any_fired, 0, self.run[here]))
+        numbers = torch.arange(1, len(squares) + 1).unsqueeze(-1)
+        last = (counts * numbers).amax(0)  # 0 where none counts
+        last_ratio = ratio.gather(0, (last - 1).clamp(min=0).unsqueeze(0)).squeeze(0)
+        self.last[here] = torch.where(last > 0, last_ratio, self.last[here])
+        self._add_runs(here, non_finite, fired.any(-1))
+
+    def _add_runs(self, here: slice, non_finite: torch.Tensor, any_fired: torch.Tensor) -> None:
+        if not bool(non_finite.any()):
+            self.run[here] = torch.where(any_fired.any(0), 0, self.run[here])
+            return
+        for bad, fired in zip(non_finite, any_fired, strict=True):
+            run = torch.where(bad, self.run[here] + 1, torch.where(fired, 0, self.run[here]))
             self.run[here] = run
             self.longest_run[here] = torch.maximum(self.longest_run[here], run)
 

@@ -102,6 +102,7 @@ class GradientMonitor:
         elif root is not None:
             self._closers.callback(closing.at_next_forward(root, self._close_at_root))
         self._root_closes = True
+        self._alarmed = False
         for name, module in (modules or {}).items():
             self.attach(name, module)
 
@@ -230,12 +231,17 @@ class GradientMonitor:
         """End a pass; a closing before which nothing fired ends none, but is counted."""
         self.closings += 1
         self._end_pass()
+        if self._alarmed:  # to tell of NaN at once
+            self._alarmed = False
+            self._sums.send()
+            self._receive(wait=False)
         if self.on_closing is not None:
             self.on_closing()
 
     def _end_pass(self) -> None:
-        for watched in self._watched.values():
-            watched.probe.end_pass()
+        if self.closings & (self.closings - 1) == 0:  # it takes a while, and the 1st, 2nd, 4th, 8th … of an epoch tell
+            for watched in self._watched.values():
+                watched.probe.end_pass()
         if not self._sums.open:
             return
         vitals = [watched.vitals for watched in self._watched.values() if watched.vitals is not None]
@@ -263,7 +269,8 @@ class GradientMonitor:
         return [Place(name, watched.module, watched.row.index) for name, watched in self._watched.items()]
 
     def _glance_at_open_pass(self) -> None:
-        self._search.glance(self.passes_before_epoch + self._sums.passes_closed + 1, self._places())
+        passes = self.passes_before_epoch + self._sums.passes_closed + 1
+        self._alarmed |= self._search.glance(passes, self._places())
 
     def _follow(self, block: PassBlock, squares: Tensor) -> None:
         if bool(squares.isfinite().all()):

@@ -26,23 +26,35 @@ def norm_of(gradient: Tensor) -> Tensor:
     if gradient.numel() <= LARGE:
         return cast(Tensor, vector_norm(gradient, dtype=dtype))
     flat = gradient.reshape(-1)
-    in_rows = flat.numel() // ROW * ROW
-    norms = vector_norm(flat[:in_rows].view(-1, ROW), dim=-1, dtype=dtype)
-    remainder = vector_norm(flat[in_rows:], dtype=dtype).view(1)
-    return cast(Tensor, vector_norm(torch.cat((norms, remainder))))
+    remainder = flat.numel() % ROW
+    if not remainder:
+        return cast(Tensor, vector_norm(vector_norm(flat.view(-1, ROW), dim=-1, dtype=dtype)))
+    norms = vector_norm(flat[:-remainder].view(-1, ROW), dim=-1, dtype=dtype)
+    return cast(Tensor, vector_norm(torch.cat((norms, vector_norm(flat[-remainder:], dtype=dtype).view(1)))))
 
 
 def mean_square_of(value: Any) -> Tensor | None:
-    """The mean of the squares of all floating-point elements in a structure, fp32; None if it has none."""
+    """The mean of the squares of all numbers in a structure of tensors, fp32; None if it has none."""
+    tensors = _numbers(value)
+    if not tensors:
+        return None
+    norms = [norm_of(tensor) for tensor in tensors]
+    norm = norms[0] if len(norms) == 1 else cast(Tensor, vector_norm(torch.stack(norms)))
+    return norm.square() / sum(tensor.numel() for tensor in tensors)
+
+
+def has_numbers(value: Any) -> bool:
+    """Whether a structure of tensors has any that a gradient could be asked for."""
+    return bool(_numbers(value))
+
+
+def _numbers(value: Any) -> list[Tensor]:
     tensors: list[Tensor] = []
 
     def collect(tensor: Tensor) -> Tensor:
-        if tensor.is_floating_point() and tensor.numel():
-            tensors.append(tensor.detach())
+        if (tensor.is_floating_point() or tensor.is_complex()) and tensor.numel():
+            tensors.append(tensor)
         return tensor
 
     map_tensors(collect, value)
-    if not tensors:
-        return None
-    squares = torch.stack([tensor.float().square().sum() for tensor in tensors]).sum()
-    return squares / sum(tensor.numel() for tensor in tensors)
+    return tensors

@@ -60,14 +60,16 @@ class OriginSearch:
         self._glanced: list[int] = []  # a run of non-finite passes, by their number, among those glanced at
         self._glances: dict[int, dict[str, Glance]] = {}  # by pass and module, from before anybody clipped
 
-    def glance(self, passes: int, places: list[Place]) -> None:
-        """Look at the parameters as they stand at the end of a non-finite backward."""
+    def glance(self, passes: int, places: list[Place]) -> bool:
+        """Look at the parameters as they stand at the end of a non-finite backward; whether it may be one to tell."""
         if self._glanced and passes > self._glanced[-1] + 1:
             self._glanced.clear()
         if passes not in self._glanced:
             self._glanced.append(passes)
-        if len(self._glanced) <= self.patience:
+        to_tell = len(self._glanced) <= self.patience
+        if to_tell:
             self._glances[passes] = _glances(places)
+        return to_tell
 
     def pass_by(self, passes: int) -> None:
         """Hear that the passes up to this one are finite."""

@@ -9,9 +9,12 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from weakref import ref
 
 import torch
 from torch import Tensor
+
+from sapflow.gradients.norms import norm_of
 
 # Columns: squared gradient norms at output and input and, where asked for, mean squares of inputs and outputs.
 ENTERING, LEAVING, TAKEN, GIVEN = 0, 1, 2, 3
@@ -114,6 +117,7 @@ class PassSums:
         self._loss_scale = loss_scale
         self._on_non_finite = on_non_finite
         self._scale_ring: Tensor | None = None
+        self._last_norm: tuple[Callable[[], Tensor | None], int, Tensor] = (lambda: None, 0, torch.empty(()))
         self._pages: list[_Page] = []
         self._free: list[Row] = []
         self._in_ring: list[int] = []  # indices of the passes in the ring
@@ -161,6 +165,15 @@ class PassSums:
             page.move(norm.device)
         cell = row.cells[column]
         return norm.to(cell.device, non_blocking=True), cell
+
+    def norm_of(self, gradient: Tensor) -> Tensor:
+        """The norm of a gradient; what leaves a module often enters the one before it, and is measured once."""
+        known, version, norm = self._last_norm
+        if known() is gradient and version == gradient._version:
+            return norm
+        norm = norm_of(gradient)
+        self._last_norm = ref(gradient), gradient._version, norm  # alive, it would be kept from being reused
+        return norm
 
     def begin_backward(self) -> None:
         """Arrange for a look at the sums when the backward that runs now is over."""

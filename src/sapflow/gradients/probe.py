@@ -5,7 +5,7 @@ The input is handed on as an alias with a hook of its own, since a hook on the i
 """
 
 import logging
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
 from sapflow.gradients.frames import never_compiled_alone, run_at_compile_time
-from sapflow.gradients.norms import mean_square_of, norm_of
+from sapflow.gradients.norms import has_numbers, mean_square_of
 from sapflow.gradients.pass_sums import ENTERING, GIVEN, LEAVING, TAKEN, PassSums, Row
 from sapflow.gradients.structures import map_tensors
 from sapflow.gradients.taps import changes_in_place, tap_inputs, tap_outputs
@@ -35,15 +35,6 @@ def inside_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-class _Alias(NamedTuple):
-    """What was handed to the module in place of an input, and what tells whether the module changed it in place."""
-
-    tensor: Tensor
-    version: int
-    producer: Node | None
-    output_nr: int
-
-
 class Probe:
     """Measures one module on every backward pass, into one row of `sums`.
 
@@ -60,7 +51,8 @@ class Probe:
         self.sums = sums
         self.row = row
         self.muted = False
-        self._open_calls: list[list[_Alias]] = []
+        # Of each call that is open: what was handed on for an input, and what tells whether it was changed in place.
+        self._open_calls: list[list[tuple[Tensor, int, Node | None, int]]] = []
         self._handles: list[RemovableHandle] = []
         self.compiled = False  # in a forward of it the probe was, too; from then on no Python tells that it ran
         self.taps_input = module is not None and not changes_in_place(module)
@@ -81,16 +73,15 @@ class Probe:
         self.input_detached = False  # in one of these: no input needed a gradient
         self.output_hooked = False
         self.unheard = False  # it ran while the probe did not listen
-        self.passes_ended = 0  # whether the probe fired in them or not
+        self.pass_ended = False
         self.parameters_reached = False
         self.failure = ""
 
     def end_pass(self) -> None:
-        """Let go of what a forward that raised left behind, and note whether a gradient reached the parameters."""
-        self._open_calls.clear()
-        self.passes_ended += 1
-        due = self.passes_ended & (self.passes_ended - 1) == 0  # it takes a while: the 1st, 2nd, 4th, 8th … pass tell
-        if due and not self.parameters_reached and self.module is not None:
+        """Note that a pass has ended, and whether a gradient has reached the parameters."""
+        self._open_calls.clear()  # of forwards that raised
+        self.pass_ended = True
+        if not self.parameters_reached and self.module is not None:
             self.parameters_reached = any(p.grad is not None for p in self.module.parameters())
 
     def remove(self) -> None:
@@ -109,54 +100,55 @@ class Probe:
             and not self.sums.paused
             and torch.is_grad_enabled()
             and not torch._C._are_functorch_transforms_active()
+            and torch._C._get_tracing_state() is None
         )
+
+    # What runs in every call of the module and in every backward is written for few frames: their code is not in the
+    # cache any more when its turn comes, and takes several times what it does in a loop of its own.
 
     @never_compiled_alone
     def _before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             return self._before_compiled(args, kwargs)
-        if not self.listening() or torch._C._get_tracing_state() is not None:
+        if torch.compiler._is_compiling_flag or not self.listening():  # exporting without TorchDynamo sets the flag
             self._note_unheard()
             return None
-        aliases: list[_Alias] = []
-        differentiable = False
-
-        def alias(tensor: Tensor) -> Tensor:
-            nonlocal differentiable
-            if not tensor.requires_grad:
-                differentiable = differentiable or tensor.is_floating_point() or tensor.is_complex()
-                return tensor
-            handed_on = alias_of(tensor)
-            _node(handed_on).register_prehook(self._leaves)
-            aliases.append(_Alias(handed_on, handed_on._version, tensor.grad_fn, tensor.output_nr))
-            return handed_on
-
         self.ran = True
-        self._open_calls.append(aliases)
+        self._open_calls.append([])
         try:
             if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
-                handed_on: Any = (alias(args[0]),), kwargs
+                handed_on: Any = (self._hand_on(args[0]),), kwargs
             else:
-                handed_on = map_tensors(alias, (args, kwargs))
+                handed_on = map_tensors(self._hand_on, (args, kwargs))
         except Exception as error:  # training comes first: what cannot be measured passes through
             self._fail(error)
             return None
-        if differentiable and not aliases:
+        if not (self._open_calls[-1] or self.input_detached) and has_numbers((args, kwargs)):
             self.input_detached = True
         return handed_on
 
+    def _hand_on(self, tensor: Tensor) -> Tensor:
+        """An alias of an input, with a hook, in its place."""
+        if not tensor.requires_grad:
+            return tensor
+        alias = alias_of(tensor)
+        _node(alias).register_prehook(self._leaves)
+        self._open_calls[-1].append((alias, alias._version, tensor.grad_fn, tensor.output_nr))
+        return alias
+
     @never_compiled_alone
     def _after_forward(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             return self._after_compiled(args, kwargs, output)
-        if not (self._open_calls and self.listening()):
+        sums = self.sums
+        if sums is None or not self._open_calls or not self.listening():
             return None
-        for alias in self._open_calls.pop():
-            if alias.tensor._version != alias.version and alias.producer is not None:
-                self._hook_producer(alias.producer, alias.output_nr)
+        for alias, version, producer, position in self._open_calls.pop():
+            if alias._version != version and producer is not None:
+                self._hook_producer(producer, position)
         try:
             hooked = self._hook(output) if isinstance(output, Tensor) else map_tensors(self._hook, output)
-            if self.sums is not None and self.sums.sees_activations:
+            if sums.sees_activations:
                 self._see(TAKEN, (args, kwargs))
                 self._see(GIVEN, output)
         except Exception as error:  # training comes first
@@ -190,12 +182,12 @@ class Probe:
     def _leaves(self, gradients: tuple[Tensor | None, ...]) -> None:
         self._add(LEAVING, gradients[0])
 
-    def _add(self, column: int, tensor: Tensor | None) -> None:
+    def _add(self, column: int, gradient: Tensor | None) -> None:
         sums, row = self.sums, self.row
-        if tensor is None or sums is None or row is None or torch.compiler.is_compiling():
+        if gradient is None or sums is None or row is None or torch.compiler.is_dynamo_compiling():
             return
         try:
-            norm = norm_of(tensor)
+            norm = sums.norm_of(gradient)
             cell = row.cells[column]
             if norm.device != cell.device:
                 norm, cell = sums.meet(row, column, norm)
@@ -244,9 +236,8 @@ class Probe:
 
     def _row_in_dynamo(self) -> Row | None:
         """The row, if a forward that TorchDynamo compiles, and does not export, is to be measured."""
-        elsewhere = torch.compiler.is_exporting() or not torch.compiler.is_dynamo_compiling()
         # In a backward that TorchDynamo compiles, too, nothing may be added to cells.
-        elsewhere = elsewhere or torch._dynamo.compiled_autograd.compiled_autograd_enabled
+        elsewhere = torch.compiler.is_exporting() or torch._dynamo.compiled_autograd.compiled_autograd_enabled
         return None if elsewhere or not self.listening() else self.row
 
     def _fail(self, error: Exception) -> None:

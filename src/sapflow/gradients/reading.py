@@ -72,7 +72,7 @@ def _measurement(epoch: EpochSums, row: int, probe: Probe) -> tuple[Measurement,
         return Measurement.INPUT_DETACHED, _why_nothing_left(probe)
     if not (probe.ran or probe.compiled):
         return _why_it_did_not_run(probe)
-    if not probe.passes_ended:
+    if not probe.pass_ended:
         return Measurement.UNMEASURED, "no backward pass has ended yet: call step() if nothing else ends one"
     if not (probe.output_hooked or probe.compiled):
         return Measurement.NO_GRADIENT, "its output needs no gradient: unfreeze a parameter in it or before it"

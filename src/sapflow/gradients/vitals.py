@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-VITALS_EVERY = 16
+VITALS_EVERY = 64
 # A parameter tensor is alive when the norm of its gradient exceeds this share of the largest among all watched ones.
 ALIVE_SHARE = 1e-4
 

@@ -158,7 +158,8 @@ class Watcher:
     def epoch(self) -> dict[str, SeedTelemetry]:
         """Close the epoch: judge, say, raise and clear alerts; waits for the device."""
         self._monitor.end_open_pass()
-        self._sampler.finish(self.epochs + 1)
+        if self.run_dir is not None:
+            self._sampler.finish(self.epochs + 1)
         telemetry = self._as_telemetry(self._monitor.close_epoch())
         self.epochs += 1
         for name, seed in telemetry.items():
@@ -222,7 +223,7 @@ class Watcher:
         passes = self._monitor.passes or self._monitor.closings
         if passes >= self._epoch_every:
             self.epoch()
-        else:
+        elif self.run_dir is not None:
             self._sampler.poll(self.epochs + 1)
 
     def _on_origin(self, origin: Origin) -> None:

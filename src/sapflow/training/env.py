@@ -17,6 +17,7 @@ from sapflow.growth.host import slots_of
 from sapflow.growth.randomness import RandomState, stream_seed
 from sapflow.growth.shadow import shadow_backward
 from sapflow.growth.slot import SeedSlot
+from sapflow.health.policy import Policy
 from sapflow.health.rules import RuleBook
 from sapflow.telemetry.events import (
     AlertCleared,
@@ -53,9 +54,12 @@ class Env:
         plan: what to do.
         controller: decides on the seeds at epoch ends.
         stream: of this env's events.
+        policy: judges the seeds; the record's band by default.
     """
 
-    def __init__(self, task: Task, plan: EnvPlan, controller: Controller, stream: EventStream) -> None:
+    def __init__(
+        self, task: Task, plan: EnvPlan, controller: Controller, stream: EventStream, policy: Policy | None = None
+    ) -> None:
         self.plan = plan
         self.controller = controller
         self.stream = stream
@@ -72,7 +76,7 @@ class Env:
         self._parameters = list(self.host.parameters())
         self._optimizer = torch.optim.SGD(self._parameters, lr=task.learning_rate, momentum=0.9)
         self._learning_rate = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, plan.epochs)
-        self.monitor = GradientMonitor()
+        self.monitor = GradientMonitor(policy=policy)
         self.rules = RuleBook()
         self.actions = SlotActions(
             self.host,
