@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,10 +16,14 @@ from sapflow.errors import InputError
 from sapflow.gradients.epoch_sums import EpochSums, fired_cells
 from sapflow.gradients.pass_sums import ENTERING, LEAVING, PassBlock, PassSums
 from sapflow.gradients.probe import Probe, inside_backward
+from sapflow.gradients.ranks import Ranks
 from sapflow.gradients.reading import reading_of
 from sapflow.gradients.vitals import VITALS_EVERY, Vitals, VitalSigns, note_liveness
 from sapflow.health.policy import HealthPolicy, Policy
 from sapflow.telemetry.events import GradientHealth
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 # Blocks of passes that wait to be sampled; an epoch longer than anybody samples loses its oldest, and counts them.
 UNSAMPLED_BLOCKS = 64
@@ -59,6 +63,9 @@ class GradientMonitor:
         on_pass: called after each pass that was closed.
         loss_scaled: a GradScaler is at work: overflowed passes are its normal business (see `HealthPolicy`).
         ring_passes: closed passes that wait on the device for one copy to the host.
+        process_group: all ranks that train the model together, each with a monitor of the same names. `close_epoch()`
+            then meets the others, gives the gain of the global batch, and must be called at the same step on every
+            rank; nothing else communicates. None: this rank's own.
     """
 
     def __init__(
@@ -71,12 +78,14 @@ class GradientMonitor:
         on_pass: Callable[[], None] | None = None,
         loss_scaled: bool = False,
         ring_passes: int = 64,
+        process_group: "ProcessGroup | None" = None,
     ) -> None:
         self.policy: Policy = HealthPolicy() if policy is None else policy
         self.loss_scaled = loss_scaled
         self._on_pass = on_pass
         self.passes_lost_to_sampling = 0
-        self._sums = PassSums(ring_passes)
+        self._ranks = Ranks(process_group)
+        self._sums = PassSums(ring_passes, ranks=self._ranks)
         self._epoch = EpochSums(self._sums.rows)
         self._watched: dict[str, _Watched] = {}
         self._free_rows = list(range(self._sums.rows))
@@ -116,6 +125,7 @@ class GradientMonitor:
             self._free_rows = list(range(first, rows))
         row = self._free_rows.pop(0)
         self._sums.reset_row(row)
+        self._ranks.look_out(name, module)
         probe, memory = Probe(module, self._sums, row), self.policy.new_memory(name)
         self._watched[name] = _Watched(probe, memory, Vitals(module, probe) if self.policy.needs else None)
 
@@ -124,6 +134,7 @@ class GradientMonitor:
         watched = self._watched.pop(name)
         self._retired_rows.append(watched.probe.row)
         watched.probe.remove()
+        self._ranks.forget(name)
         if watched.vitals is not None:
             watched.vitals.remove()
 
@@ -183,6 +194,9 @@ class GradientMonitor:
         self.end_open_pass()
         self._sums.send()
         self._receive(wait=True)
+        if self._ranks.together:
+            rows = {name: watched.probe.row for name, watched in self._watched.items()}
+            self._epoch = self._ranks.combine(rows, self._sums.rows, self._home()) or self._epoch
         health = {
             name: self._judge(watched, watched.memory, _signs(watched)) for name, watched in self._watched.items()
         }
@@ -226,6 +240,9 @@ class GradientMonitor:
             vital.due = self._sums.passes_closed % VITALS_EVERY == 0
 
     def _close_pass(self) -> None:
+        if self._ranks.together:  # a pass on one rank is a pass on all, even where nothing fired
+            self._ranks.counted_passes += 1
+            self._sums.open_pass(self._home())
         fired = self._sums.fired
         self._end_pass()
         if fired and self._on_pass is not None:
@@ -243,9 +260,13 @@ class GradientMonitor:
     def _receive(self, *, wait: bool) -> None:
         for block in self._sums.receive(wait=wait):
             self._epoch.add(block.squares)
+            self._ranks.keep(block.squares)
             self._unsampled.append(block)
             if len(self._unsampled) > UNSAMPLED_BLOCKS:
                 self.passes_lost_to_sampling += len(self._unsampled.popleft().squares)
+
+    def _home(self) -> torch.device:
+        return self._sums.home([watched.probe.module for watched in self._watched.values()])
 
     def _judge(self, watched: _Watched, memory: Any, signs: VitalSigns) -> GradientHealth:
         reading = reading_of(self._epoch, watched.probe, signs, loss_scaled=self.loss_scaled)

@@ -6,9 +6,15 @@ travel there in one copy a drain.
 """
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from sapflow.gradients.ranks import Ranks
 
 ENTERING, LEAVING = 0, 1
 # Cells start at −0.0: adding anything, even 0.0, gives +0.0 or more, so the sign tells "never fired" from "zero".
@@ -39,8 +45,9 @@ class PassSums:
     Allocated on the device of the first tensor that a probe meets; 8 bytes a row and pass.
     """
 
-    def __init__(self, ring_passes: int, rows: int = 16) -> None:
+    def __init__(self, ring_passes: int, rows: int = 16, ranks: "Ranks | None" = None) -> None:
         self.ring_passes = ring_passes
+        self.ranks = ranks
         self.rows = rows
         self.fired = False
         self.passes_closed = 0  # since the epoch began
@@ -78,6 +85,18 @@ class PassSums:
         self._ensure_allocated(old.device)
         assert self.cells is not None
         self.cells[: len(old)] = old
+
+    def home(self, modules: Iterable[nn.Module | None]) -> torch.device:
+        """Where the sums live or, as long as nothing fired, will: with the parameters of the modules."""
+        if self.cells is not None:
+            return self.cells.device
+        parameters = (parameter for module in modules if module is not None for parameter in module.parameters())
+        return next((parameter.device for parameter in parameters), torch.device("cpu"))
+
+    def open_pass(self, device: torch.device) -> None:
+        """Let the open pass count even if nothing fires in it; `device` as in `cells_of`."""
+        self._ensure_allocated(device)
+        self.fired = True
 
     def close_pass(self) -> None:
         """End the open pass: two kernels, no synchronisation. A pass in which nothing fired is none."""

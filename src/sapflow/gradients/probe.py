@@ -14,6 +14,7 @@ from torch.linalg import vector_norm
 from torch.utils.hooks import RemovableHandle
 
 from sapflow.gradients.pass_sums import ENTERING, LEAVING, PassSums
+from sapflow.gradients.ranks import part_of
 from sapflow.gradients.structures import map_tensors
 
 log = logging.getLogger("sapflow.gradients")
@@ -199,13 +200,22 @@ class Probe:
                 self._cells = sums.cells_of(self.row, gradient.device)
                 self._cells_generation = sums.generation
             cell = self._cells[side]
-            norm = norm_of(gradient)
+            norm = norm_of(gradient) if type(gradient) is Tensor else self._norm_of_part(side, gradient)
             if norm.device != cell.device:
                 norm = norm.to(cell.device, non_blocking=True)
             cell.addcmul_(norm, norm)
             sums.fired = True
         except Exception as error:  # training comes first
             self._fail(error)
+
+    def _norm_of_part(self, side: int, gradient: Tensor) -> Tensor:
+        """What a gradient that several ranks may hold together (a DTensor) adds to this rank's norm."""
+        ranks = self.sums.ranks if self.sums is not None else None
+        if ranks is None:
+            part, factor, _ = part_of(gradient, may_meet=False)
+        else:
+            part, factor = ranks.part_of(gradient, self.row, side)
+        return norm_of(part) * factor
 
     def _fail(self, error: Exception) -> None:
         if not self.failure:

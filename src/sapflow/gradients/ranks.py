@@ -1,0 +1,225 @@
+"""Training on several ranks: their closed passes become those of the global batch, at the decision drain.
+
+Sums of squares add, so one SUM over all ranks gives the gain of the global batch. A gradient that tensor-parallel
+ranks hold together (a DTensor) is counted by its parts; a plain gradient that each of them holds whole counts once.
+"""
+
+import hashlib
+import logging
+import math
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from sapflow.errors import InputError
+from sapflow.gradients.epoch_sums import EpochSums
+from sapflow.gradients.pass_sums import NEVER_FIRED
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
+log = logging.getLogger("sapflow.gradients")
+
+# Tensor-parallel ranks compute a replicated gradient from the same numbers; where their squares differ by more than
+# this, relatively, in any pass, each of them holds a part of its own.
+REPLICAS_DIFFER = 1e-6
+
+
+class Ranks:
+    """The ranks that train one model together, and this rank's closed passes until they are combined.
+
+    All ranks close as many passes an epoch, with the same names measured: then, and only then, their passes are those
+    of one process that computes the mean loss of all their (equally sized) batches.
+
+    Args:
+        group: every rank that trains the model, data-parallel and tensor-parallel ones alike; None: this one alone.
+
+    Raises:
+        InputError: this rank is not in the group.
+    """
+
+    def __init__(self, group: "ProcessGroup | None") -> None:
+        if group is not None and dist.get_rank(group) < 0:
+            raise InputError("process_group: this rank is not in it; measure on its own ranks alone")
+        self.counted_passes = 0  # of this epoch: those that optimizer or step() closed, on every rank alike
+        self._group = group
+        self._squares: list[Tensor] = []
+        self._mesh: DeviceMesh | None = None  # of the ranks that compute one share of the batch together
+        self._in_parts: set[tuple[int, int]] = set()  # cells (row, side) to which a DTensor was added
+        self._lookouts: dict[str, RemovableHandle] = {}
+        self._warned = False
+
+    @property
+    def together(self) -> bool:
+        """Whether the ranks meet at the end of the epoch."""
+        return self._group is not None
+
+    def keep(self, squares: Tensor) -> None:
+        """Closed passes of this rank, float32 (passes, rows, 2), until the epoch closes."""
+        if self.together:
+            self._squares.append(squares)
+
+    def stay_local(self) -> None:
+        """Meet the other ranks no more."""
+        self._group = None
+        self._squares.clear()
+
+    def look_out(self, name: str, module: nn.Module) -> None:
+        """Find out in the module's next forward whether tensor-parallel ranks compute it together."""
+
+        def look(module: nn.Module, args: Any) -> None:
+            if not torch.compiler.is_compiling():
+                self._meet(_mesh_of(module))
+                self.forget(name)
+
+        if self.together:
+            self._lookouts[name] = module.register_forward_pre_hook(look)
+
+    def forget(self, name: str) -> None:
+        """Look out no more."""
+        handle = self._lookouts.pop(name, None)
+        if handle is not None:
+            handle.remove()
+
+    def part_of(self, gradient: Tensor, row: int, side: int) -> tuple[Tensor, float]:
+        """As `part_of`, noting that the cell holds parts; meets the tensor-parallel ranks if it has to."""
+        part, factor, mesh = part_of(gradient, may_meet=self.together)
+        if mesh is not None:
+            self._meet(mesh)
+            self._in_parts.add((row, side))
+        return part, factor
+
+    def combine(self, rows: Mapping[str, int], height: int, device: torch.device) -> EpochSums | None:
+        """The epoch of the global batch, the same on every rank; None where the ranks do not agree, or do not answer.
+
+        Args:
+            rows: the row of each name.
+            height: how many rows there are.
+            device: where the group's collectives work.
+        """
+        squares, counted = _stacked(self._squares, height), self.counted_passes
+        self._squares, self.counted_passes = [], 0
+        try:
+            passes = self._agree(counted, len(squares), rows, device)
+            if passes is None:
+                return None
+            missing = squares.new_full((passes - len(squares), height, 2), NEVER_FIRED)
+            combined = self._sum(torch.cat((squares, missing)).to(device)).cpu()
+        except Exception:  # training comes first
+            log.exception("gradient flow could not be combined over the ranks: it is this rank's own from now on")
+            self.stay_local()
+            return None
+        epoch = EpochSums(height)
+        if passes:
+            epoch.add(combined)
+        return epoch
+
+    def _agree(self, counted: int, passes: int, rows: Mapping[str, int], device: torch.device) -> int | None:
+        """How many passes the longest rank has, where all closed and measure the same; None where they do not."""
+        digest = hashlib.sha256(repr(list(rows.items())).encode()).digest()
+        mine = [counted, int.from_bytes(digest[:7]), self._tensor_ranks()]
+        header = torch.tensor([*mine, *(-value for value in mine), passes], dtype=torch.int64, device=device)
+        dist.all_reduce(header, dist.ReduceOp.MAX, group=self._group)
+        highest = header.tolist()
+        if highest[:3] == [-value for value in highest[3:6]] and highest[2] > 0:
+            return int(highest[6])
+        if not self._warned:
+            log.warning(
+                "the ranks do not agree (here: %d passes, %s, %d tensor-parallel ranks in the group): "
+                "gradient flow is this rank's own where they do not",
+                counted,
+                ", ".join(rows),
+                mine[2],
+            )
+            self._warned = True
+        return None
+
+    def _sum(self, squares: Tensor) -> Tensor:
+        """The squares of the global batch from those of each rank, float64 (passes, rows, 2)."""
+        tensor_ranks = self._tensor_ranks()
+        if tensor_ranks > 1:
+            squares = torch.where(self._replicated(squares), squares / tensor_ranks, squares)
+        dist.all_reduce(squares, dist.ReduceOp.SUM, group=self._group)
+        # Each loss is the mean over its share of the batch, which in the mean over all counts 1/shares.
+        shares = dist.get_world_size(self._group) / tensor_ranks
+        return squares / shares**2
+
+    def _replicated(self, squares: Tensor) -> Tensor:
+        """Which cells every tensor-parallel rank holds whole, (rows, 2): plain gradients, the same on all of them."""
+        assert self._mesh is not None
+        bounds = torch.stack((squares, -squares)).nan_to_num()
+        for dim in range(self._mesh.ndim):
+            dist.all_reduce(bounds, dist.ReduceOp.MAX, group=self._mesh.get_group(dim))
+        highest, lowest = bounds[0], -bounds[1]
+        replicated = (highest - lowest <= REPLICAS_DIFFER * highest).all(0)
+        for cell in self._in_parts:
+            replicated[cell] = False
+        return replicated
+
+    def _meet(self, mesh: "DeviceMesh | None") -> None:
+        if mesh is not None and (self._mesh is None or mesh.size() > self._mesh.size()):
+            self._mesh = mesh
+
+    def _tensor_ranks(self) -> int:
+        """How many ranks compute one share of the batch together; 0 where some of them are not in the group."""
+        if self._mesh is None:
+            return 1
+        enclosed = set(self._mesh.mesh.flatten().tolist()) <= set(dist.get_process_group_ranks(self._group))
+        return self._mesh.size() if enclosed else 0
+
+
+def part_of(gradient: Tensor, *, may_meet: bool) -> tuple[Tensor, float, "DeviceMesh | None"]:
+    """This rank's part of a gradient, the factor by which its norm counts, and the mesh that holds it together.
+
+    Over all ranks of the mesh the squares of part norm × factor add up to ‖gradient‖₂². A gradient that is no DTensor
+    is its own part, without a mesh.
+
+    Raises:
+        InputError: every rank holds a summand only, and the ranks may not meet to add them.
+    """
+    if not _is_a("torch.distributed.tensor", "DTensor", gradient):
+        return gradient, 1.0, None
+    from torch.distributed.tensor import Replicate
+
+    held: Any = gradient.detach()
+    mesh: DeviceMesh = held.device_mesh
+    placements = [Replicate() if placement.is_partial() else placement for placement in held.placements]
+    if any(placement.is_partial() for placement in held.placements):
+        if not may_meet:
+            raise InputError("its gradient is a partial sum on each rank: measure it with a process_group")
+        held = held.redistribute(placements=placements)
+    replicas = math.prod(mesh.size(dim) for dim, placement in enumerate(placements) if placement.is_replicate())
+    return held.to_local(), replicas**-0.5, mesh
+
+
+def _mesh_of(module: nn.Module) -> "DeviceMesh | None":
+    """The mesh of tensor-parallel parameters, as they are while the module's forward runs.
+
+    FSDP2 has gathered the module's own then; those of submodules that it wraps for themselves are still its shards.
+    """
+    inner = [child for child in module.children() if not _is_a("torch.distributed.fsdp", "FSDPModule", child)]
+    for parameter in module.parameters(recurse=False):
+        if _is_a("torch.distributed.tensor", "DTensor", parameter):
+            return cast("DeviceMesh", cast(Any, parameter).device_mesh)
+    return next((mesh for mesh in map(_mesh_of, inner) if mesh is not None), None)
+
+
+def _is_a(package: str, kind: str, value: object) -> bool:
+    """Whether the value is of a type whose package is heavy to import: where nobody did, nothing is of that type."""
+    return package in sys.modules and isinstance(value, getattr(sys.modules[package], kind))
+
+
+def _stacked(blocks: list[Tensor], height: int) -> Tensor:
+    """Blocks of (passes, rows, 2) as one of float64 (all passes, height, 2); rows that came later had never fired."""
+    stacked = torch.full((sum(map(len, blocks)), height, 2), NEVER_FIRED, dtype=torch.float64)
+    first = 0
+    for block in blocks:
+        stacked[first : first + len(block), : block.shape[1]] = block
+        first += len(block)
+    return stacked
