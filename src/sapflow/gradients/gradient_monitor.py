@@ -125,7 +125,6 @@ class GradientMonitor:
             self._free_rows = list(range(first, rows))
         row = self._free_rows.pop(0)
         self._sums.reset_row(row)
-        self._ranks.look_out(name, module)
         probe, memory = Probe(module, self._sums, row), self.policy.new_memory(name)
         self._watched[name] = _Watched(probe, memory, Vitals(module, probe) if self.policy.needs else None)
 
@@ -134,7 +133,6 @@ class GradientMonitor:
         watched = self._watched.pop(name)
         self._retired_rows.append(watched.probe.row)
         watched.probe.remove()
-        self._ranks.forget(name)
         if watched.vitals is not None:
             watched.vitals.remove()
 

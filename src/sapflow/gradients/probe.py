@@ -142,6 +142,8 @@ class Probe:
             aliases.append(_Alias(handed_on, handed_on._version, tensor.grad_fn, tensor.output_nr))
             return handed_on
 
+        if not self.forwards and self.sums is not None and self.sums.ranks is not None:
+            self.sums.ranks.look_at(module)
         self.forwards += 1
         self._open_calls.append(aliases)
         try:

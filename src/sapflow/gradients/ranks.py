@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from sapflow.errors import InputError
 from sapflow.gradients.epoch_sums import EpochSums
@@ -52,7 +51,6 @@ class Ranks:
         self._squares: list[Tensor] = []
         self._mesh: DeviceMesh | None = None  # of the ranks that compute one share of the batch together
         self._in_parts: set[tuple[int, int]] = set()  # cells (row, side) to which a DTensor was added
-        self._lookouts: dict[str, RemovableHandle] = {}
         self._warned = False
 
     @property
@@ -70,22 +68,9 @@ class Ranks:
         self._group = None
         self._squares.clear()
 
-    def look_out(self, name: str, module: nn.Module) -> None:
-        """Find out in the module's next forward whether tensor-parallel ranks compute it together."""
-
-        def look(module: nn.Module, args: Any) -> None:
-            if not torch.compiler.is_compiling():
-                self._meet(_mesh_of(module))
-                self.forget(name)
-
-        if self.together:
-            self._lookouts[name] = module.register_forward_pre_hook(look)
-
-    def forget(self, name: str) -> None:
-        """Look out no more."""
-        handle = self._lookouts.pop(name, None)
-        if handle is not None:
-            handle.remove()
+    def look_at(self, module: nn.Module) -> None:
+        """Find out whether tensor-parallel ranks compute the module together; while its forward runs."""
+        self._meet(_mesh_of(module))
 
     def part_of(self, gradient: Tensor, row: int, side: int) -> tuple[Tensor, float]:
         """As `part_of`, noting that the cell holds parts; meets the tensor-parallel ranks if it has to."""
