@@ -4,7 +4,6 @@ Started by test_ranks.py. The reference of each case is computed in this process
 torch.autograd.grad on the plain model.
 """
 
-import copy
 import datetime
 import json
 import logging
@@ -12,6 +11,7 @@ import math
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
 
 import torch
@@ -161,7 +161,7 @@ def train(model, monitor, batches, *, rank=None, world=None):
         trace += [p.grad.tolist() for p in model.parameters() if not isinstance(p, DTensor)]
         optimizer.step()
         optimizer.zero_grad()
-        if monitor is not None:
+        if isinstance(monitor, GradientMonitor):
             monitor.step()
     return trace
 
@@ -200,13 +200,14 @@ def ddp_unused_parameters(scratch):
     net, batches = make(), [*global_batches(), *global_batches()[:1]]
     half = BATCH // 2
     routed = [slice(0, half), slice(half, BATCH), slice(0, BATCH), slice(0, 0)]
+    through_block = [(True, False), (False, True), (True, True), (False, False)]
     model = DistributedDataParallel(net, find_unused_parameters=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     rank = dist.get_rank()
     with GradientMonitor({"block": net.block}, optimizer=optimizer, process_group=dist.group.WORLD) as monitor:
-        for through_block, ((x, target),) in zip(((True, False), (False, True), (True,) * 2, (False,) * 2), batches):
-            x, target = share_of((x, target))
-            F.mse_loss(model(x, through_block[rank]), target).backward()
+        for through, (batch,) in zip(through_block, batches, strict=True):
+            x, target = share_of(batch)
+            F.mse_loss(model(x, through[rank]), target).backward()
             optimizer.step()
             optimizer.zero_grad()
         return compared(monitor.close_epoch(), batches, routed)
@@ -277,8 +278,9 @@ def fsdp_attached_before(scratch):
 @case(2)
 def fsdp_bf16(scratch):
     net = make()
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, output_dtype=torch.float32)
-    return measured(sharded(net, mp_policy=policy), parts(net), global_batches())
+    fully_shard(net.block, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+    fully_shard(net, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16, output_dtype=torch.float32))
+    return measured(net, parts(net), global_batches())
 
 
 @case(2)
@@ -304,7 +306,7 @@ def tensor_parallel(scratch):
 
 @case(2)
 def tensor_parallel_attached_before(scratch):
-    """The probes then stand outside the hooks that lay gradients out: a DTensor on one side, a plain one on the other."""
+    """The probes then stand outside the hooks that lay gradients out: one side is a DTensor, the other is plain."""
     net, batches = make(), global_batches()
     with GradientMonitor(parts(net), process_group=dist.group.WORLD) as monitor:
         parallelize_module(net.block, tensor_mesh(), ROWS_AND_COLUMNS)
@@ -369,13 +371,18 @@ def fsdp_and_sequence_parallel(scratch):
 
 
 class Collectives:
-    """Counts the collectives of Python code while it is entered."""
+    """Counts the collectives of Python code while it is entered, and lets them raise if it has an error for them."""
+
+    def __init__(self, error=None):
+        self.error = error
 
     def __enter__(self):
         self.count, self._all_reduce = 0, dist.all_reduce
 
         def counting(*args, **kwargs):
             self.count += 1
+            if self.error is not None:
+                raise self.error
             return self._all_reduce(*args, **kwargs)
 
         dist.all_reduce = counting
@@ -463,7 +470,7 @@ def other_passes_stay_local(scratch):
 def a_pass_left_open_on_one_rank(scratch):
     """Not every rank has to have something in the pass that is still open when the epoch closes."""
     net = make()
-    (x, target), = global_batches()[0]
+    ((x, target),) = global_batches()[0]
     x, target = share_of((x, target), 0, 2)
     with GradientMonitor({"block": net.block}, process_group=dist.group.WORLD) as monitor:
         F.mse_loss(net(x), target).backward()
@@ -561,15 +568,16 @@ def watching_again_into_a_directory_meets_nobody(scratch):
 
 
 @case(2)
-def a_group_that_is_gone(scratch):
-    net, group = make(), dist.new_group([0, 1])
-    with Said() as said, GradientMonitor({"block": net.block}, process_group=group) as monitor:
-        for _ in range(2):
-            train(net, monitor, global_batches()[:1])
-            dist.destroy_process_group(group) if monitor._ranks.together else None
-            health = monitor.close_epoch()["block"]
-            net.load_state_dict(make().state_dict())
-    return {"local": health.entering_norm == alone().entering_norm, "said": said.messages}
+def a_collective_that_raises(scratch):
+    net = make()
+    with Said() as said, Collectives(RuntimeError("no network")) as collectives:
+        with GradientMonitor({"block": net.block}, process_group=dist.group.WORLD) as monitor:
+            for _ in range(2):
+                train(net, monitor, global_batches()[:1])
+                health = monitor.close_epoch()["block"]
+                net.load_state_dict(make().state_dict())
+    local = health.entering_norm == alone().entering_norm
+    return {"local": local, "said": said.messages, "collectives": collectives.count}
 
 
 @case(2)
@@ -586,6 +594,8 @@ def a_peer_that_died(scratch):
 
 def main(rank, world, scratch):
     torch.set_num_threads(1)
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")  # what a Linear returns
     dist.init_process_group(
         "gloo", init_method=f"file://{scratch}/store", rank=rank, world_size=world,
         timeout=datetime.timedelta(seconds=30),

@@ -210,6 +210,10 @@ class GradientMonitor:
                 watched.vitals.due = True
         return health
 
+    def stay_local(self) -> None:
+        """Meet the other ranks of the process group no more."""
+        self._ranks.stay_local()
+
     def close(self) -> None:
         """Detach everything and leave nothing behind, on modules or optimizer."""
         for name in self.names:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from msgspec.structs import asdict
 from numpy.typing import NDArray
 from torch import nn
@@ -21,7 +22,7 @@ from sapflow.errors import InputError
 from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.gradients.report import Report
 from sapflow.gradients.sampling import Sampler
-from sapflow.gradients.selection import Selector, select
+from sapflow.gradients.selection import Selector, kind_of, select
 from sapflow.health.calibrated import CalibratedPolicy
 from sapflow.health.policy import Policy
 from sapflow.health.rules import WATCH_RULES, Rule, RuleBook
@@ -43,6 +44,9 @@ from sapflow.telemetry.journal import Journal
 from sapflow.telemetry.stream import EventStream, Sink
 from sapflow.telemetry.vocabulary import SeedStage
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 log = logging.getLogger("sapflow.watch")
 
 EPOCH_PASSES = 100
@@ -62,6 +66,7 @@ def watch(
     rules: Iterable[Rule] = WATCH_RULES,
     on_verdict: Callable[[str, SeedTelemetry], None] | None = None,
     epoch_every: int = EPOCH_PASSES,
+    process_group: "ProcessGroup | None" = None,
 ) -> "Watcher":
     """Measure the gradient flow of modules of `model`, on every backward pass, until the watcher is closed.
 
@@ -77,17 +82,24 @@ def watch(
         rules: raise alerts.
         on_verdict: called with name and telemetry of every module at the end of each epoch; what it raises is logged.
         epoch_every: passes after which an epoch is closed, unless `epoch()` was called before.
+        process_group: all ranks that train the model together; each must watch the same and close its epochs at the
+            same steps, and gets the gain of the global batch. The group's rank 0 keeps the telemetry; `run_dir` is
+            ignored on the others. None: this rank's own gain.
 
     Raises:
-        InputError: a selector means no module (the message shows what comes near), or the directory cannot be made.
+        InputError: a selector means no module (the message shows what comes near), the directory cannot be made, or
+            this rank is not in the group.
     """
     if epoch_every < 1:
         raise InputError(f"epoch_every={epoch_every}: an epoch needs at least 1 pass")
     modules = select(model, what)
-    asked = Path(run_dir).resolve() if run_dir is not None else None
+    keeps = process_group is None or dist.get_rank(process_group) == 0
+    asked = Path(run_dir).resolve() if run_dir is not None and keeps else None
     if asked is not None and asked in _open:
-        _open[asked].close()
-    watcher = Watcher(model, optimizer, policy, rules, on_verdict, epoch_every, asked)
+        _open[asked]._close_alone()
+    if process_group is None and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        log.info("watching this rank alone; process_group=torch.distributed.group.WORLD watches all ranks as one")
+    watcher = Watcher(model, optimizer, policy, rules, on_verdict, epoch_every, asked, process_group)
     watcher._attach(modules)
     return watcher
 
@@ -104,6 +116,7 @@ class Watcher:
         on_verdict: Callable[[str, SeedTelemetry], None] | None,
         epoch_every: int,
         run_dir: Path | None,
+        process_group: "ProcessGroup | None",
     ) -> None:
         self.model = model
         self.epochs = 0
@@ -125,16 +138,17 @@ class Watcher:
             optimizer=optimizer,
             root=model if optimizer is None else None,
             on_pass=self._on_pass,
+            process_group=process_group,
         )
-        self._sampler = Sampler(self._monitor, self._stream, lambda name: (name, type(self._modules[name]).__name__))
+        self._sampler = Sampler(self._monitor, self._stream, lambda name: (name, kind_of(self._modules[name])))
         self._kept.callback(self._monitor.close)
         if optimizer is None:
             self._kept.callback(register_optimizer_step_post_hook(self._on_optimizer_step).remove)
-        atexit.register(self.close)
-        self._kept.callback(atexit.unregister, self.close)
+        atexit.register(self._close_alone)
+        self._kept.callback(atexit.unregister, self._close_alone)
         self._run_stream.emit(
             RunStarted(
-                task=type(model).__name__,
+                task=kind_of(model),
                 envs=1,
                 epochs=0,
                 versions={"sapflow": sapflow.__version__, "torch": str(torch.__version__)},
@@ -214,6 +228,14 @@ class Watcher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self._close_alone()
+
+    def _close_alone(self) -> None:
+        """Close at a moment that other ranks may not share: meeting them here could block them, or this one."""
+        self._monitor.stay_local()
         self.close()
 
     def __repr__(self) -> str:
@@ -240,9 +262,7 @@ class Watcher:
             self._monitor.attach(name, module)
         if len(fresh) == len(self._modules):
             host_params = sum(parameter.numel() for parameter in self.model.parameters())
-            started = EnvStarted(
-                host=type(self.model).__name__, host_params=host_params, slot_ids=tuple(fresh), epochs=0
-            )
+            started = EnvStarted(host=kind_of(self.model), host_params=host_params, slot_ids=tuple(fresh), epochs=0)
             self._stream.emit(started)
         for name, module in fresh.items():
             self._stream.emit(
@@ -250,7 +270,7 @@ class Watcher:
                     epoch=self.epochs,
                     slot_id=name,
                     seed_id=name,
-                    blueprint_id=type(module).__name__,
+                    blueprint_id=kind_of(module),
                     from_stage=SeedStage.DORMANT,
                     to_stage=SeedStage.WATCHED,
                     reason="watched from now on",
@@ -274,7 +294,7 @@ class Watcher:
             name: SeedTelemetry(
                 slot_id=name,
                 seed_id=name,
-                blueprint_id=type(self._modules[name]).__name__,
+                blueprint_id=kind_of(self._modules[name]),
                 stage=SeedStage.WATCHED,
                 epochs_in_stage=self.epochs,
                 alpha=1.0,
