@@ -570,12 +570,12 @@ def watching_again_into_a_directory_meets_nobody(scratch):
 @case(2)
 def a_collective_that_raises(scratch):
     net = make()
-    with Said() as said, Collectives(RuntimeError("no network")) as collectives:
-        with GradientMonitor({"block": net.block}, process_group=dist.group.WORLD) as monitor:
-            for _ in range(2):
-                train(net, monitor, global_batches()[:1])
-                health = monitor.close_epoch()["block"]
-                net.load_state_dict(make().state_dict())
+    monitor = GradientMonitor({"block": net.block}, process_group=dist.group.WORLD)
+    with Said() as said, Collectives(RuntimeError("no network")) as collectives, monitor:
+        for _ in range(2):
+            train(net, monitor, global_batches()[:1])
+            health = monitor.close_epoch()["block"]
+            net.load_state_dict(make().state_dict())
     local = health.entering_norm == alone().entering_norm
     return {"local": local, "said": said.messages, "collectives": collectives.count}
 
