@@ -18,7 +18,7 @@ from sapflow.gradients.pass_sums import ENTERING, LEAVING, PassBlock, PassSums
 from sapflow.gradients.probe import Probe, inside_backward
 from sapflow.gradients.ranks import Ranks
 from sapflow.gradients.reading import reading_of
-from sapflow.gradients.vitals import VITALS_EVERY, Vitals, VitalSigns, note_liveness
+from sapflow.gradients.vitals import VITALS_EVERY, Vitals, VitalSigns, note_liveness, signs_of
 from sapflow.health.policy import HealthPolicy, Policy
 from sapflow.telemetry.events import GradientHealth
 
@@ -163,8 +163,9 @@ class GradientMonitor:
         """The epoch so far, of every module; waits for the device."""
         self._sums.send()
         self._receive(wait=True)
+        signs = signs_of(self._vital_numbers())
         return {
-            name: self._judge(watched, copy.deepcopy(watched.memory), _signs(watched))
+            name: self._judge(watched, copy.deepcopy(watched.memory), signs.get(name, VitalSigns()))
             for name, watched in self._watched.items()
         }
 
@@ -192,11 +193,14 @@ class GradientMonitor:
         self.end_open_pass()
         self._sums.send()
         self._receive(wait=True)
+        numbers = self._vital_numbers()
         if self._ranks.together:
             rows = {name: watched.probe.row for name, watched in self._watched.items()}
-            self._epoch = self._ranks.combine(rows, self._sums.rows, self._home()) or self._epoch
+            self._epoch, numbers = self._ranks.combine(self._epoch, numbers, rows, self._home())
+        signs = signs_of(numbers)
         health = {
-            name: self._judge(watched, watched.memory, _signs(watched)) for name, watched in self._watched.items()
+            name: self._judge(watched, watched.memory, signs.get(name, VitalSigns()))
+            for name, watched in self._watched.items()
         }
         self._epoch = EpochSums(self._sums.rows)
         self._sums.passes_closed = 0
@@ -267,6 +271,9 @@ class GradientMonitor:
             if len(self._unsampled) > UNSAMPLED_BLOCKS:
                 self.passes_lost_to_sampling += len(self._unsampled.popleft().squares)
 
+    def _vital_numbers(self) -> dict[str, torch.Tensor]:
+        return {name: watched.vitals.numbers() for name, watched in self._watched.items() if watched.vitals is not None}
+
     def _home(self) -> torch.device:
         return self._sums.home([watched.probe.module for watched in self._watched.values()])
 
@@ -291,10 +298,6 @@ class GradientMonitor:
             output_input_rms=reading.output_input_rms,
             parameter_liveness=reading.parameter_liveness,
         )
-
-
-def _signs(watched: _Watched) -> VitalSigns:
-    return watched.vitals.read() if watched.vitals is not None else VitalSigns()
 
 
 def _sample(blocks: list[PassBlock], row: int) -> PassSample:

@@ -80,34 +80,37 @@ class Ranks:
             self._in_parts.add((row, side))
         return part, factor
 
-    def combine(self, rows: Mapping[str, int], height: int, device: torch.device) -> EpochSums | None:
-        """The epoch of the global batch, the same on every rank; None where the ranks do not agree, or do not answer.
+    def combine(
+        self, epoch: EpochSums, vitals: dict[str, Tensor], rows: Mapping[str, int], device: torch.device
+    ) -> tuple[EpochSums, dict[str, Tensor]]:
+        """The epoch of the global batch, the same on every rank; this rank's where they do not agree or answer.
 
         Args:
+            epoch: this rank's.
+            vitals: this rank's `Vitals.numbers`, of the names that have any.
             rows: the row of each name.
-            height: how many rows there are.
             device: where the group's collectives work.
         """
-        squares, counted = _stacked(self._squares, height), self.counted_passes
+        squares, counted = _stacked(self._squares, epoch.rows), self.counted_passes
         self._squares, self.counted_passes = [], 0
+        measured = [(name, row, len(vitals.get(name, ()))) for name, row in rows.items()]
         try:
-            passes = self._agree(counted, len(squares), rows, device)
+            passes = self._agree(counted, len(squares), measured, device)
             if passes is None:
-                return None
-            missing = squares.new_full((passes - len(squares), height, 2), NEVER_FIRED)
-            combined = self._sum(torch.cat((squares, missing)).to(device)).cpu()
+                return epoch, vitals
+            missing = squares.new_full((passes - len(squares), epoch.rows, 2), NEVER_FIRED)
+            combined = EpochSums(epoch.rows)
+            if passes:
+                combined.add(self._sum_passes(torch.cat((squares, missing)).to(device)).cpu())
+            return combined, self._sum_vitals(vitals, device)
         except Exception:  # training comes first
             log.exception("gradient flow could not be combined over the ranks: it is this rank's own from now on")
             self.stay_local()
-            return None
-        epoch = EpochSums(height)
-        if passes:
-            epoch.add(combined)
-        return epoch
+            return epoch, vitals
 
-    def _agree(self, counted: int, passes: int, rows: Mapping[str, int], device: torch.device) -> int | None:
+    def _agree(self, counted: int, passes: int, measured: list[Any], device: torch.device) -> int | None:
         """How many passes the longest rank has, where all closed and measure the same; None where they do not."""
-        digest = hashlib.sha256(repr(list(rows.items())).encode()).digest()
+        digest = hashlib.sha256(repr(measured).encode()).digest()
         mine = [counted, int.from_bytes(digest[:7]), self._tensor_ranks()]
         header = torch.tensor([*mine, *(-value for value in mine), passes], dtype=torch.int64, device=device)
         dist.all_reduce(header, dist.ReduceOp.MAX, group=self._group)
@@ -119,13 +122,13 @@ class Ranks:
                 "the ranks do not agree (here: %d passes, %s, %d tensor-parallel ranks in the group): "
                 "gradient flow is this rank's own where they do not",
                 counted,
-                ", ".join(rows),
+                ", ".join(name for name, *_ in measured),
                 mine[2],
             )
             self._warned = True
         return None
 
-    def _sum(self, squares: Tensor) -> Tensor:
+    def _sum_passes(self, squares: Tensor) -> Tensor:
         """The squares of the global batch from those of each rank, float64 (passes, rows, 2)."""
         tensor_ranks = self._tensor_ranks()
         if tensor_ranks > 1:
@@ -134,6 +137,14 @@ class Ranks:
         # Each loss is the mean over its share of the batch, which in the mean over all counts 1/shares.
         shares = dist.get_world_size(self._group) / tensor_ranks
         return squares / shares**2
+
+    def _sum_vitals(self, vitals: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+        if not vitals:
+            return vitals
+        total = torch.cat(list(vitals.values())).to(device)
+        dist.all_reduce(total, dist.ReduceOp.SUM, group=self._group)
+        parts = total.cpu().split([len(numbers) for numbers in vitals.values()])
+        return dict(zip(vitals, parts, strict=True))
 
     def _replicated(self, squares: Tensor) -> Tensor:
         """Which cells every tensor-parallel rank holds whole, (rows, 2): plain gradients, the same on all of them."""
@@ -157,6 +168,14 @@ class Ranks:
             return 1
         enclosed = set(self._mesh.mesh.flatten().tolist()) <= set(dist.get_process_group_ranks(self._group))
         return self._mesh.size() if enclosed else 0
+
+
+def held_part(tensor: Tensor) -> Tensor | None:
+    """The elements of a tensor that this rank holds, without meeting others; None if all it holds are summands."""
+    if type(tensor) is Tensor or not _is_a("torch.distributed.tensor", "DTensor", tensor):
+        return tensor
+    shared = cast(Any, tensor)
+    return None if any(placement.is_partial() for placement in shared.placements) else cast(Tensor, shared.to_local())
 
 
 def part_of(gradient: Tensor, *, may_meet: bool) -> tuple[Tensor, float, "DeviceMesh | None"]:

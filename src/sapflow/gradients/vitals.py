@@ -1,10 +1,11 @@
 """What some policies need beside the gains: the scale of a module's output, and whether its parameters are alive.
 
-Measured on one pass of VITALS_EVERY, so that the others pay next to nothing; nothing synchronises before `read`.
+Measured on one pass of VITALS_EVERY, so that the others pay next to nothing; nothing synchronises before `numbers` are
+asked for, and nothing here communicates: of what ranks hold together, each counts its part.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sapflow.gradients.probe import Probe
+from sapflow.gradients.ranks import held_part
 from sapflow.gradients.structures import map_tensors
 
 VITALS_EVERY = 16
@@ -49,22 +51,24 @@ class Vitals:
     def begin_epoch(self) -> None:
         """Forget the epoch before."""
         self._scales: list[tuple[Tensor, Tensor]] = []  # mean squares of input and output, a call
-        self.share: Tensor | None = None  # of live parameter tensors, when last seen
+        self.norms: Tensor | None = None  # of the gradients of `parameters`, when last seen
 
     def remove(self) -> None:
         """Take the hook off the module."""
         for handle in self._handles:
             handle.remove()
 
-    def read(self) -> VitalSigns:
-        """The vital signs of the epoch so far; waits for the device."""
-        rms = None
-        if self._scales:
-            entering, leaving = (float(torch.stack(side).mean()) for side in zip(*self._scales, strict=True))
-            rms = math.sqrt(leaving / entering) if entering > 0 else None
-        liveness = None if self.share is None else float(self.share)
-        moved = [p._version != before for p, before in zip(self.parameters, self._versions, strict=True)]
-        return VitalSigns(rms, liveness, any(moved) if moved else None)
+    def numbers(self) -> Tensor:
+        """What the vital signs of the epoch so far follow from (`signs_of`); waits for the device.
+
+        float64 (4 + parameters,): the mean squares of input and output, whether parameters moved, whether gradients
+        were seen, and the squares of the gradients' norms. Those of several ranks add up.
+        """
+        scales = torch.stack([torch.stack(call) for call in self._scales]).mean(0) if self._scales else torch.zeros(2)
+        moved = any(p._version != before for p, before in zip(self.parameters, self._versions, strict=True))
+        norms = torch.zeros(len(self.parameters)) if self.norms is None else self.norms
+        flags = torch.tensor([moved, self.norms is not None], dtype=torch.float64)
+        return torch.cat((scales.double().cpu(), flags, norms.double().cpu().square()))
 
     def _after_forward(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if torch.compiler.is_compiling() or not (self.due and torch.is_grad_enabled()):
@@ -76,29 +80,46 @@ class Vitals:
             self._scales.append((entering, leaving))
 
 
+def signs_of(numbers: Mapping[str, Tensor]) -> dict[str, VitalSigns]:
+    """The vital signs of each module from what `Vitals.numbers` gave, of all modules that are watched."""
+    squares = torch.cat([of_one[4:] for of_one in numbers.values()]) if numbers else torch.zeros(0)
+    largest = squares.max() if len(squares) else 0.0
+    signs = {}
+    for name, of_one in numbers.items():
+        entering, leaving, moved, seen = of_one[:4].tolist()
+        rms = math.sqrt(leaving / entering) if entering > 0 else None
+        alive = of_one[4:] > ALIVE_SHARE**2 * largest
+        trained = len(alive) > 0
+        liveness = float(alive.double().mean()) if trained and seen else None
+        signs[name] = VitalSigns(rms, liveness, moved > 0 if trained else None)
+    return signs
+
+
 def note_liveness(vitals: Iterable[Vitals]) -> None:
-    """Note the share of live parameter tensors of each module, on the device.
+    """Note the norms of each module's gradients, on the device; of those that ranks hold together, this one's part.
 
     Gradients must still stand on the parameters, as they do right after an optimizer's step; where none does, nothing
     is noted. A parameter without a gradient is dead.
     """
     trained = [vital for vital in vitals if vital.parameters]
-    gradients = [[p.grad for p in vital.parameters if p.grad is not None] for vital in trained]
-    if not any(gradients):
+    gradients = [p.grad if p.grad is None else held_part(p.grad) for vital in trained for p in vital.parameters]
+    there = [gradient for gradient in gradients if gradient is not None]
+    if not there:
         return
-    norms = torch.stack([norm.float() for norm in torch._foreach_norm([g for group in gradients for g in group])])
-    alive = (norms > ALIVE_SHARE * norms.max()).float().split([len(group) for group in gradients])
-    for vital, live in zip(trained, alive, strict=True):
-        vital.share = live.sum() / len(vital.parameters)
+    norms, none = iter(torch._foreach_norm(there)), torch.zeros((), device=there[0].device)
+    aligned = torch.stack([none if gradient is None else next(norms).float() for gradient in gradients])
+    for vital, of_one in zip(trained, aligned.split([len(vital.parameters) for vital in trained]), strict=True):
+        vital.norms = of_one
 
 
 def _mean_square(value: object) -> Tensor | None:
-    """The mean of the squares of all floating-point elements in a structure, fp32; None if it has none."""
+    """The mean of the squares of all floating-point elements that this rank holds, fp32; None if it has none."""
     tensors: list[Tensor] = []
 
     def collect(tensor: Tensor) -> Tensor:
-        if tensor.is_floating_point() and tensor.numel():
-            tensors.append(tensor.detach())
+        part = held_part(tensor.detach())
+        if part is not None and part.is_floating_point() and part.numel():
+            tensors.append(part)
         return tensor
 
     map_tensors(collect, value)
