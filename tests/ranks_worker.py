@@ -505,12 +505,14 @@ def a_rank_outside_the_group(scratch):
 
 @case(2)
 def partial_gradients_without_a_group(scratch):
+    """On rank 0 alone, where a collective of its own would block it."""
     net = make()
     parallelize_module(net.block, tensor_mesh(), ROWS_AND_COLUMNS)
-    with Said() as said, GradientMonitor({"up": net.block.up}) as monitor:
+    with Said() as said, GradientMonitor({"up": net.block.up} if dist.get_rank() == 0 else {}) as monitor:
         train(net, monitor, global_batches()[:1], rank=0, world=1)
-        health = monitor.close_epoch()["up"]
-    return {"measurement": health.measurement, "reason": health.measurement_reason, "said": len(said.messages)}
+        health = monitor.close_epoch()
+    seen = [(of_one.measurement, of_one.measurement_reason) for of_one in health.values()]
+    return {"seen": seen, "said": len(said.messages)}
 
 
 @case(2)
@@ -532,6 +534,53 @@ def watching_with_a_group(scratch):
         journal = watcher.run_dir is not None
         watcher.close()
     return compared(dict(verdicts), batches) | {"journal": journal, "epochs": watcher.epochs, "said": said.messages}
+
+
+def vital_signs(model):
+    """As seen over all ranks, and the scale of the block's output by itself; both after one pass."""
+    batch = global_batches()[:1]
+    with torch.no_grad():
+        plain = make()
+        x = plain.norm(plain.first(batch[0][0][0]))
+        rms = (plain.block(x).square().mean() / x.square().mean()).sqrt().item()
+    with watch(model, ["block", "block.*"], process_group=dist.group.WORLD) as watcher:
+        train(model, watcher, batch)
+        signs = {name: (seed.output_input_rms, seed.parameter_liveness) for name, seed in watcher.epoch().items()}
+    return {"signs": signs, "rms": rms}
+
+
+@case(2)
+def vital_signs_ddp(scratch):
+    return vital_signs(DistributedDataParallel(make()))
+
+
+@case(2)
+def vital_signs_fsdp(scratch):
+    return vital_signs(sharded(make()))
+
+
+@case(2)
+def one_rank_watches_in_fsdp(scratch):
+    net = make()
+    model = sharded(net)
+    signs = []
+    with Said():
+        watcher = watch(model, "block") if dist.get_rank() == 0 else None
+    train(model, None, global_batches())
+    if watcher is not None:
+        signs = [seed.parameter_liveness for seed in watcher.epoch().values()]
+        watcher.close()
+    return {"signs": signs}
+
+
+@case(2)
+def ddp_compiled_block(scratch):
+    """torch.compile's wrapper is what is measured."""
+    net = make()
+    net.block = torch.compile(net.block, backend="aot_eager")
+    model = DistributedDataParallel(net)
+    with warnings.catch_warnings(action="ignore"):  # torch.compile warns about parts of torch
+        return measured(model, select(model, "block"), global_batches())
 
 
 @case(2)

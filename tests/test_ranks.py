@@ -68,7 +68,7 @@ def assert_that_of_the_global_batch(results, name, tolerance):
     "name",
     ["ddp", "ddp_static_graph", "ddp_unused_parameters", "ddp_no_sync", "fsdp", "fsdp_attached_before", "fsdp_bf16",
      "fsdp_checkpoint", "tensor_parallel", "tensor_parallel_attached_before", "tensor_parallel_prepared_input",
-     "sequence_parallel", "watching_with_a_group"],
+     "sequence_parallel", "watching_with_a_group", "ddp_compiled_block"],
 )  # fmt: skip
 def test_every_rank_of_two_holds_the_gain_of_the_global_batch(two_ranks, name):
     assert_that_of_the_global_batch(two_ranks, name, BF16_TOLERANCE if name == "fsdp_bf16" else 1e-5)
@@ -121,10 +121,24 @@ def test_a_rank_that_is_not_in_the_group_is_refused(two_ranks):
 
 
 def test_partial_gradients_are_named_where_ranks_may_not_meet(two_ranks):
-    for outcome in of_case(two_ranks, "partial_gradients_without_a_group"):
-        assert outcome["measurement"] == "PROBE_LOST"
-        assert "process_group" in outcome["reason"]
-        assert outcome["said"] == 1
+    first, second = of_case(two_ranks, "partial_gradients_without_a_group")
+    assert second == {"seen": [], "said": 0}
+    ((measurement, reason),) = first["seen"]
+    assert measurement == "PROBE_LOST"
+    assert "process_group" in reason
+    assert first["said"] == 1
+
+
+@pytest.mark.parametrize("name", ["vital_signs_ddp", "vital_signs_fsdp"])
+def test_vital_signs_are_those_of_the_global_batch(two_ranks, name):
+    first, second = of_case(two_ranks, name)
+    assert first == second
+    assert first["signs"]["block"][0] == pytest.approx(first["rms"], rel=1e-5)
+    assert [liveness for _, liveness in first["signs"].values()] == [1.0] * 3
+
+
+def test_a_rank_may_watch_on_its_own_where_parameters_are_sharded(two_ranks):
+    assert of_case(two_ranks, "one_rank_watches_in_fsdp") == [{"signs": [1.0]}, {"signs": []}]
 
 
 def test_rank_0_keeps_the_journal(two_ranks):
