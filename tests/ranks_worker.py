@@ -256,6 +256,20 @@ def ddp_second_epoch(scratch):
     return {"passes": passes, "entering": entering, "expected": reference(batches)["block"]["entering_norm"]}
 
 
+@case(2)
+def modules_attached_within_an_epoch(scratch):
+    """So many that the sums grow; what came later had nothing in the passes before."""
+    net, batches = make(), global_batches()
+    with GradientMonitor({"block": net.block}, process_group=dist.group.WORLD) as monitor:
+        model = DistributedDataParallel(net)
+        train(model, monitor, batches[:1])
+        for number in range(20):
+            monitor.attach(f"late{number}", net.block)
+        train(model, monitor, batches[1:])
+        health = monitor.close_epoch()
+    return compared({"block": health["block"]}, batches) | {"late": health["late19"].passes}
+
+
 def sharded(net, **policy):
     fully_shard(net.block, **policy)
     return fully_shard(net, **policy)
@@ -611,8 +625,7 @@ def watching_again_into_a_directory_meets_nobody(scratch):
         train(net, first, global_batches()[:1])
         with watch(net, "block", run_dir=scratch / "again", process_group=dist.group.WORLD):
             pass
-        first._monitor._ranks.stay_local()  # rank 1 has no directory, so nothing has closed its first watcher
-        first.close()
+        first._close_alone()  # rank 1 has no directory, so nothing has closed its first watcher
     return {"collectives": collectives.count}
 
 

@@ -68,7 +68,7 @@ def assert_that_of_the_global_batch(results, name, tolerance):
     "name",
     ["ddp", "ddp_static_graph", "ddp_unused_parameters", "ddp_no_sync", "fsdp", "fsdp_attached_before", "fsdp_bf16",
      "fsdp_checkpoint", "tensor_parallel", "tensor_parallel_attached_before", "tensor_parallel_prepared_input",
-     "sequence_parallel", "watching_with_a_group", "ddp_compiled_block"],
+     "sequence_parallel", "watching_with_a_group", "ddp_compiled_block", "modules_attached_within_an_epoch"],
 )  # fmt: skip
 def test_every_rank_of_two_holds_the_gain_of_the_global_batch(two_ranks, name):
     assert_that_of_the_global_batch(two_ranks, name, BF16_TOLERANCE if name == "fsdp_bf16" else 1e-5)
@@ -89,6 +89,10 @@ def test_each_epoch_has_its_own_passes(two_ranks):
     for outcome in of_case(two_ranks, "ddp_second_epoch"):
         assert outcome["passes"] == [1, 2]
         assert outcome["entering"] == pytest.approx(outcome["expected"], rel=1e-5)
+
+
+def test_what_is_attached_within_an_epoch_has_the_passes_since(two_ranks):
+    assert [outcome["late"] for outcome in of_case(two_ranks, "modules_attached_within_an_epoch")] == [2, 2]
 
 
 def test_display_drains_of_one_rank_alone_communicate_with_nobody(two_ranks):

@@ -63,9 +63,13 @@ class GradientMonitor:
         on_pass: called after each pass that was closed.
         loss_scaled: a GradScaler is at work: overflowed passes are its normal business (see `HealthPolicy`).
         ring_passes: closed passes that wait on the device for one copy to the host.
-        process_group: all ranks that train the model together, each with a monitor of the same names. `close_epoch()`
-            then meets the others, gives the gain of the global batch, and must be called at the same step on every
-            rank; nothing else communicates. None: this rank's own.
+        process_group: all ranks that train the model together (usually torch.distributed.group.WORLD), each with a
+            monitor of the same names. `close_epoch()` then meets the others, gives the gain of the global batch (norms
+            are those of its mean loss, each rank's being the mean over its equal share), and must be called at the same
+            step on every rank; other drains stay local. Every closing counts as a pass,
+            whether anything fired on this rank or not: close by the optimizer or by `step()`, not by both. Attach after
+            parallelize_module: a colwise linear's leaving gradient is then summed over its ranks in each backward.
+            None: this rank's own.
     """
 
     def __init__(

@@ -50,7 +50,7 @@ class Ranks:
         self._group = group
         self._squares: list[Tensor] = []
         self._mesh: DeviceMesh | None = None  # of the ranks that compute one share of the batch together
-        self._in_parts: set[tuple[int, int]] = set()  # cells (row, side) to which a DTensor was added
+        self._in_parts: set[tuple[int, int]] = set()  # cells (row, side) to which a DTensor was added in this epoch
         self._warned = False
 
     @property
@@ -107,6 +107,8 @@ class Ranks:
             log.exception("gradient flow could not be combined over the ranks: it is this rank's own from now on")
             self.stay_local()
             return epoch, vitals
+        finally:
+            self._in_parts.clear()  # another module may get the row
 
     def _agree(self, counted: int, passes: int, measured: list[Any], device: torch.device) -> int | None:
         """How many passes the longest rank has, where all closed and measure the same; None where they do not."""
@@ -147,7 +149,11 @@ class Ranks:
         return dict(zip(vitals, parts, strict=True))
 
     def _replicated(self, squares: Tensor) -> Tensor:
-        """Which cells every tensor-parallel rank holds whole, (rows, 2): plain gradients, the same on all of them."""
+        """Which cells every tensor-parallel rank holds whole, (rows, 2): plain gradients, the same on all of them.
+
+        A plain tensor does not tell how it is laid out (parallelize_module hands on local parts by default), so the
+        squares have to; parts that are equally large in every pass of an epoch would be taken for replicas.
+        """
         assert self._mesh is not None
         bounds = torch.stack((squares, -squares)).nan_to_num()
         for dim in range(self._mesh.ndim):

@@ -82,9 +82,10 @@ def watch(
         rules: raise alerts.
         on_verdict: called with name and telemetry of every module at the end of each epoch; what it raises is logged.
         epoch_every: passes after which an epoch is closed, unless `epoch()` was called before.
-        process_group: all ranks that train the model together; each must watch the same and close its epochs at the
-            same steps, and gets the gain of the global batch. The group's rank 0 keeps the telemetry; `run_dir` is
-            ignored on the others. None: this rank's own gain.
+        process_group: all ranks that train the model together (usually torch.distributed.group.WORLD); each must watch
+            the same and call `epoch()` and `close()` at the same steps, and gets the gain of the global batch (see
+            `GradientMonitor`). The group's rank 0 keeps the telemetry; `run_dir` is ignored on the others. None: this
+            rank's own gain.
 
     Raises:
         InputError: a selector means no module (the message shows what comes near), the directory cannot be made, or
