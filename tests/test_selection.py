@@ -1,10 +1,14 @@
 """Choosing modules: globs by the parts of a name, types, predicates; what means nothing is an error that helps."""
 
 import pytest
+import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.nn.parallel import DistributedDataParallel
 
 from sapflow.errors import InputError
-from sapflow.gradients.selection import select
+from sapflow.gradients.selection import kind_of, select
 
 
 class Block(nn.Module):
@@ -62,3 +66,51 @@ def test_what_means_nothing_is_an_error_that_shows_what_comes_near(model, what, 
 def test_a_model_without_submodules():
     with pytest.raises(InputError, match="no submodules"):
         select(nn.Linear(1, 1), "x")
+
+
+@pytest.fixture
+def one_rank(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+# torch.compile imports a part of torch that warns about another one.
+compiles = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+
+
+@compiles
+def test_wrappers_are_no_part_of_a_name(model, one_rank):
+    plain = dict(model.named_modules())
+    for layers, index in ((model["layers"], 0), (model["layers"][1], "adapter")):
+        layers.__setattr__(str(index), checkpoint_wrapper(layers.get_submodule(str(index))))
+    for wrapped in (
+        DistributedDataParallel(model),
+        torch.compile(model),
+        torch.compile(DistributedDataParallel(model)),
+        DistributedDataParallel(torch.compile(model)),
+        checkpoint_wrapper(model),
+    ):
+        assert {name: module for name, module in select(wrapped, "**").items() if name} == {
+            name: module for name, module in plain.items() if name
+        }
+
+
+def test_a_part_that_only_is_called_module_keeps_its_name():
+    assert list(select(nn.ModuleDict({"module": nn.ModuleDict({"x": nn.Linear(1, 1)})}), "**.x")) == ["module.x"]
+
+
+@compiles
+def test_of_wrappers_only_that_of_torch_compile_is_measured():
+    block, other, third = Block(), Block(), Block()
+    compiled = torch.compile(block), torch.compile(checkpoint_wrapper(other)), torch.compile(third)
+    model = nn.Sequential(compiled[0], compiled[1], checkpoint_wrapper(compiled[2]), checkpoint_wrapper(Block()))
+    found = select(model, "*")
+    assert list(found) == ["0", "1", "2", "3"]
+    assert [found[str(i)] for i in range(3)] == list(compiled)
+    assert type(found["3"]) is Block
+    assert {kind_of(module) for module in found.values()} == {"Block"}
+    assert select(model, Block) == found
+    assert select(model, lambda name, module: isinstance(module, torch._dynamo.OptimizedModule)) == {
+        str(i): wrapper for i, wrapper in enumerate(compiled)
+    }

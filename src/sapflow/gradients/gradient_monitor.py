@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,14 @@ from sapflow.gradients.origin import Origin, OriginSearch, Place
 from sapflow.gradients.pass_samples import ArrivedPasses, PassSample, sample_of
 from sapflow.gradients.pass_sums import TAKEN, PassBlock, PassSums, Row
 from sapflow.gradients.probe import Probe
+from sapflow.gradients.ranks import Ranks
 from sapflow.gradients.reading import health_of, reading_of
-from sapflow.gradients.vitals import VITALS_EVERY, Vitals, note_liveness
+from sapflow.gradients.vitals import VITALS_EVERY, Vitals, VitalSigns, note_liveness, signs_of
 from sapflow.health.policy import OVERFLOWS_IN_A_ROW, HealthPolicy, Need, Policy
 from sapflow.telemetry.events import GradientHealth
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 # Blocks of passes that wait to be sampled; an epoch longer than anybody samples loses its oldest, and counts them.
 UNSAMPLED_BLOCKS = 64
@@ -60,6 +64,12 @@ class GradientMonitor:
         every: measure one pass of so many; the others cost next to nothing.
         activations: measure the forward pass, too, to tell a birth of NaN there.
         ring_passes: closed passes that wait on the device for one copy to the host.
+        process_group: all ranks that train the model together (usually torch.distributed.group.WORLD), each with a
+            monitor of the same names. `close_epoch()` then meets the others, gives the gain of the global batch (norms
+            are those of its mean loss, each rank's being the mean over its equal share), and must be called at the same
+            step on every rank; other drains stay local. Every closing counts as a pass, whether anything fired on this
+            rank or not: close by the optimizer or by `step()`, not by both. Attach after parallelize_module: a colwise
+            linear's leaving gradient is then summed over its ranks in each backward. None: this rank's own.
     """
 
     def __init__(
@@ -75,6 +85,7 @@ class GradientMonitor:
         every: int = 1,
         activations: bool = False,
         ring_passes: int = 64,
+        process_group: "ProcessGroup | None" = None,
     ) -> None:
         if every < 1:
             raise InputError(f"every={every}: measure one pass of at least 1")
@@ -89,7 +100,9 @@ class GradientMonitor:
         self._search = OriginSearch(OVERFLOWS_IN_A_ROW if self._loss_scaled else 1)
         self._every_activation = activations
         columns = 4 if activations or Need.OUTPUT_INPUT_RMS in self.policy.needs else 2
-        self._sums = PassSums(ring_passes, columns, lambda: _scale_of(grad_scaler), self._glance_at_open_pass)
+        self._ranks = Ranks(process_group)
+        together = self._ranks if self._ranks.together else None
+        self._sums = PassSums(ring_passes, columns, lambda: _scale_of(grad_scaler), self._glance_at_open_pass, together)
         self._epoch = EpochSums(self._sums.rows)
         self._watched: dict[str, _Watched] = {}
         self._retired_rows: list[Row] = []
@@ -167,15 +180,17 @@ class GradientMonitor:
         """The epoch so far, of every module; waits for the device."""
         self._sums.send()
         self._receive(wait=True)
+        signs = signs_of(self._vital_numbers())
         return {
-            name: self._judge(watched, copy.deepcopy(watched.memory), watched.vitals)
+            name: self._judge(watched, copy.deepcopy(watched.memory), signs.get(name, VitalSigns()))
             for name, watched in self._watched.items()
         }
 
     def latest_health(self) -> dict[str, GradientHealth]:
         """The epoch so far, up to the last passes that have reached the host, without its parameters; never waits."""
         return {
-            name: self._judge(watched, copy.deepcopy(watched.memory), None) for name, watched in self._watched.items()
+            name: self._judge(watched, copy.deepcopy(watched.memory), VitalSigns())
+            for name, watched in self._watched.items()
         }
 
     def samples(self, *, wait: bool = False) -> dict[str, PassSample]:
@@ -195,7 +210,16 @@ class GradientMonitor:
         self.end_open_pass()
         self._sums.send()
         self._receive(wait=True)
-        health = {name: self._judge(watched, watched.memory, watched.vitals) for name, watched in self._watched.items()}
+        numbers = self._vital_numbers()
+        if self._ranks.together:
+            rows = {name: watched.row.index for name, watched in self._watched.items()}
+            columns, home = self._sums.columns, self._sums.home
+            self._epoch, numbers = self._ranks.combine(self._epoch, columns, numbers, rows, home)
+        signs = signs_of(numbers)
+        health = {
+            name: self._judge(watched, watched.memory, signs.get(name, VitalSigns()))
+            for name, watched in self._watched.items()
+        }
         self._epoch = EpochSums(self._sums.rows)
         self.passes_before_epoch += self._sums.passes_closed
         self._sums.passes_closed = self._sums.passes_measured = self.closings = 0
@@ -208,6 +232,10 @@ class GradientMonitor:
             if watched.vitals is not None:
                 watched.vitals.begin_epoch()
         return health
+
+    def stay_local(self) -> None:
+        """Meet the other ranks of the process group no more."""
+        self._ranks.stay_local()
 
     def close(self) -> None:
         """Detach everything and leave nothing behind, on modules, optimizer or scaler."""
@@ -230,6 +258,7 @@ class GradientMonitor:
     def _close_pass(self) -> None:
         """End a pass; a closing before which nothing fired ends none, but is counted."""
         self.closings += 1
+        self._ranks.counted_passes += 1
         self._end_pass()
         if self._alarmed:  # to tell of NaN at once
             self._alarmed = False
@@ -242,7 +271,7 @@ class GradientMonitor:
         if self.closings & (self.closings - 1) == 0:  # it takes a while, and the 1st, 2nd, 4th, 8th … of an epoch tell
             for watched in self._watched.values():
                 watched.probe.end_pass()
-        if not self._sums.open:
+        if not (self._sums.open or (self._ranks.together and self._watched)):  # a pass on one rank is one on all
             return
         vitals = [watched.vitals for watched in self._watched.values() if watched.vitals is not None]
         if vitals and not self._sums.paused and self._sums.passes_measured % VITALS_EVERY == 0:
@@ -260,6 +289,7 @@ class GradientMonitor:
         for block in self._sums.receive(wait=wait):
             squares = block.squares()
             self._epoch.add(squares)
+            self._ranks.keep(squares)
             self._follow(block, squares)
             self._unsampled.append(ArrivedPasses(block.pass_index, squares))
             if len(self._unsampled) > UNSAMPLED_BLOCKS:
@@ -283,13 +313,16 @@ class GradientMonitor:
             if origin is not None and self.on_origin is not None:
                 self.on_origin(origin)
 
-    def _judge(self, watched: _Watched, memory: Any, vitals: Vitals | None) -> GradientHealth:
+    def _vital_numbers(self) -> dict[str, Tensor]:
+        return {name: watched.vitals.numbers() for name, watched in self._watched.items() if watched.vitals is not None}
+
+    def _judge(self, watched: _Watched, memory: Any, signs: VitalSigns) -> GradientHealth:
         reading = reading_of(
             self._epoch,
             watched.row.index,
             watched.probe,
-            liveness=vitals.liveness if vitals is not None else None,
-            moved=vitals.moved if vitals is not None else None,
+            liveness=signs.parameter_liveness,
+            moved=signs.parameters_moved,
             loss_scaled=self._loss_scaled,
         )
         return health_of(reading, self.policy.judge(reading, memory))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from sapflow.gradients.parts import held_part
 from sapflow.gradients.structures import map_tensors
 
 # A flat fp32 norm loses digits on large tensors (seen on CPU: 3e-4 at 4e6 elements); the norm of the norms of rows
@@ -34,7 +35,7 @@ def norm_of(gradient: Tensor) -> Tensor:
 
 
 def mean_square_of(value: Any) -> Tensor | None:
-    """The mean of the squares of all numbers in a structure of tensors, fp32; None if it has none."""
+    """The mean of the squares of all numbers in a structure that this rank holds, fp32; None if it has none."""
     tensors = _numbers(value)
     if not tensors:
         return None
@@ -52,8 +53,9 @@ def _numbers(value: Any) -> list[Tensor]:
     tensors: list[Tensor] = []
 
     def collect(tensor: Tensor) -> Tensor:
-        if (tensor.is_floating_point() or tensor.is_complex()) and tensor.numel():
-            tensors.append(tensor)
+        part = held_part(tensor.detach())
+        if part is not None and (part.is_floating_point() or part.is_complex()) and part.numel():
+            tensors.append(part)
         return tensor
 
     map_tensors(collect, value)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from sapflow.gradients.parts import held_part
 from sapflow.gradients.pass_sums import ENTERING, GIVEN, LEAVING, TAKEN, fired_cells
 
 OUTSIDE = ""
@@ -111,7 +112,8 @@ def _glances(places: list[Place]) -> dict[str, Glance]:
 
 def _first_bad(tensors: Mapping[str, Tensor]) -> str:
     """Of those that are not finite, the one that a backward pass comes to first: the last layer's, its weight."""
-    bad = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    parts = {name: held_part(tensor.detach()) for name, tensor in tensors.items()}  # without a word to other ranks
+    bad = [name for name, part in parts.items() if part is not None and not bool(part.isfinite().all())]
     layers = [name.rpartition(".")[0] for name in bad]
     return bad[layers.index(layers[-1])] if bad else ""
 

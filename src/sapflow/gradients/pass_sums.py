@@ -9,12 +9,16 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from weakref import ref
 
 import torch
 from torch import Tensor
 
 from sapflow.gradients.norms import norm_of
+
+if TYPE_CHECKING:
+    from sapflow.gradients.ranks import Ranks
 
 # Columns: squared gradient norms at output and input and, where asked for, mean squares of inputs and outputs.
 ENTERING, LEAVING, TAKEN, GIVEN = 0, 1, 2, 3
@@ -94,6 +98,7 @@ class PassSums:
         loss_scale: gives the scale of the loss in the open pass (0-dimensional, on any device), None if there is none.
         on_non_finite: called at the end of a backward that leaves non-finite squares, where that is known without
             waiting: on the CPU.
+        ranks: those that train the model together, if they are to be measured together.
     """
 
     def __init__(
@@ -102,6 +107,7 @@ class PassSums:
         columns: int,
         loss_scale: Callable[[], Tensor | None],
         on_non_finite: Callable[[], None],
+        ranks: "Ranks | None" = None,
     ) -> None:
         self.ring_passes = ring_passes
         self.columns = columns
@@ -114,6 +120,7 @@ class PassSums:
         self.in_backward = False  # and what is at its end is arranged for
         self.passes_closed = 0  # since the epoch began
         self.passes_measured = 0  # of these, those that probes listened to
+        self.ranks = ranks
         self._loss_scale = loss_scale
         self._on_non_finite = on_non_finite
         self._scale_ring: Tensor | None = None
@@ -132,6 +139,11 @@ class PassSums:
     def open(self) -> bool:
         """Whether there may have been a backward since the last closing."""
         return self.fired or self.skipped or self.compiled
+
+    @property
+    def home(self) -> torch.device:
+        """Where the sums live."""
+        return self._pages[0].cells.device if self._pages else torch.device("cpu")
 
     def anything_added(self) -> bool:
         """Whether there was a backward since the last closing; waits for the device."""

@@ -13,7 +13,8 @@ from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
 from sapflow.gradients.frames import never_compiled_alone, run_at_compile_time
-from sapflow.gradients.norms import has_numbers, mean_square_of
+from sapflow.gradients.norms import has_numbers, mean_square_of, norm_of
+from sapflow.gradients.parts import part_of
 from sapflow.gradients.pass_sums import ENTERING, GIVEN, LEAVING, TAKEN, PassSums, Row
 from sapflow.gradients.structures import map_tensors
 from sapflow.gradients.taps import changes_in_place, tap_inputs, tap_outputs
@@ -113,7 +114,8 @@ class Probe:
         if torch.compiler._is_compiling_flag or not self.listening():  # exporting without TorchDynamo sets the flag
             self._note_unheard()
             return None
-        self.ran = True
+        if not self.ran:
+            self._begin_first_forward(module)
         self._open_calls.append([])
         try:
             if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
@@ -187,7 +189,7 @@ class Probe:
         if gradient is None or sums is None or row is None or torch.compiler.is_dynamo_compiling():
             return
         try:
-            norm = sums.norm_of(gradient)
+            norm = sums.norm_of(gradient) if type(gradient) is Tensor else self._norm_of_part(column, gradient)
             cell = row.cells[column]
             if norm.device != cell.device:
                 norm, cell = sums.meet(row, column, norm)
@@ -197,6 +199,21 @@ class Probe:
                 sums.begin_backward()
         except Exception as error:  # training comes first
             self._fail(error)
+
+    def _begin_first_forward(self, module: nn.Module) -> None:
+        self.ran = True
+        if self.sums is not None and self.sums.ranks is not None:
+            self.sums.ranks.look_at(module)
+
+    def _norm_of_part(self, column: int, gradient: Tensor) -> Tensor:
+        """What a gradient that several ranks may hold together (a DTensor) adds to this rank's norm."""
+        assert self.row is not None
+        ranks = self.sums.ranks if self.sums is not None else None
+        if ranks is None:
+            part, factor, _ = part_of(gradient, may_meet=False)
+        else:
+            part, factor = ranks.part_of(gradient, self.row.index, column)
+        return norm_of(part) * factor
 
     def _see(self, column: int, value: Any) -> None:
         """Add the mean square of a call's inputs or outputs."""

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from msgspec.structs import asdict
 from numpy.typing import NDArray
 from torch import nn
@@ -20,13 +22,16 @@ from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.gradients.origin import Origin
 from sapflow.gradients.report import Report
 from sapflow.gradients.sampling import Sampler
-from sapflow.gradients.selection import Selector, select
+from sapflow.gradients.selection import Selector, kind_of, select
 from sapflow.gradients.watch_journal import WatchJournal
 from sapflow.health.calibrated import CalibratedPolicy
 from sapflow.health.policy import Policy
 from sapflow.health.rules import WATCH_RULES, Rule, RuleBook
 from sapflow.telemetry.events import GradientHealth, NonFiniteOrigin, SeedTelemetry
 from sapflow.telemetry.vocabulary import Measurement, SeedStage
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 log = logging.getLogger("sapflow.watch")
 
@@ -50,6 +55,7 @@ def watch(
     every: int = 1,
     epoch_every: int = EPOCH_PASSES,
     activations: bool = False,
+    process_group: "ProcessGroup | None" = None,
 ) -> "Watcher":
     """Measure the gradient flow of modules of `model`, on every backward pass, until the watcher is closed.
 
@@ -70,16 +76,24 @@ def watch(
         every: measure one pass of so many; the others cost next to nothing.
         epoch_every: passes after which an epoch is closed, unless `epoch()` was called before.
         activations: look for the birth of NaN in the forward passes, too.
+        process_group: all ranks that train the model together (usually torch.distributed.group.WORLD); each must watch
+            the same and call `epoch()` and `close()` at the same steps, and gets the gain of the global batch (see
+            `GradientMonitor`). The group's rank 0 keeps the telemetry; `run_dir` is ignored on the others. None: this
+            rank's own gain.
 
     Raises:
-        InputError: a selector means no module (the message shows what comes near), or the directory cannot be made.
+        InputError: a selector means no module (the message shows what comes near), the directory cannot be made, or
+            this rank is not in the group.
     """
     if epoch_every < 1:
         raise InputError(f"epoch_every={epoch_every}: an epoch needs at least 1 pass")
     modules = select(model, what)
-    asked = Path(run_dir).resolve() if run_dir is not None else None
+    keeps = process_group is None or dist.get_rank(process_group) == 0
+    asked = Path(run_dir).resolve() if run_dir is not None and keeps else None
     if asked is not None and asked in _open:
-        _open[asked].close()
+        _open[asked]._close_alone()
+    if process_group is None and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        log.info("watching this rank alone; process_group=torch.distributed.group.WORLD watches all ranks as one")
     monitor = GradientMonitor(
         policy=CalibratedPolicy() if policy is None else policy,
         optimizer=optimizer,
@@ -87,6 +101,7 @@ def watch(
         root=model if optimizer is None else None,
         every=every,
         activations=activations,
+        process_group=process_group,
     )
     watcher = Watcher(model, monitor, WatchJournal(asked, model), RuleBook(rules), on_verdict, epoch_every)
     if optimizer is None and grad_scaler is None:
@@ -128,11 +143,11 @@ class Watcher:
         self._monitor = monitor
         monitor.on_closing = self._on_closing
         monitor.on_origin = self._on_origin
-        self._sampler = Sampler(monitor, journal.stream, lambda name: (name, type(self._modules[name]).__name__))
+        self._sampler = Sampler(monitor, journal.stream, lambda name: (name, kind_of(self._modules[name])))
         self._kept = ExitStack()
         self._kept.callback(monitor.close)
-        atexit.register(self.close)
-        self._kept.callback(atexit.unregister, self.close)
+        atexit.register(self._close_alone)
+        self._kept.callback(atexit.unregister, self._close_alone)
 
     @property
     def run_dir(self) -> Path | None:
@@ -202,6 +217,14 @@ class Watcher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self._close_alone()
+
+    def _close_alone(self) -> None:
+        """Close at a moment that other ranks may not share: meeting them here could block them, or this one."""
+        self._monitor.stay_local()
         self.close()
 
     def __repr__(self) -> str:
@@ -228,7 +251,7 @@ class Watcher:
 
     def _on_origin(self, origin: Origin) -> None:
         module = self._modules.get(origin.module)
-        blueprint_id = type(module).__name__ if module is not None else ""
+        blueprint_id = kind_of(module) if module is not None else ""
         self.non_finite.append(self._journal.origin(self.epochs + 1, origin, blueprint_id))
         log.warning("NaN or infinity was %s", origin.text)
 
@@ -243,7 +266,7 @@ class Watcher:
             name: SeedTelemetry(
                 slot_id=name,
                 seed_id=name,
-                blueprint_id=type(self._modules[name]).__name__,
+                blueprint_id=kind_of(self._modules[name]),
                 stage=SeedStage.WATCHED,
                 epochs_in_stage=self.epochs,
                 alpha=1.0,

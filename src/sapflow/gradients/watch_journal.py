@@ -9,6 +9,7 @@ from torch import nn
 
 import sapflow
 from sapflow.gradients.origin import Origin
+from sapflow.gradients.selection import kind_of
 from sapflow.health.rules import RuleBook
 from sapflow.telemetry import run_directory
 from sapflow.telemetry.events import (
@@ -50,7 +51,7 @@ class WatchJournal:
         run_id = self.run_dir.name if self.run_dir is not None else "watch"
         self._run, self.stream = EventStream(sink, run_id), EventStream(sink, run_id, 0)
         versions = {"sapflow": sapflow.__version__, "torch": str(torch.__version__)}
-        self._run.emit(RunStarted(task=type(model).__name__, envs=1, epochs=0, versions=versions))
+        self._run.emit(RunStarted(task=kind_of(model), envs=1, epochs=0, versions=versions))
 
     def watched(self, modules: Mapping[str, nn.Module], epoch: int) -> None:
         """These modules are watched from now on, `epoch` epochs after the beginning."""
@@ -58,7 +59,7 @@ class WatchJournal:
             self._begun = True
             self.stream.emit(
                 EnvStarted(
-                    host=type(self._model).__name__,
+                    host=kind_of(self._model),
                     host_params=sum(parameter.numel() for parameter in self._model.parameters()),
                     slot_ids=tuple(modules),
                     epochs=0,
@@ -70,7 +71,7 @@ class WatchJournal:
                     epoch=epoch,
                     slot_id=name,
                     seed_id=name,
-                    blueprint_id=type(module).__name__,
+                    blueprint_id=kind_of(module),
                     from_stage=SeedStage.DORMANT,
                     to_stage=SeedStage.WATCHED,
                     reason="watched from now on",
