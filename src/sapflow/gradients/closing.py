@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from sapflow.gradients.frames import never_compiled_alone
@@ -48,6 +48,11 @@ def at_scaler_update(scaler: torch.amp.GradScaler, close: Callable[[], None]) ->
             del scaler.update
 
     return undo
+
+
+def scale_of(scaler: torch.amp.GradScaler | None) -> Tensor | None:
+    """The scale on its device; `get_scale` would wait for it."""
+    return scaler._scale if scaler is not None and scaler.is_enabled() else None
 
 
 class _Update:

@@ -1,7 +1,6 @@
 """The monitor: probes on modules, passes and epochs of them, and a verdict on each module's gradient flow."""
 
 import copy
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from sapflow.errors import InputError
 from sapflow.gradients import closing
 from sapflow.gradients.epoch_sums import EpochSums
 from sapflow.gradients.origin import Origin, OriginSearch, Place
-from sapflow.gradients.pass_samples import ArrivedPasses, PassSample, sample_of
-from sapflow.gradients.pass_sums import TAKEN, PassBlock, PassSums, Row
+from sapflow.gradients.pass_samples import PassSample, Unsampled
+from sapflow.gradients.pass_sums import TAKEN, PassSums, Row, expected_device
 from sapflow.gradients.probe import Probe
 from sapflow.gradients.ranks import Ranks
 from sapflow.gradients.reading import health_of, reading_of
@@ -26,9 +25,6 @@ from sapflow.telemetry.events import GradientHealth
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-# Blocks of passes that wait to be sampled; an epoch longer than anybody samples loses its oldest, and counts them.
-UNSAMPLED_BLOCKS = 64
 
 
 @dataclass
@@ -65,11 +61,9 @@ class GradientMonitor:
         activations: measure the forward pass, too, to tell a birth of NaN there.
         ring_passes: closed passes that wait on the device for one copy to the host.
         process_group: all ranks that train the model together (usually torch.distributed.group.WORLD), each with a
-            monitor of the same names. `close_epoch()` then meets the others, gives the gain of the global batch (norms
-            are those of its mean loss, each rank's being the mean over its equal share), and must be called at the same
-            step on every rank; other drains stay local. Every closing counts as a pass, whether anything fired on this
-            rank or not: close by the optimizer or by `step()`, not by both. Attach after parallelize_module: a colwise
-            linear's leaving gradient is then summed over its ranks in each backward. None: this rank's own.
+            monitor of the same names: `close_epoch()`, called at the same step on all of them, gives the gain of the
+            global batch, with norms of its mean loss. Attach after parallelize_module, and close by the optimizer or
+            by `step()`, not by both: every closing counts. None: this rank's own; other drains always are.
     """
 
     def __init__(
@@ -90,7 +84,6 @@ class GradientMonitor:
         if every < 1:
             raise InputError(f"every={every}: measure one pass of at least 1")
         self.policy: Policy = HealthPolicy() if policy is None else policy
-        self.passes_lost_to_sampling = 0
         self.passes_before_epoch = 0
         self.closings = 0  # since the epoch began, with those that ended no pass
         self.on_closing = on_closing
@@ -102,11 +95,13 @@ class GradientMonitor:
         columns = 4 if activations or Need.OUTPUT_INPUT_RMS in self.policy.needs else 2
         self._ranks = Ranks(process_group)
         together = self._ranks if self._ranks.together else None
-        self._sums = PassSums(ring_passes, columns, lambda: _scale_of(grad_scaler), self._glance_at_open_pass, together)
+        self._sums = PassSums(
+            ring_passes, columns, lambda: closing.scale_of(grad_scaler), self._glance_at_open_pass, together
+        )
         self._epoch = EpochSums(self._sums.rows)
         self._watched: dict[str, _Watched] = {}
         self._retired_rows: list[Row] = []
-        self._unsampled: deque[ArrivedPasses] = deque()
+        self._unsampled = Unsampled()
         self._closers = ExitStack()
         if grad_scaler is not None:
             self._closers.callback(closing.at_scaler_update(grad_scaler, self._close_pass))
@@ -137,7 +132,7 @@ class GradientMonitor:
         """
         if name in self._watched:
             raise InputError(f"the name {name!r} is being measured already: detach it first, or choose another")
-        row = self._sums.take_row(_device_of(module))
+        row = self._sums.take_row(expected_device(module))
         if self._sums.rows > self._epoch.rows:
             self._epoch.grow(self._sums.rows)
         probe = Probe(module, self._sums, row)
@@ -200,10 +195,7 @@ class GradientMonitor:
         """
         self._sums.send()
         self._receive(wait=wait)
-        blocks = list(self._unsampled)
-        self._unsampled.clear()
-        sampled = {name: sample_of(blocks, watched.row.index) for name, watched in self._watched.items()}
-        return {name: sample for name, sample in sampled.items() if sample.pass_index}
+        return self._unsampled.take({name: watched.row.index for name, watched in self._watched.items()})
 
     def close_epoch(self) -> dict[str, GradientHealth]:
         """Close the open pass and the epoch, judge every module, and begin the next epoch; waits for the device."""
@@ -224,7 +216,7 @@ class GradientMonitor:
         self.passes_before_epoch += self._sums.passes_closed
         self._sums.passes_closed = self._sums.passes_measured = self.closings = 0
         self._choose_activations()
-        self._unsampled.clear()
+        self._unsampled = Unsampled()
         while self._retired_rows:
             self._sums.give_back(self._retired_rows.pop())
         for watched in self._watched.values():
@@ -290,10 +282,12 @@ class GradientMonitor:
             squares = block.squares()
             self._epoch.add(squares)
             self._ranks.keep(squares)
-            self._follow(block, squares)
-            self._unsampled.append(ArrivedPasses(block.pass_index, squares))
-            if len(self._unsampled) > UNSAMPLED_BLOCKS:
-                self.passes_lost_to_sampling += len(self._unsampled.popleft().pass_index)
+            self._unsampled.add(block.pass_index, squares)
+            numbers = [(index, self.passes_before_epoch + index + 1) for index in block.pass_index]
+            closed = self.passes_before_epoch + self._sums.passes_closed
+            for origin in self._search.follow(squares, numbers, self._places(), closed):
+                if self.on_origin is not None:
+                    self.on_origin(origin)
 
     def _places(self) -> list[Place]:
         return [Place(name, watched.module, watched.row.index) for name, watched in self._watched.items()]
@@ -301,17 +295,6 @@ class GradientMonitor:
     def _glance_at_open_pass(self) -> None:
         passes = self.passes_before_epoch + self._sums.passes_closed + 1
         self._alarmed |= self._search.glance(passes, self._places())
-
-    def _follow(self, block: PassBlock, squares: Tensor) -> None:
-        if bool(squares.isfinite().all()):
-            self._search.pass_by(self.passes_before_epoch + block.pass_index[-1] + 1)
-            return
-        for index, of_pass in zip(block.pass_index, squares, strict=True):
-            stand = index == self._sums.passes_closed - 1
-            passes = self.passes_before_epoch + index + 1
-            origin = self._search.follow(of_pass, index, passes, self._places(), gradients_stand=stand)
-            if origin is not None and self.on_origin is not None:
-                self.on_origin(origin)
 
     def _vital_numbers(self) -> dict[str, Tensor]:
         return {name: watched.vitals.numbers() for name, watched in self._watched.items() if watched.vitals is not None}
@@ -326,15 +309,3 @@ class GradientMonitor:
             loss_scaled=self._loss_scaled,
         )
         return health_of(reading, self.policy.judge(reading, memory))
-
-
-def _device_of(module: nn.Module) -> torch.device:
-    """Where the module's gradients will be, as far as it can be told before it runs."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        return tensor.device
-    return torch.get_default_device()
-
-
-def _scale_of(scaler: torch.amp.GradScaler | None) -> Tensor | None:
-    """The scale on its device; `get_scale` would wait for it."""
-    return scaler._scale if scaler is not None and scaler.is_enabled() else None

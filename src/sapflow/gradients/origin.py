@@ -3,7 +3,7 @@
 Nothing is added to a pass for it: the squares that are measured anyway tell which passes are not finite.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -72,18 +72,30 @@ class OriginSearch:
             self._glances[passes] = _glances(places)
         return to_tell
 
-    def pass_by(self, passes: int) -> None:
-        """Hear that the passes up to this one are finite."""
-        self._run = 0
-        self._glances = {number: glance for number, glance in self._glances.items() if number > passes}
-
     def follow(
+        self, squares: Tensor, pass_numbers: Sequence[tuple[int, int]], places: list[Place], closed: int
+    ) -> list[Origin]:
+        """Hear of the next passes, squares of shape (passes, rows, columns); the origins of those that are to be told.
+
+        Args:
+            squares: of the passes.
+            pass_numbers: `pass_index` and `passes` of each, as `Origin` has them.
+            places: what is watched.
+            closed: how many passes were, ever: the last one's gradients, clipped or not, stand on the parameters.
+        """
+        if bool(squares.isfinite().all()):
+            self._run = 0
+            self._glances = {number: of_it for number, of_it in self._glances.items() if number > pass_numbers[-1][1]}
+            return []
+        origins = [
+            self._follow_one(of_pass, pass_index, passes, places, gradients_stand=passes == closed)
+            for of_pass, (pass_index, passes) in zip(squares, pass_numbers, strict=True)
+        ]
+        return [origin for origin in origins if origin is not None]
+
+    def _follow_one(
         self, squares: Tensor, pass_index: int, passes: int, places: list[Place], *, gradients_stand: bool
     ) -> Origin | None:
-        """Hear of the next pass, squares of shape (rows, columns); its origin, if it is the one to be told.
-
-        With `gradients_stand`, the parameters still have the gradients of this pass, be they clipped.
-        """
         glances = self._glances.pop(passes, None)
         if bool(squares.isfinite().all()):
             self._run = 0

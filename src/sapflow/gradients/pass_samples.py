@@ -1,11 +1,15 @@
 """Samples: the norms of single passes, taken from blocks of them."""
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
 
 from sapflow.gradients.pass_sums import ENTERING, LEAVING, fired_cells
+
+# Blocks of passes that wait: more, by far, than come between two samples of somebody who samples.
+MOST_BLOCKS = 64
 
 
 class PassSample(NamedTuple):
@@ -16,14 +20,29 @@ class PassSample(NamedTuple):
     leaving: tuple[float, ...]
 
 
-class ArrivedPasses(NamedTuple):
-    """Passes that have reached the host: squares of shape (passes, rows, columns), float64."""
-
+class _Block(NamedTuple):
     pass_index: tuple[int, ...]
     squares: torch.Tensor
 
 
-def sample_of(blocks: Iterable[ArrivedPasses], row: int) -> PassSample:
+class Unsampled:
+    """Passes that have reached the host, until somebody takes them; of too many, the oldest go."""
+
+    def __init__(self) -> None:
+        self._blocks: deque[_Block] = deque(maxlen=MOST_BLOCKS)
+
+    def add(self, pass_index: tuple[int, ...], squares: torch.Tensor) -> None:
+        """Keep passes, squares of shape (passes, rows, columns)."""
+        self._blocks.append(_Block(pass_index, squares))
+
+    def take(self, rows: Mapping[str, int]) -> dict[str, PassSample]:
+        """All that is kept, of each name that a gradient reached, and keep it no longer."""
+        samples = {name: _sample_of(self._blocks, row) for name, row in rows.items()}
+        self._blocks.clear()
+        return {name: sample for name, sample in samples.items() if sample.pass_index}
+
+
+def _sample_of(blocks: Iterable[_Block], row: int) -> PassSample:
     """The passes of one row in which something entered or left; a side that did not fire is NaN."""
     pass_index: list[int] = []
     norms: list[list[float]] = []

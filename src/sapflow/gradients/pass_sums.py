@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from weakref import ref
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sapflow.gradients.norms import norm_of
 
@@ -251,3 +251,10 @@ def _sent(filled: Tensor, arrivals: list[torch.cuda.Event]) -> Tensor:
     arrival.record(torch.cuda.current_stream(filled.device))
     arrivals.append(arrival)
     return copy
+
+
+def expected_device(module: nn.Module) -> torch.device:
+    """Where the module's gradients will be, as far as it can be told before it runs."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        return tensor.device
+    return torch.get_default_device()
