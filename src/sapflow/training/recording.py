@@ -3,12 +3,14 @@
 import os
 import secrets
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sapflow.telemetry import run_directory
 from sapflow.telemetry.journal import Journal, JournalReport
@@ -69,9 +71,20 @@ def stop_on_signals() -> None:
 
 
 def _stop(*_: object) -> None:
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    _ignore_stop_signals()
     raise KeyboardInterrupt
+
+
+def _ignore_stop_signals() -> dict[int, Any]:
+    """Ignore them from now on; gives the handlers before."""
+    sys.unraisablehook = _unraisable
+    return {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
+
+
+def _unraisable(unraisable: Any) -> None:
+    """Pass over what the interpreter says of a signal that came in the moment before it was to be ignored."""
+    if "ignored due to race condition" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
 
 
 @contextmanager
@@ -80,7 +93,7 @@ def _undisturbed() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # where no signal is handled
         yield
         return
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
+    handlers = _ignore_stop_signals()
     try:
         yield
     finally:
