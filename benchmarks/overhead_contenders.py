@@ -1,6 +1,5 @@
 """What benchmarks/overhead.py compares: each way to see gradients, put on a model and taken off it again."""
 
-import inspect
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -52,7 +51,7 @@ def watched(every: int = 1, journal: bool = False) -> Attach:
             if seed.measurement is Measurement.MEASURED:
                 subject.measured[name] = subject.measured.get(name, 0) + seed.passes
 
-        options: dict[str, Any] = {"every": every} if every > 1 else {}
+        options: dict[str, Any] = {"every": every}
         with tempfile.TemporaryDirectory() as folder:
             if journal:
                 options["run_dir"] = f"{folder}/run"
@@ -120,7 +119,4 @@ WANDB_1 = Contender("`wandb.watch`, log_freq 1", wandb_watch(1))
 WANDB_100 = Contender("`wandb.watch`, log_freq 100", wandb_watch(100))
 LIGHTNING = Contender("Lightning's `grad_norm`", lightning_grad_norm)
 
-SAPFLOWS = [SAPFLOW, SAPFLOW_JOURNAL]
-if "every" in inspect.signature(sapflow.watch).parameters:
-    SAPFLOWS.append(SAPFLOW_EVERY)
-EVERYTHING = [NOTHING, *SAPFLOWS, HOOKS_ITEM, HOOKS, WANDB_1, WANDB_100, LIGHTNING]
+EVERYTHING = [NOTHING, SAPFLOW, SAPFLOW_JOURNAL, SAPFLOW_EVERY, HOOKS_ITEM, HOOKS, WANDB_1, WANDB_100, LIGHTNING]

@@ -59,6 +59,7 @@ class GradientMonitor:
         on_origin: told where NaN or infinity was born, once for each run of non-finite passes.
         every: measure one pass of so many; the others cost next to nothing.
         activations: measure the forward pass, too, to tell a birth of NaN there.
+        keep_passes: for `samples()`.
         ring_passes: closed passes that wait on the device for one copy to the host.
         process_group: all ranks that train the model together (usually torch.distributed.group.WORLD), each with a
             monitor of the same names: `close_epoch()`, called at the same step on all of them, gives the gain of the
@@ -78,7 +79,8 @@ class GradientMonitor:
         on_origin: Callable[[Origin], None] | None = None,
         every: int = 1,
         activations: bool = False,
-        ring_passes: int = 64,
+        keep_passes: bool = True,
+        ring_passes: int = 32,
         process_group: "ProcessGroup | None" = None,
     ) -> None:
         if every < 1:
@@ -91,16 +93,20 @@ class GradientMonitor:
         self._every = every
         self._loss_scaled = grad_scaler is not None and grad_scaler.is_enabled()
         self._search = OriginSearch(OVERFLOWS_IN_A_ROW if self._loss_scaled else 1)
-        self._every_activation = activations
         columns = 4 if activations or Need.OUTPUT_INPUT_RMS in self.policy.needs else 2
         self._ranks = Ranks(process_group)
-        together = self._ranks if self._ranks.together else None
         self._sums = PassSums(
-            ring_passes, columns, lambda: closing.scale_of(grad_scaler), self._glance_at_open_pass, together
+            ring_passes,
+            columns,
+            lambda: closing.scale_of(grad_scaler),
+            self._glance_at_open_pass,
+            every_activation=activations,
+            ranks=self._ranks if self._ranks.together else None,
         )
         self._epoch = EpochSums(self._sums.rows)
         self._watched: dict[str, _Watched] = {}
         self._retired_rows: list[Row] = []
+        self._keep_passes = keep_passes
         self._unsampled = Unsampled()
         self._closers = ExitStack()
         if grad_scaler is not None:
@@ -274,7 +280,7 @@ class GradientMonitor:
 
     def _choose_activations(self) -> None:
         """Whether the next pass is one that shows its activations."""
-        due = self._every_activation or self._sums.passes_measured % VITALS_EVERY == 0
+        due = self._sums.every_activation or self._sums.passes_measured % VITALS_EVERY == 0
         self._sums.sees_activations = due and self._sums.columns > TAKEN
 
     def _receive(self, *, wait: bool) -> None:
@@ -282,7 +288,8 @@ class GradientMonitor:
             squares = block.squares()
             self._epoch.add(squares)
             self._ranks.keep(squares)
-            self._unsampled.add(block.pass_index, squares)
+            if self._keep_passes:
+                self._unsampled.add(block.pass_index, squares)
             numbers = [(index, self.passes_before_epoch + index + 1) for index in block.pass_index]
             closed = self.passes_before_epoch + self._sums.passes_closed
             for origin in self._search.follow(squares, numbers, self._places(), closed):

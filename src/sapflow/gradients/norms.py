@@ -34,9 +34,14 @@ def norm_of(gradient: Tensor) -> Tensor:
     return cast(Tensor, vector_norm(torch.cat((norms, vector_norm(flat[-remainder:], dtype=dtype).view(1)))))
 
 
-def mean_square_of(value: Any) -> Tensor | None:
-    """The mean of the squares of all numbers in a structure that this rank holds, fp32; None if it has none."""
+def mean_square_of(value: Any, every: int = 1) -> Tensor | None:
+    """The mean of the squares of all numbers in a structure that this rank holds, fp32; None if it has none.
+
+    With `every` above 1, of the first part in so many of each tensor, along its first dimension: an estimate.
+    """
     tensors = _numbers(value)
+    if every > 1:
+        tensors = [tensor[: (len(tensor) + every - 1) // every] if tensor.dim() else tensor for tensor in tensors]
     if not tensors:
         return None
     norms = [norm_of(tensor) for tensor in tensors]

@@ -27,7 +27,7 @@ NEVER_FIRED = -0.0
 # The square of the least norm (1e-19) that float32 holds with all of its digits; what enters below it is as good as 0.
 SMALLEST = torch.finfo(torch.float32).tiny
 # Rows that are allocated, moved and closed together.
-PAGE_ROWS = 64
+PAGE_ROWS = 16
 
 
 class Row:
@@ -98,6 +98,7 @@ class PassSums:
         loss_scale: gives the scale of the loss in the open pass (0-dimensional, on any device), None if there is none.
         on_non_finite: called at the end of a backward that leaves non-finite squares, where that is known without
             waiting: on the CPU.
+        every_activation: the activations of every pass are asked for, whole.
         ranks: those that train the model together, if they are to be measured together.
     """
 
@@ -107,6 +108,8 @@ class PassSums:
         columns: int,
         loss_scale: Callable[[], Tensor | None],
         on_non_finite: Callable[[], None],
+        *,
+        every_activation: bool = False,
         ranks: "Ranks | None" = None,
     ) -> None:
         self.ring_passes = ring_passes
@@ -115,6 +118,7 @@ class PassSums:
         self.fired = False  # … something was added by code that is not compiled
         self.skipped = False  # … a module ran forward that was not listened to
         self.paused = False  # probes do not listen
+        self.every_activation = every_activation
         self.sees_activations = columns > TAKEN  # in the pass that is open
         self.compiled = False  # there is code that adds and cannot say so
         self.in_backward = False  # and what is at its end is arranged for

@@ -19,6 +19,9 @@ from sapflow.gradients.pass_sums import ENTERING, GIVEN, LEAVING, TAKEN, PassSum
 from sapflow.gradients.structures import map_tensors
 from sapflow.gradients.taps import changes_in_place, tap_inputs, tap_outputs
 
+# Compiled code looks at a part in so many of the activations, unless all are asked for.
+COMPILED_SHARE = 16
+
 log = logging.getLogger("sapflow.gradients")
 
 
@@ -55,6 +58,7 @@ class Probe:
         # Of each call that is open: what was handed on for an input, and what tells whether it was changed in place.
         self._open_calls: list[list[tuple[Tensor, int, Node | None, int]]] = []
         self._handles: list[RemovableHandle] = []
+        self.compiled_share = 1 if sums is None or sums.every_activation else COMPILED_SHARE
         self.compiled = False  # in a forward of it the probe was, too; from then on no Python tells that it ran
         self.taps_input = module is not None and not changes_in_place(module)
         self.begin_epoch()
@@ -215,9 +219,9 @@ class Probe:
             part, factor = ranks.part_of(gradient, self.row.index, column)
         return norm_of(part) * factor
 
-    def _see(self, column: int, value: Any) -> None:
-        """Add the mean square of a call's inputs or outputs."""
-        mean_square = mean_square_of(value)
+    def _see(self, column: int, value: Any, every: int = 1) -> None:
+        """Add the mean square of a call's inputs or outputs, or of a part in `every` of them."""
+        mean_square = mean_square_of(value, every)
         if mean_square is not None and self.row is not None:
             cell = self.row.cells[column]
             cell.add_(mean_square.to(cell.device, non_blocking=True))
@@ -233,9 +237,9 @@ class Probe:
         if row is None:
             return None
         self._note_compiled()
-        if len(row.cells) > TAKEN:  # in every pass: now and then would be another graph
-            self._see(TAKEN, (args, kwargs))
-            self._see(GIVEN, output)
+        if len(row.cells) > TAKEN:  # in every pass, since now and then would be another graph; so not all of it
+            self._see(TAKEN, (args, kwargs), self.compiled_share)
+            self._see(GIVEN, output, self.compiled_share)
         return tap_outputs(output, row.cells[ENTERING])
 
     @run_at_compile_time

@@ -101,6 +101,7 @@ def watch(
         root=model if optimizer is None else None,
         every=every,
         activations=activations,
+        keep_passes=asked is not None,
         process_group=process_group,
     )
     watcher = Watcher(model, monitor, WatchJournal(asked, model), RuleBook(rules), on_verdict, epoch_every)
