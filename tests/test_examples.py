@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sapflow.telemetry.events import NonFiniteOrigin
 from sapflow.telemetry.source import RunState, Source
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -40,7 +41,15 @@ def test_lora_adapters_that_start_at_zero_raise_no_false_alarm(tmp_path):
     assert first < 0.1 * last
 
 
-@pytest.mark.parametrize("name", ["own_loop.py", "lora.py"])
+def test_a_planted_nan_is_named_with_its_module_pass_and_parameter(tmp_path):
+    shown = output_of("planted_nan.py", tmp_path)
+    assert "module '2', pass 30, parameter 'project.weight'" in shown
+    with Source(tmp_path / "runs" / "planted-nan") as source:
+        (found,) = [event.payload for event in source.read() if isinstance(event.payload, NonFiniteOrigin)]
+    assert (found.slot_id, found.passes, found.parameter) == ("2", 30, "project.weight")
+
+
+@pytest.mark.parametrize("name", ["own_loop.py", "lora.py", "planted_nan.py"])
 def test_an_example_is_short_and_says_what_it_is_for(name):
     text = (EXAMPLES / name).read_text(encoding="utf-8")
     assert text.startswith('"""')

@@ -86,7 +86,7 @@ def test_a_card_says_everything_that_is_known_of_a_blending_seed() -> None:
         "entering 3.1e-02",
         "leaving 2.3e-01",
         "64 passes",
-        "2 non-finite",
+        "2 NaN/inf",
         "min 5.02  max 9.90  last 7.31",
         "ratio 7.31 over 64 passes",
     ):

@@ -282,3 +282,19 @@ def test_by_default_modules_are_judged_by_the_calibrated_policy(model):
     assert "0.001" in fallen.evidence
     assert not steady.has_vanishing
     assert not steady.has_exploding
+
+
+def test_a_chain_of_blocks_has_the_product_of_their_gains():
+    gains = [0.5, 0.04, 0.2]
+    model = nn.Sequential(*[scaled_orthogonal(gain, 8) for gain in gains])
+    with sapflow.watch(model, "*") as watcher:
+        model(torch.randn(4, 8, requires_grad=True)).sum().backward()
+        watcher.step()
+        whole, part = watcher.chain(), watcher.chain(["0", "2"])
+        assert (whole.has_vanishing, whole.has_exploding) == (True, False)
+        assert "gain 0.004 over a chain of 3" in whole.evidence
+        assert "most by 1" in whole.evidence
+        assert (part.has_vanishing, part.has_exploding) == (False, False)
+        assert "gain 0.1 over a chain of 2" in part.evidence
+        with pytest.raises(InputError, match="is watched"):
+            watcher.chain(nn.Sequential)

@@ -9,11 +9,13 @@ if TYPE_CHECKING:
     from sapflow.gradients.gradient_monitor import GradientMonitor as GradientMonitor
     from sapflow.gradients.watch import Watcher as Watcher
     from sapflow.gradients.watch import watch as watch
+    from sapflow.health.calibrated import CalibratedPolicy as CalibratedPolicy
     from sapflow.health.policy import HealthPolicy as HealthPolicy
     from sapflow.telemetry.events import SeedTelemetry as SeedTelemetry
 
 # Public names are imported when they are first used: `import sapflow` costs neither torch nor textual.
 _HOMES = {
+    "CalibratedPolicy": "sapflow.health.calibrated",
     "GradientMonitor": "sapflow.gradients.gradient_monitor",
     "HealthPolicy": "sapflow.health.policy",
     "SeedTelemetry": "sapflow.telemetry.events",
@@ -21,7 +23,7 @@ _HOMES = {
     "watch": "sapflow.gradients.watch",
 }
 
-__all__ = ["GradientMonitor", "HealthPolicy", "SeedTelemetry", "Watcher", "__version__", "watch"]
+__all__ = ["CalibratedPolicy", "GradientMonitor", "HealthPolicy", "SeedTelemetry", "Watcher", "__version__", "watch"]
 
 
 def __getattr__(name: str) -> Any:

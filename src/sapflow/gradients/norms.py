@@ -26,12 +26,19 @@ def norm_of(gradient: Tensor) -> Tensor:
     dtype = torch.float64 if gradient.dtype == torch.float64 else torch.float32
     if gradient.numel() <= LARGE:
         return cast(Tensor, vector_norm(gradient, dtype=dtype))
-    flat = gradient.reshape(-1)
+    flat = _flat(gradient)
     remainder = flat.numel() % ROW
     if not remainder:
         return cast(Tensor, vector_norm(vector_norm(flat.view(-1, ROW), dim=-1, dtype=dtype)))
     norms = vector_norm(flat[:-remainder].view(-1, ROW), dim=-1, dtype=dtype)
     return cast(Tensor, vector_norm(torch.cat((norms, vector_norm(flat[-remainder:], dtype=dtype).view(1)))))
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """All elements, in the order of memory where that needs no copy (channels last, a transposed matrix)."""
+    if not tensor.is_contiguous():
+        tensor = tensor.permute(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
+    return tensor.reshape(-1)
 
 
 def mean_square_of(value: Any, every: int = 1) -> Tensor | None:

@@ -63,7 +63,10 @@ def _measurement(epoch: EpochSums, row: int, probe: Probe) -> tuple[Measurement,
     if epoch.passes[row]:
         return Measurement.MEASURED, ""
     if epoch.non_finite[row]:
-        return Measurement.NON_FINITE, "every pass had NaN or infinite gradients (norms from 1e19 on): see where from"
+        return (
+            Measurement.NON_FINITE,
+            "no pass was finite (with norms below 1e19) on both sides: see where NaN was born",
+        )
     if probe.failure:
         return Measurement.PROBE_LOST, f"watch the module around it: the probe cannot measure it, {probe.failure}"
     if entering_fired and not epoch.entered[row]:

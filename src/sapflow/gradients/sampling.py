@@ -7,7 +7,7 @@ from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.telemetry.events import GradientSampled
 from sapflow.telemetry.stream import EventStream
 
-SAMPLE_SECONDS = 0.25
+SAMPLE_SECONDS = 0.4  # a sample takes a millisecond or two, which training should not see
 
 
 class Sampler:

@@ -24,8 +24,8 @@ from sapflow.gradients.report import Report
 from sapflow.gradients.sampling import Sampler
 from sapflow.gradients.selection import Selector, kind_of, select
 from sapflow.gradients.watch_journal import WatchJournal
-from sapflow.health.calibrated import CalibratedPolicy
-from sapflow.health.policy import Policy
+from sapflow.health.calibrated import CalibratedPolicy, chain_verdict
+from sapflow.health.policy import Policy, Verdict
 from sapflow.health.rules import WATCH_RULES, Rule, RuleBook
 from sapflow.telemetry.events import GradientHealth, NonFiniteOrigin, SeedTelemetry
 from sapflow.telemetry.vocabulary import Measurement, SeedStage
@@ -189,10 +189,26 @@ class Watcher:
 
     def report(self) -> Report:
         """A table of the epoch so far, or of the last one while it has no pass; print it, or let a notebook show it."""
-        telemetry = self.telemetry()
-        if not self._monitor.passes and self._last:
-            telemetry = self._last
-        return Report(telemetry)
+        return Report(self._current())
+
+    def chain(self, what: Selector | Iterable[Selector] = "**") -> Verdict:
+        """The gain of watched blocks that feed one another, as one: the product of theirs, in words and flags.
+
+        Over the epoch so far, or the last one while it has no pass. Flagged beyond [0.01, 100], the ends of the band
+        that `CalibratedPolicy(depth=…)` divides among so many blocks. Choose modules of which none contains another.
+
+        Raises:
+            InputError: a selector means no module, or none that is watched.
+        """
+        names = [name for name in select(self.model, what) if name in self._modules]
+        if not names:
+            raise InputError(
+                f"none of the modules that {what!r} means is watched: there are {', '.join(self._modules)}"
+            )
+        current = self._current()
+        return chain_verdict({
+            name: current[name].grad_ratio for name in names if current[name].measurement is Measurement.MEASURED
+        })  # fmt: skip
 
     def history(self) -> dict[str, dict[str, NDArray[np.float64]]]:
         """By module: an array for each of HISTORY, with one element an epoch that was closed."""
@@ -233,6 +249,10 @@ class Watcher:
 
     def _repr_html_(self) -> str:
         return self.report()._repr_html_()
+
+    def _current(self) -> dict[str, SeedTelemetry]:
+        telemetry = self.telemetry()
+        return self._last if self._last and not self._monitor.passes else telemetry
 
     def _attach(self, modules: dict[str, nn.Module]) -> None:
         """Begin to measure those that are not measured yet."""

@@ -115,7 +115,7 @@ def alpha_line(seed: SeedTelemetry) -> Line:
 
 def accuracy_delta_line(seed: SeedTelemetry) -> Line:
     """What the seed is worth to the host, in percentage points; nothing to say before the host sees it."""
-    if seed.stage.seen_by_host:
+    if seed.stage.seen_by_host and seed.stage is not SeedStage.WATCHED:  # nobody validates a loop that is not ours
         sign = "-" if seed.accuracy_delta < 0 else "+"
         return line(f"Acc Δ: {sign}{compact(abs(seed.accuracy_delta))} %")
     if seed.stage in (SeedStage.GERMINATED, SeedStage.TRAINING):
@@ -127,7 +127,7 @@ def flow_lines(seed: GradientHealth, width: int) -> tuple[Line, Line]:
     """The norms of the entering and the leaving gradient, and beside them the passes that they were summed over."""
     style = "" if seed.passes else DIM
     lost = seed.non_finite_passes
-    non_finite = line((f"{lost} non-finite ", CONDITION_STYLES[Condition.NON_FINITE])) if lost else ()
+    non_finite = line((f"{lost} NaN/inf ", CONDITION_STYLES[Condition.NON_FINITE])) if lost else ()
     return (
         ends(line((f"entering {norm(seed.entering_norm)}", style)), line((f"{seed.passes} passes ", style)), width),
         ends(line((f" leaving {norm(seed.leaving_norm)}", style)), non_finite, width),
