@@ -34,8 +34,11 @@ format: install
 records: install  ## docs/records/ from the records and from a verification that runs now
 	$(BIN)/python scripts/record_pages.py
 
-screenshots: demo  ## the pictures in docs/, drawn by Sanctum itself from the demo as it stands after epoch 5
+screenshots: demo  ## the pictures in docs/, drawn by Sanctum itself: the demo as it stands after epoch 5, a watched run
 	$(BIN)/python scripts/screenshots.py $(DEMO_RUN) docs 5
+	folder=$$(mktemp -d) && \
+	(cd $$folder && $(abspath $(BIN))/python $(abspath examples/planted_nan.py)) && \
+	$(BIN)/python scripts/screenshots.py $$folder/runs/planted-nan docs/watched && rm -rf $$folder
 
 overhead: install  ## docs/performance.md: what watching costs beside other ways, with up to 20 seconds a row
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group bench
