@@ -13,7 +13,7 @@ from torch import nn
 import sapflow
 from sapflow import HealthPolicy
 from sapflow.errors import InputError
-from sapflow.gradients.watch import HISTORY
+from sapflow.gradients.report import HISTORY
 from sapflow.sanctum.aggregator import SanctumAggregator
 from sapflow.telemetry.events import AlertRaised, EpochCompleted, GradientSampled
 from sapflow.telemetry.source import RunState, Source
@@ -298,3 +298,30 @@ def test_a_chain_of_blocks_has_the_product_of_their_gains():
         assert "gain 0.1 over a chain of 2" in part.evidence
         with pytest.raises(InputError, match="is watched"):
             watcher.chain(nn.Sequential)
+
+
+def test_a_policy_that_raises_does_not_break_training(caplog):
+    class Broken(HealthPolicy):
+        def judge(self, reading, memory):
+            raise ZeroDivisionError("broken policy")
+
+    model = nn.Sequential(scaled_orthogonal(1.0), scaled_orthogonal(1.0))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watcher = sapflow.watch(model, "1", policy=Broken(), epoch_every=2)
+    for _ in range(6):
+        model(torch.randn(4, 8)).sum().backward()
+        optimizer.step()
+    assert sum("training goes on" in record.message for record in caplog.records) == 1
+    watcher._kept.close()
+
+
+def test_modules_that_share_a_reason_share_one_line_of_warning(caplog):
+    model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(6)])
+    with sapflow.watch(model, "*", epoch_every=2) as watcher:
+        for _ in range(6):
+            model(torch.randn(2, 4))
+            watcher.step()
+        watcher.epoch()
+        watcher.epoch()
+    (warning,) = [record.getMessage() for record in caplog.records if "NO_GRADIENT" in record.getMessage()]
+    assert warning.startswith("not measured: 0, 1, 2 and 3 more")

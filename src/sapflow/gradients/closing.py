@@ -11,6 +11,23 @@ from sapflow.gradients.frames import never_compiled_alone
 from sapflow.gradients.probe import inside_backward
 
 
+def arranged(
+    scaler: torch.amp.GradScaler | None,
+    optimizer: torch.optim.Optimizer | None,
+    root: nn.Module | None,
+    close: Callable[[], None],
+    close_at_root: Callable[[], None],
+) -> Callable[[], None]:
+    """Close by the first of them that is there; `close_at_root` is called by the root."""
+    if scaler is not None:
+        return at_scaler_update(scaler, close)
+    if optimizer is not None:
+        return at_optimizer_step(optimizer, close)
+    if root is not None:
+        return at_next_forward(root, close_at_root)
+    return lambda: None
+
+
 def at_optimizer_step(optimizer: torch.optim.Optimizer, close: Callable[[], None]) -> Callable[[], None]:
     """Close after each step of the optimizer."""
     return optimizer.register_step_post_hook(lambda *_: close()).remove

@@ -1,9 +1,9 @@
 """The monitor: probes on modules, passes and epochs of them, and a verdict on each module's gradient flow."""
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from sapflow.gradients.pass_samples import PassSample, Unsampled
 from sapflow.gradients.pass_sums import TAKEN, PassSums, Row, expected_device
 from sapflow.gradients.probe import Probe
 from sapflow.gradients.ranks import Ranks
-from sapflow.gradients.reading import health_of, reading_of
+from sapflow.gradients.reading import Watched, health_of
 from sapflow.gradients.vitals import VITALS_EVERY, Vitals, VitalSigns, note_liveness, signs_of
 from sapflow.health.policy import OVERFLOWS_IN_A_ROW, HealthPolicy, Need, Policy
 from sapflow.telemetry.events import GradientHealth
@@ -26,14 +26,7 @@ from sapflow.telemetry.events import GradientHealth
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-
-@dataclass
-class _Watched:
-    module: nn.Module
-    probe: Probe
-    row: Row
-    memory: Any
-    vitals: Vitals | None
+log = logging.getLogger("sapflow.gradients")
 
 
 class GradientMonitor:
@@ -104,19 +97,14 @@ class GradientMonitor:
             ranks=self._ranks if self._ranks.together else None,
         )
         self._epoch = EpochSums(self._sums.rows)
-        self._watched: dict[str, _Watched] = {}
+        self._watched: dict[str, Watched] = {}
         self._retired_rows: list[Row] = []
         self._keep_passes = keep_passes
         self._unsampled = Unsampled()
         self._closers = ExitStack()
-        if grad_scaler is not None:
-            self._closers.callback(closing.at_scaler_update(grad_scaler, self._close_pass))
-        elif optimizer is not None:
-            self._closers.callback(closing.at_optimizer_step(optimizer, self._close_pass))
-        elif root is not None:
-            self._closers.callback(closing.at_next_forward(root, self._close_at_root))
+        self._closers.callback(closing.arranged(grad_scaler, optimizer, root, self._close_pass, self._close_at_root))
         self._root_closes = True
-        self._alarmed = False
+        self._alarmed = self._failed = False
         for name, module in (modules or {}).items():
             self.attach(name, module)
 
@@ -143,7 +131,7 @@ class GradientMonitor:
             self._epoch.grow(self._sums.rows)
         probe = Probe(module, self._sums, row)
         vitals = Vitals(module) if Need.PARAMETER_LIVENESS in self.policy.needs else None
-        self._watched[name] = _Watched(module, probe, row, self.policy.new_memory(name), vitals)
+        self._watched[name] = Watched(module, probe, row, self.policy.new_memory(name), vitals)
 
     def detach(self, name: str) -> None:
         """Stop measuring a module and leave nothing on it; what its epoch had so far is gone."""
@@ -183,16 +171,13 @@ class GradientMonitor:
         self._receive(wait=True)
         signs = signs_of(self._vital_numbers())
         return {
-            name: self._judge(watched, copy.deepcopy(watched.memory), signs.get(name, VitalSigns()))
+            name: self._judge(watched, copy.deepcopy(watched.memory), signs.get(name))
             for name, watched in self._watched.items()
         }
 
     def latest_health(self) -> dict[str, GradientHealth]:
         """The epoch so far, up to the last passes that have reached the host, without its parameters; never waits."""
-        return {
-            name: self._judge(watched, copy.deepcopy(watched.memory), VitalSigns())
-            for name, watched in self._watched.items()
-        }
+        return {name: self._judge(watched, copy.deepcopy(watched.memory)) for name, watched in self._watched.items()}
 
     def samples(self, *, wait: bool = False) -> dict[str, PassSample]:
         """Every pass that has reached the host since the last call, of each module it fired in.
@@ -215,8 +200,7 @@ class GradientMonitor:
             self._epoch, numbers = self._ranks.combine(self._epoch, columns, numbers, rows, home)
         signs = signs_of(numbers)
         health = {
-            name: self._judge(watched, watched.memory, signs.get(name, VitalSigns()))
-            for name, watched in self._watched.items()
+            name: self._judge(watched, watched.memory, signs.get(name)) for name, watched in self._watched.items()
         }
         self._epoch = EpochSums(self._sums.rows)
         self.passes_before_epoch += self._sums.passes_closed
@@ -254,16 +238,21 @@ class GradientMonitor:
             self._close_pass()
 
     def _close_pass(self) -> None:
-        """End a pass; a closing before which nothing fired ends none, but is counted."""
+        """End a pass; a closing before which nothing fired ends none, but is counted. Training comes first."""
         self.closings += 1
         self._ranks.counted_passes += 1
-        self._end_pass()
-        if self._alarmed:  # to tell of NaN at once
-            self._alarmed = False
-            self._sums.send()
-            self._receive(wait=False)
-        if self.on_closing is not None:
-            self.on_closing()
+        try:
+            self._end_pass()
+            if self._alarmed:  # to tell of NaN at once
+                self._alarmed = False
+                self._sums.send()
+                self._receive(wait=False)
+            if self.on_closing is not None:
+                self.on_closing()
+        except Exception:
+            if not self._failed:
+                log.exception("what follows a pass failed; training goes on, and what fails again is not logged")
+            self._failed = True
 
     def _end_pass(self) -> None:
         if self.closings & (self.closings - 1) == 0:  # it takes a while, and the 1st, 2nd, 4th, 8th … of an epoch tell
@@ -306,13 +295,6 @@ class GradientMonitor:
     def _vital_numbers(self) -> dict[str, Tensor]:
         return {name: watched.vitals.numbers() for name, watched in self._watched.items() if watched.vitals is not None}
 
-    def _judge(self, watched: _Watched, memory: Any, signs: VitalSigns) -> GradientHealth:
-        reading = reading_of(
-            self._epoch,
-            watched.row.index,
-            watched.probe,
-            liveness=signs.parameter_liveness,
-            moved=signs.parameters_moved,
-            loss_scaled=self._loss_scaled,
-        )
+    def _judge(self, watched: Watched, memory: Any, signs: VitalSigns | None = None) -> GradientHealth:
+        reading = watched.read(self._epoch, signs or VitalSigns(), loss_scaled=self._loss_scaled)
         return health_of(reading, self.policy.judge(reading, memory))

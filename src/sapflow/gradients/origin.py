@@ -97,7 +97,7 @@ class OriginSearch:
         self, squares: Tensor, pass_index: int, passes: int, places: list[Place], *, gradients_stand: bool
     ) -> Origin | None:
         glances = self._glances.pop(passes, None)
-        if bool(squares.isfinite().all()):
+        if not any(_bad(squares, place) for place in places):
             self._run = 0
             return None
         self._run += 1
@@ -111,6 +111,10 @@ class OriginSearch:
         parameter = glances[name].gradient or glances[name].value if name in glances and not in_forward else ""
         first = f"; the first parameter with a non-finite gradient: {parameter}" if parameter else ""
         return Origin(name, pass_index, passes, parameter, in_forward, f"born in pass {passes} {words}{first}")
+
+
+def _bad(squares: Tensor, place: Place) -> bool:
+    return not bool(squares[place.row].isfinite().all())
 
 
 def _glances(places: list[Place]) -> dict[str, Glance]:
@@ -133,7 +137,7 @@ def _first_bad(tensors: Mapping[str, Tensor]) -> str:
 def _unclipped(squares: Tensor, places: list[Place]) -> dict[str, Glance]:
     """A late look at the parameters; none if clipping by a norm that is NaN has spoilt every gradient since."""
     glances = _glances(places)
-    sound = [place for place in places if bool(squares[place.row].isfinite().all())]
+    sound = [place for place in places if not _bad(squares, place)]
     return {} if any(glances[place.name].gradient for place in sound) else glances
 
 
@@ -165,7 +169,7 @@ def _birth(squares: Tensor, places: list[Place], glances: Mapping[str, Glance]) 
     if spoilt and len(spoilt) < len(places):
         name = _innermost(spoilt)[-1].name
         return name, False, f"or before, in {name}: a parameter of it is not finite since"
-    bad = [place.name for place in places if not bool(finite[place.row].all())]
+    bad = [place.name for place in places if _bad(squares, place)]
     return OUTSIDE, False, f"outside of what is watched, in the loss or in between; it came first to {bad[-1]}"
 
 

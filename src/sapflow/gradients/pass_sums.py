@@ -52,7 +52,7 @@ class _Page:
 
     def __init__(self, ring_passes: int, columns: int, device: torch.device) -> None:
         self.cells = torch.full((PAGE_ROWS, columns), NEVER_FIRED, dtype=torch.float32, device=device)
-        self.ring = torch.empty((ring_passes, PAGE_ROWS, columns), dtype=torch.float32, device=device)
+        self.ring = self.cells.expand(ring_passes, -1, -1).clone()
         self.rows: list[Row] = []
 
     def move(self, device: torch.device) -> None:

@@ -1,8 +1,14 @@
 """What one epoch's sums say of one module: the measurement's state with its reason, and the torch-free reading."""
 
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
 from sapflow.gradients.epoch_sums import EpochSums
-from sapflow.gradients.pass_sums import ENTERING, LEAVING
+from sapflow.gradients.pass_sums import ENTERING, LEAVING, Row
 from sapflow.gradients.probe import Probe
+from sapflow.gradients.vitals import Vitals, VitalSigns
 from sapflow.health.policy import Reading, Verdict
 from sapflow.telemetry.events import GradientHealth
 from sapflow.telemetry.vocabulary import Measurement
@@ -10,29 +16,38 @@ from sapflow.telemetry.vocabulary import Measurement
 ATTACH_FIRST = "attach before torch.compile, or call torch._dynamo.reset() now"
 
 
-def reading_of(
-    epoch: EpochSums, row: int, probe: Probe, *, liveness: float | None, moved: bool | None, loss_scaled: bool
-) -> Reading:
-    """The reading of the probe's module over the passes that `epoch` holds; the fields are described in `Reading`."""
-    measurement, reason = _measurement(epoch, row, probe)
-    passes = int(epoch.passes[row])
-    return Reading(
-        measurement=measurement,
-        reason=reason,
-        passes=passes,
-        non_finite_passes=int(epoch.non_finite[row]),
-        longest_non_finite_run=int(epoch.longest_run[row]),
-        loss_scaled=loss_scaled,
-        entering_square=float(epoch.entering[row]),
-        leaving_square=float(epoch.leaving[row]),
-        min_ratio=float(epoch.lowest[row]) if passes else 0.0,
-        max_ratio=float(epoch.highest[row]),
-        last_ratio=float(epoch.last[row]),
-        histogram=tuple(epoch.histogram[row].tolist()) if passes else (),
-        output_input_rms=float(epoch.given[row] / epoch.taken[row]) ** 0.5 if epoch.taken[row] > 0 else None,
-        parameter_liveness=liveness,
-        parameters_moved=moved,
-    )
+@dataclass
+class Watched:
+    """A module that is measured: its probe, its row in the sums, the policy's memory of it, and its vital signs."""
+
+    module: nn.Module
+    probe: Probe
+    row: Row
+    memory: Any
+    vitals: Vitals | None
+
+    def read(self, epoch: EpochSums, signs: VitalSigns, *, loss_scaled: bool) -> Reading:
+        """The reading over the passes that `epoch` holds; the fields are described in `Reading`."""
+        row = self.row.index
+        measurement, reason = _measurement(epoch, row, self.probe)
+        passes = int(epoch.passes[row])
+        return Reading(
+            measurement=measurement,
+            reason=reason,
+            passes=passes,
+            non_finite_passes=int(epoch.non_finite[row]),
+            longest_non_finite_run=int(epoch.longest_run[row]),
+            loss_scaled=loss_scaled,
+            entering_square=float(epoch.entering[row]),
+            leaving_square=float(epoch.leaving[row]),
+            min_ratio=float(epoch.lowest[row]) if passes else 0.0,
+            max_ratio=float(epoch.highest[row]),
+            last_ratio=float(epoch.last[row]),
+            histogram=tuple(epoch.histogram[row].tolist()) if passes else (),
+            output_input_rms=float(epoch.given[row] / epoch.taken[row]) ** 0.5 if epoch.taken[row] > 0 else None,
+            parameter_liveness=signs.parameter_liveness,
+            parameters_moved=signs.parameters_moved,
+        )
 
 
 def health_of(reading: Reading, verdict: Verdict) -> GradientHealth:
@@ -70,7 +85,10 @@ def _measurement(epoch: EpochSums, row: int, probe: Probe) -> tuple[Measurement,
     if probe.failure:
         return Measurement.PROBE_LOST, f"watch the module around it: the probe cannot measure it, {probe.failure}"
     if entering_fired and not epoch.entered[row]:
-        return Measurement.NO_GRADIENT, "only zeros entered (norms below 1e-19): let the loss depend on its output"
+        return (
+            Measurement.NO_GRADIENT,
+            "what entered is 0, or below 1e-19: see whether the loss depends on it, and where gradient vanishes",
+        )
     if entering_fired and not leaving_fired:
         return Measurement.INPUT_DETACHED, _why_nothing_left(probe)
     if not (probe.ran or probe.compiled):

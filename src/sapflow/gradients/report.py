@@ -1,13 +1,20 @@
-"""How watched modules stand, as a table for terminals and notebooks."""
+"""How watched modules stand: as a table for terminals and notebooks, and epoch by epoch as arrays."""
 
 import html
+from array import array
 from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sapflow.telemetry.events import SeedTelemetry
 from sapflow.telemetry.vocabulary import Measurement
 
 HEADINGS = ("module", "kind", "params", "", "ratio", "entering", "leaving", "passes", "what is known")
 NUMBERS = frozenset({"params", "ratio", "entering", "leaving", "passes"})
+
+
+HISTORY = ("epoch", "passes", "grad_ratio", "entering_norm", "leaving_norm", "min_ratio", "max_ratio", "last_ratio")
 
 
 class Report:
@@ -56,3 +63,24 @@ def _glyph(seed: SeedTelemetry) -> str:
     if seed.has_vanishing:
         return "▼"
     return "✓" if seed.measurement is Measurement.MEASURED else "?"
+
+
+class History:
+    """HISTORY of each module, an element for each epoch that was closed."""
+
+    def __init__(self) -> None:
+        self._modules: dict[str, dict[str, array[float]]] = {}
+
+    def add(self, epoch: int, telemetry: Mapping[str, SeedTelemetry]) -> None:
+        """An epoch was closed."""
+        for name, seed in telemetry.items():
+            fields = self._modules.setdefault(name, {field: array("d") for field in HISTORY})
+            for field, values in fields.items():
+                values.append(epoch if field == "epoch" else getattr(seed, field))
+
+    def arrays(self) -> dict[str, dict[str, NDArray[np.float64]]]:
+        """By module, an array a field."""
+        return {
+            name: {field: np.array(values) for field, values in fields.items()}
+            for name, fields in self._modules.items()
+        }

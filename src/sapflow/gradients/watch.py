@@ -2,7 +2,6 @@
 
 import atexit
 import logging
-from array import array
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,7 +19,7 @@ from sapflow.errors import InputError
 from sapflow.gradients import closing
 from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.gradients.origin import Origin
-from sapflow.gradients.report import Report
+from sapflow.gradients.report import History, Report
 from sapflow.gradients.sampling import Sampler
 from sapflow.gradients.selection import Selector, kind_of, select
 from sapflow.gradients.watch_journal import WatchJournal
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("sapflow.watch")
 
 EPOCH_PASSES = 100
-HISTORY = ("epoch", "passes", "grad_ratio", "entering_norm", "leaving_norm", "min_ratio", "max_ratio", "last_ratio")
 
 # Watchers that are open, by the run directory that was asked for: watching into it again closes the one before.
 _open: dict[Path, "Watcher"] = {}
@@ -137,8 +135,7 @@ class Watcher:
         self._epoch_every = epoch_every
         self._on_verdict = on_verdict
         self._modules: dict[str, nn.Module] = {}
-        self._history: dict[str, dict[str, array[float]]] = {}
-        self._warned: set[tuple[str, Measurement]] = set()
+        self._history = History()
         self._rules = rules
         self._journal = journal
         self._monitor = monitor
@@ -178,9 +175,7 @@ class Watcher:
             self._sampler.finish(self.epochs + 1)
         telemetry = self._as_telemetry(self._monitor.close_epoch())
         self.epochs += 1
-        for name, seed in telemetry.items():
-            self._remember(name, seed)
-            self._warn_once(name, seed)
+        self._history.add(self.epochs, telemetry)
         self._last = telemetry
         self._journal.epoch(self.epochs, tuple(telemetry.values()), self._rules, self._monitor.passes_before_epoch)
         if self._on_verdict is not None:
@@ -212,10 +207,7 @@ class Watcher:
 
     def history(self) -> dict[str, dict[str, NDArray[np.float64]]]:
         """By module: an array for each of HISTORY, with one element an epoch that was closed."""
-        return {
-            name: {field: np.array(values) for field, values in fields.items()}
-            for name, fields in self._history.items()
-        }
+        return self._history.arrays()
 
     def close(self) -> None:
         """Close the epoch that is open, take every probe off the model, and complete the run. Again: nothing."""
@@ -276,12 +268,6 @@ class Watcher:
         self.non_finite.append(self._journal.origin(self.epochs + 1, origin, blueprint_id))
         log.warning("NaN or infinity was %s", origin.text)
 
-    def _warn_once(self, name: str, seed: SeedTelemetry) -> None:
-        state = name, seed.measurement
-        if seed.measurement is not Measurement.MEASURED and state not in self._warned:
-            self._warned.add(state)
-            log.warning("%s is not measured: %s (%s)", name or "the model", seed.measurement_reason, seed.measurement)
-
     def _as_telemetry(self, health: dict[str, GradientHealth]) -> dict[str, SeedTelemetry]:
         return {
             name: SeedTelemetry(
@@ -296,11 +282,6 @@ class Watcher:
             )
             for name, flow in health.items()
         }
-
-    def _remember(self, name: str, seed: SeedTelemetry) -> None:
-        fields = self._history.setdefault(name, {field: array("d") for field in HISTORY})
-        for field, values in fields.items():
-            values.append(self.epochs if field == "epoch" else getattr(seed, field))
 
     def _tell(self, on_verdict: Callable[[str, SeedTelemetry], None], telemetry: dict[str, SeedTelemetry]) -> None:
         """Training comes first: a callback that raises is logged and called no more."""

@@ -1,5 +1,6 @@
 """What a watcher says, as the events of a run of one env: to a journal in a run directory, or to nobody."""
 
+import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,7 +28,9 @@ from sapflow.telemetry.events import (
 )
 from sapflow.telemetry.journal import Journal
 from sapflow.telemetry.stream import EventStream, Sink
-from sapflow.telemetry.vocabulary import SeedStage
+from sapflow.telemetry.vocabulary import Measurement, SeedStage
+
+log = logging.getLogger("sapflow.watch")
 
 
 class WatchJournal:
@@ -47,6 +50,7 @@ class WatchJournal:
         self._kept = ExitStack()
         self._begun = False
         self._total_alerts = 0
+        self._warned: set[tuple[str, Measurement]] = set()
         sink = self._keep(run_dir) if run_dir is not None else _Nowhere()
         run_id = self.run_dir.name if self.run_dir is not None else "watch"
         self._run, self.stream = EventStream(sink, run_id), EventStream(sink, run_id, 0)
@@ -80,6 +84,7 @@ class WatchJournal:
 
     def epoch(self, epoch: int, seeds: tuple[SeedTelemetry, ...], rules: RuleBook, total_passes: int) -> None:
         """An epoch is over: apply the rules, say what they say, and how every module stands."""
+        self._warn_once(seeds)
         outcome = rules.evaluate(epoch, seeds)
         self._total_alerts += len(outcome.raised)
         for alert in outcome.raised:
@@ -118,6 +123,18 @@ class WatchJournal:
         self.stream.emit(EnvCompleted(epoch=epoch))
         self._run.emit(RunCompleted(completed_envs=1))
         self._kept.close()
+
+    def _warn_once(self, seeds: tuple[SeedTelemetry, ...]) -> None:
+        """Log which modules are not measured, and why: a line for all that share a reason, and none a second time."""
+        fresh: dict[tuple[Measurement, str], list[str]] = {}
+        for seed in seeds:
+            name = seed.slot_id
+            if seed.measurement is not Measurement.MEASURED and (name, seed.measurement) not in self._warned:
+                self._warned.add((name, seed.measurement))
+                fresh.setdefault((seed.measurement, seed.measurement_reason), []).append(name or "the model")
+        for (measurement, reason), names in fresh.items():
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            log.warning("not measured: %s (%s): %s", shown, measurement, reason)
 
     def _keep(self, run_dir: Path) -> Sink:
         self.run_dir = run_directory.create_beside(run_dir)
