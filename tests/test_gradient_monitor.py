@@ -396,7 +396,6 @@ def test_a_name_is_measured_once():
 
 
 def test_no_activation_is_kept_alive():
-    import weakref
 
     layer = scaled_orthogonal(1.0, 4)
     monitor = GradientMonitor({"m": layer})
@@ -415,3 +414,18 @@ def test_map_tensors_keeps_what_holds_no_changed_tensor():
     changed = map_tensors(lambda t: t + 1, structure)
     assert changed["a"] is structure["a"]
     assert changed["b"].right.item() == 2
+
+
+def test_a_checkpoint_that_stops_early_leaves_no_activation_alive():
+    """Its recomputation of the forward is cut off by an exception inside the measured module."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    monitor = GradientMonitor({"last": model[2], "all": model})
+    handed_on: list[weakref.ref[torch.Tensor]] = []
+    for module in (model, model[2]):
+        module.register_forward_pre_hook(lambda module, args: handed_on.append(weakref.ref(args[0])))
+    for _ in range(5):
+        checkpoint(model, torch.randn(2, 4, requires_grad=True), use_reentrant=False).sum().backward()
+        monitor.step()
+    assert len(handed_on) > 10  # recomputed, too
+    assert not any(activation() is not None for activation in handed_on)
+    assert monitor.close_epoch()["last"].passes == 5

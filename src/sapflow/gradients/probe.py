@@ -56,7 +56,7 @@ class Probe:
         self.row = row
         self.muted = False
         # Of each call that is open: what was handed on for an input, and what tells whether it was changed in place.
-        self._open_calls: list[list[tuple[Tensor, int, Node | None, int]]] = []
+        self.open_calls: list[list[tuple[Tensor, int, Node | None, int]]] = []
         self._handles: list[RemovableHandle] = []
         self.compiled_share = 1 if sums is None or sums.every_activation else COMPILED_SHARE
         self.compiled = False  # in a forward of it the probe was, too; from then on no Python tells that it ran
@@ -84,7 +84,6 @@ class Probe:
 
     def end_pass(self) -> None:
         """Note that a pass has ended, and whether a gradient has reached the parameters."""
-        self._open_calls.clear()  # of forwards that raised
         self.pass_ended = True
         if not self.parameters_reached and self.module is not None:
             self.parameters_reached = any(p.grad is not None for p in self.module.parameters())
@@ -94,7 +93,7 @@ class Probe:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._open_calls = []
+        self.open_calls = []
         self.module = self.sums = None
 
     def listening(self) -> bool:
@@ -120,7 +119,7 @@ class Probe:
             return None
         if not self.ran:
             self._begin_first_forward(module)
-        self._open_calls.append([])
+        self.open_calls.append([])
         try:
             if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
                 handed_on: Any = (self._hand_on(args[0]),), kwargs
@@ -129,7 +128,7 @@ class Probe:
         except Exception as error:  # training comes first: what cannot be measured passes through
             self._fail(error)
             return None
-        if not (self._open_calls[-1] or self.input_detached) and has_numbers((args, kwargs)):
+        if not (self.open_calls[-1] or self.input_detached) and has_numbers((args, kwargs)):
             self.input_detached = True
         return handed_on
 
@@ -139,7 +138,7 @@ class Probe:
             return tensor
         alias = alias_of(tensor)
         _node(alias).register_prehook(self._leaves)
-        self._open_calls[-1].append((alias, alias._version, tensor.grad_fn, tensor.output_nr))
+        self.open_calls[-1].append((alias, alias._version, tensor.grad_fn, tensor.output_nr))
         return alias
 
     @never_compiled_alone
@@ -147,9 +146,9 @@ class Probe:
         if torch.compiler.is_dynamo_compiling():
             return self._after_compiled(args, kwargs, output)
         sums = self.sums
-        if sums is None or not self._open_calls or not self.listening():
+        if sums is None or not self.open_calls or not self.listening():
             return None
-        for alias, version, producer, position in self._open_calls.pop():
+        for alias, version, producer, position in self.open_calls.pop():
             if alias._version != version and producer is not None:
                 self._hook_producer(producer, position)
         try:
