@@ -2,6 +2,7 @@
 
 import copy
 import math
+import weakref
 from collections import namedtuple
 
 import pytest
