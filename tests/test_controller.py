@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sapflow.control.actions import SlotActions
-from sapflow.control.controller import GrowthPlan, ScheduledController
+from sapflow.control.controller import EpochOutcome, GrowthPlan, ScheduledController
 from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.growth.host import slots_of
 from sapflow.growth.slot import SeedSlot
@@ -54,9 +54,9 @@ class Garden:
             sample=torch.randn(8, 6), loss_of_sample=lambda y: y.square().mean(),
             make_optimizer=lambda seed: torch.optim.SGD(seed.parameters(), lr=0.1), random_name="test",
         )  # fmt: skip
-        self.controller = ScheduledController(PLAN, plants or {}, epochs, random_seed=0)
-        self.epoch = 0
-        self.controller.decide(0, self.actions)
+        self.controller = ScheduledController(PLAN, plants or {}, random_seed=0)
+        self.epoch, self.epochs = 0, epochs
+        self.decide()
 
     def emit(self, event) -> None:
         self.events.append(event.payload)
@@ -75,9 +75,12 @@ class Garden:
                     self.actions.observe(slot_id, health)
                     slot.state.accuracy_delta = delta
             self.rules.evaluate(self.epoch, [s.state.telemetry() for s in self.actions.slots.values() if s.alive])
-            self.controller.decide(self.epoch, self.actions)
+            self.decide()
             stages.append(self.slot.state.stage)
         return stages
+
+    def decide(self) -> None:
+        self.controller.decide(EpochOutcome(epoch=self.epoch, epochs=self.epochs), self.actions)
 
     @property
     def slot(self) -> SeedSlot:
@@ -193,14 +196,13 @@ def test_every_seed_draws_from_a_stream_of_its_own():
 
 def test_germination_leaves_the_measurement_and_the_buffers_of_other_seeds_alone():
     def measured(disturb: bool):
-        garden = Garden(slots=2, epochs=0)
+        garden = Garden(slots=2)
         late = garden.actions.slots["s1"]
         late.plant(nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 6)), seed_id="x", blueprint_id="x")
         late.state.stage = S.HOLDING
         late.state.alpha = 1.0
         garden.monitor.attach("s1", late.seed)
         if disturb:
-            garden.controller.epochs = 100
             garden.controller._germinate(1, garden.slot, garden.actions)
         host = garden.actions.host
         host(torch.linspace(-1, 1, 24).view(4, 6)).square().mean().backward()

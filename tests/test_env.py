@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sapflow.control.actions import SlotActions
+from sapflow.control.controller import EpochOutcome
 from sapflow.growth.blueprints import Blueprint
 from sapflow.growth.slot import SeedSlot
 from sapflow.telemetry.codec import decode, encode
@@ -59,8 +60,8 @@ class Planter:
     def __init__(self, **stages):
         self.stages = stages
 
-    def decide(self, epoch: int, actions: SlotActions) -> None:
-        slot = actions.slots["mid"]
+    def decide(self, outcome: EpochOutcome, actions: SlotActions) -> None:
+        epoch, slot = outcome.epoch, actions.slots["mid"]
         if epoch == 0:
             actions.germinate(0, slot, Blueprint("known", 1, make_seed, calibrated=False))
         for target in self.stages.get(f"after_{epoch}", ()):
@@ -180,7 +181,7 @@ def test_a_shadow_with_a_seed_that_says_nothing_has_the_host_s_own_loss(monkeypa
     env = Env(
         TASKS["digits-mlp"],
         EnvPlan(env_id=0, epochs=1, rng_seed=0, blending_epochs=2),
-        type("One", (), {"decide": lambda self, epoch, actions: epoch == 0 and _incubate(actions)})(),
+        type("One", (), {"decide": lambda self, outcome, actions: outcome.epoch == 0 and _incubate(actions)})(),
         EventStream(Kept(), "run", 0),
     )
     env.start()

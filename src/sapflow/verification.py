@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from torch import Tensor, nn
 
 from sapflow.control.actions import SlotActions
+from sapflow.control.controller import EpochOutcome
 from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.growth.blueprints import Blueprint
 from sapflow.growth.slot import SeedSlot, SeedState
@@ -246,8 +247,9 @@ class _NeedyPolicy(HealthPolicy):
 class _Gardener:
     """Plants a seed of each kind before the first epoch, and lets two of them blend after BLENDED_AFTER."""
 
-    def decide(self, epoch: int, actions: SlotActions) -> None:
+    def decide(self, outcome: EpochOutcome, actions: SlotActions) -> None:
         """As the controller of an env."""
+        epoch = outcome.epoch
         for slot_id, slot in actions.slots.items():
             if epoch == 0:
                 build = partial(_orthogonal, gain=GAINS[slot_id], learns=slot_id == "learning")

@@ -36,6 +36,7 @@ class Life:
     born_epoch: int
     stage: SeedStage = SeedStage.GERMINATED
     last_ratio: float = 0.0
+    accuracy_delta: float = 0.0  # as last measured, in percentage points
     blended_epoch: int | None = None  # after which the host began to see it
     pruned_epoch: int | None = None
     pruned_by: str = ""
@@ -132,6 +133,10 @@ class SlotActions:
         """Take the gradient flow of an epoch into the state of a slot and the life of its seed."""
         self.slots[slot_id].state.observe(health)
         self._living[slot_id].last_ratio = health.grad_ratio
+
+    def weigh(self, slot_id: str, accuracy_delta: float) -> None:
+        """Take what the seed gives the host (see `SeedTelemetry`) into the state of its slot and into its life."""
+        self.slots[slot_id].state.accuracy_delta = self._living[slot_id].accuracy_delta = accuracy_delta
 
     def advance(self, epoch: int, slot: SeedSlot, target: SeedStage, reason: str) -> None:
         """Move a seed, or the empty slot after it, on to its next stage.

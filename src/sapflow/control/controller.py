@@ -13,11 +13,31 @@ from sapflow.telemetry.events import Alert
 from sapflow.telemetry.vocabulary import SeedStage
 
 
+@dataclass(frozen=True, kw_only=True)
+class EpochOutcome:
+    """What an epoch of a host came to: what a controller may go by beside the slots.
+
+    `epoch` counts from 1 and is 0 before the first, `epochs` is how many there will be (0 where nobody knows); accuracy
+    in percent on the validation split, losses in the task's own unit, None where nobody told.
+    """
+
+    epoch: int
+    epochs: int = 0
+    accuracy: float | None = None
+    train_loss: float | None = None
+    validation_loss: float | None = None
+
+    @property
+    def last(self) -> bool:
+        """Whether nothing will be trained any more."""
+        return 0 < self.epochs <= self.epoch
+
+
 class Controller(Protocol):
     """The seam: decides once an epoch, in step with training, and acts through `actions` alone."""
 
-    def decide(self, epoch: int, actions: SlotActions) -> None:
-        """Act on the slots after `epoch` (counted from 1; 0 is before the first) has been measured and said."""
+    def decide(self, outcome: EpochOutcome, actions: SlotActions) -> None:
+        """Act on the slots after an epoch has been measured and said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,21 +56,22 @@ class GrowthPlan:
 class ScheduledController:
     """Germinates slot after slot on a plan, lets gates and rules decide the rest.
 
+    After the last epoch nothing germinates, since it could not learn any more.
+
     Args:
         plan: the timing.
         plants: blueprints that are to grow in given slots first, by slot_id.
-        epochs: of the run; after the last, nothing germinates that could not learn any more.
         random_seed: of the stream that the blueprints of all other seeds are drawn from.
     """
 
-    def __init__(self, plan: GrowthPlan, plants: Mapping[str, str], epochs: int, random_seed: int) -> None:
+    def __init__(self, plan: GrowthPlan, plants: Mapping[str, str], random_seed: int) -> None:
         self.plan = plan
         self.plants = dict(plants)
-        self.epochs = epochs
         self._random = random.Random(random_seed)
 
-    def decide(self, epoch: int, actions: SlotActions) -> None:
+    def decide(self, outcome: EpochOutcome, actions: SlotActions) -> None:
         """Let the embargo run, prune by the rules, move on, germinate."""
+        epoch = outcome.epoch
         for slot in actions.slots.values():
             self._rest(epoch, slot, actions)
         for alert in actions.rules.open_alerts:
@@ -59,7 +80,7 @@ class ScheduledController:
             self._move_on(epoch, slot, actions)
         for order, slot in enumerate(actions.slots.values()):
             due = self.plan.first_germination + order * self.plan.germination_interval
-            if slot.state.stage is SeedStage.DORMANT and due <= epoch < self.epochs:
+            if slot.state.stage is SeedStage.DORMANT and due <= epoch and not outcome.last:
                 self._germinate(epoch, slot, actions)
 
     def _rest(self, epoch: int, slot: SeedSlot, actions: SlotActions) -> None:

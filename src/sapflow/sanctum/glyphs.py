@@ -72,6 +72,7 @@ EVENT_MARKS = {
     EventType.NON_FINITE_FOUND: ("∞", f"bold {VERMILLION}"),
     EventType.ALERT_RAISED: ("⚑", f"bold {ORANGE}"),
     EventType.ALERT_CLEARED: ("✓", BLUISH_GREEN),
+    EventType.ACTION_TAKEN: ("»", f"bold {SKY_BLUE}"),
     EventType.ENV_COMPLETED: ("■", BLUISH_GREEN),
     EventType.ENV_FAILED: ("✕", f"bold {VERMILLION}"),
     EventType.RUN_COMPLETED: ("■", f"bold {BLUISH_GREEN}"),
@@ -80,8 +81,8 @@ EVENT_MARKS = {
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 _ASCII = str.maketrans(
-    "·◌○◐◕●✕⊘◇▲▼✓⚑■→…�╭╮╰╯─│┏┓┗┛━┃┈░▁▂▃▄▅▆▇█×¼Δ–",
-    ".oO%#*x/w^v+&=>.?++++-|++++=|..__--==##x/D-",
+    "·◌○◐◕●✕⊘◇▲▼✓⚑»■→…�╭╮╰╯─│┏┓┗┛━┃┈░▁▂▃▄▅▆▇█×¼Δ–",
+    ".oO%#*x/w^v+&:=>.?++++-|++++=|..__--==##x/D-",
 )
 
 

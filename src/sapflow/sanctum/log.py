@@ -3,6 +3,7 @@
 from functools import singledispatch
 
 from sapflow.telemetry.events import (
+    ActionTaken,
     Alert,
     AlertCleared,
     AlertRaised,
@@ -79,6 +80,17 @@ def _(payload: AlertRaised) -> tuple[str, ...]:
 @describe.register
 def _(payload: AlertCleared) -> tuple[str, ...]:
     return ("cleared", payload.alert.rule, payload.alert.blueprint_id, payload.reason)
+
+
+@describe.register
+def _(payload: ActionTaken) -> tuple[str, ...]:
+    alert = payload.alert
+    return (
+        payload.action if payload.done else f"{payload.action} failed",
+        alert.blueprint_id,
+        alert.rule,
+        payload.outcome,
+    )
 
 
 @describe.register

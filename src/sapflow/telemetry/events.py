@@ -207,6 +207,16 @@ class AlertCleared(EpochPayload, frozen=True, kw_only=True, omit_defaults=True):
     reason: str = ""
 
 
+class ActionTaken(EpochPayload, frozen=True, kw_only=True, omit_defaults=True):
+    """What an alert asked for, and what came of it: done or not, and in words why not, or how."""
+
+    type = EventType.ACTION_TAKEN
+    alert: Alert
+    action: str
+    done: bool
+    outcome: str = ""
+
+
 class EpochCompleted(EpochPayload, frozen=True, kw_only=True, omit_defaults=True):
     """An env at the end of an epoch, whole: nothing that came before is needed to show it.
 
@@ -277,7 +287,7 @@ PAYLOADS: dict[str, type[Payload]] = {
     payload.type.value: payload
     for payload in (
         RunStarted, RunResumed, EnvStarted, SeedGerminated, SeedStageChanged, SeedPruned, SeedFossilized,
-        GradientSampled, NonFiniteOrigin, EpochCompleted, AlertRaised, AlertCleared, EnvCompleted, EnvFailed,
-        RunCompleted,
+        GradientSampled, NonFiniteOrigin, EpochCompleted, AlertRaised, AlertCleared, ActionTaken, EnvCompleted,
+        EnvFailed, RunCompleted,
     )
 }  # fmt: skip

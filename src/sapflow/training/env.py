@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sapflow.control.actions import SlotActions
-from sapflow.control.controller import Controller
+from sapflow.control.controller import Controller, EpochOutcome
 from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.gradients.sampling import Sampler
 from sapflow.growth.blending import Schedule, blend_weight
@@ -103,7 +103,7 @@ class Env:
                 epochs=self.plan.epochs,
             )
         )
-        self.controller.decide(0, self.actions)
+        self.controller.decide(EpochOutcome(epoch=0, epochs=self.plan.epochs), self.actions)
 
     def run_epoch(self) -> None:
         """Train one epoch, measure, say so, and act."""
@@ -131,7 +131,14 @@ class Env:
                 total_alerts=self._total_alerts,
             )
         )
-        self.controller.decide(self.epoch, self.actions)
+        outcome = EpochOutcome(
+            epoch=self.epoch,
+            epochs=self.plan.epochs,
+            accuracy=self.accuracy,
+            train_loss=train_loss,
+            validation_loss=validation_loss,
+        )
+        self.controller.decide(outcome, self.actions)
 
     def complete(self) -> None:
         """Say that the env is at its end."""
@@ -220,7 +227,7 @@ class Env:
         for slot in self.slots.values():
             if slot.host_sees:
                 slot.bypassed = True
-                slot.state.accuracy_delta = self.accuracy - self._validate()[0]
+                self.actions.weigh(slot.state.slot_id, self.accuracy - self._validate()[0])
                 slot.bypassed = False
 
     def _apply_rules(self) -> None:

@@ -143,7 +143,6 @@ def _make_env(plan: RunPlan, task: Task, env_id: int, stream: EventStream) -> En
     controller = ScheduledController(
         growth,
         {plant.slot_id: plant.blueprint_id for plant in plan.plants if plant.env_id == env_id},
-        plan.epochs,
         stream_seed(plan.rng_seed, "env", env_id, "controller"),
     )
     env_plan = EnvPlan(
