@@ -51,9 +51,10 @@ class Garden:
         self.rules = RuleBook(RULES)
         self.actions = SlotActions(
             host, slots_of(host), self.monitor, self.rules, EventStream(self, "run", 0),
-            sample=torch.randn(8, 6), loss_of_sample=lambda y: y.square().mean(),
             make_optimizer=lambda seed: torch.optim.SGD(seed.parameters(), lr=0.1), random_name="test",
         )  # fmt: skip
+        sample = torch.randn(8, 6)
+        self.actions.closure = lambda net: net(sample).square().mean()
         self.controller = ScheduledController(PLAN, plants or {}, random_seed=0)
         self.epoch, self.epochs = 0, epochs
         self.decide()
@@ -200,7 +201,7 @@ def test_germination_leaves_the_measurement_and_the_buffers_of_other_seeds_alone
         late = garden.actions.slots["s1"]
         late.plant(nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 6)), seed_id="x", blueprint_id="x")
         late.state.stage = S.HOLDING
-        late.state.alpha = 1.0
+        late.blend(1.0)
         garden.monitor.attach("s1", late.seed)
         if disturb:
             garden.controller._germinate(1, garden.slot, garden.actions)
@@ -215,7 +216,7 @@ def test_germination_leaves_the_measurement_and_the_buffers_of_other_seeds_alone
 
 def test_a_slot_that_no_gradient_reaches_still_germinates():
     garden = Garden()
-    garden.actions.loss_of_sample = lambda y: y.sum() * 0
+    garden.actions.closure = lambda net: net(torch.randn(8, 6)).sum() * 0
     garden.run(1)
     assert garden.slot.alive
     assert all(parameter.isfinite().all() for parameter in garden.slot.seed.parameters())

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from sapflow.control.actions import SlotActions
 from sapflow.control.controller import EpochOutcome
 from sapflow.growth.blueprints import Blueprint
+from sapflow.growth.seed_trainer import SeedTraining
 from sapflow.growth.slot import SeedSlot
 from sapflow.telemetry.codec import decode, encode
 from sapflow.telemetry.events import (
@@ -20,7 +21,7 @@ from sapflow.telemetry.events import (
 )
 from sapflow.telemetry.stream import EventStream
 from sapflow.telemetry.vocabulary import SeedStage
-from sapflow.training.env import SEED_LEARNING_RATE, Env, EnvPlan
+from sapflow.training.env import Env, EnvPlan
 from sapflow.training.tasks.task import Data, Task
 from sapflow.training.trainer import Plant, RunPlan, run
 
@@ -95,7 +96,7 @@ def reference_loop(host_before, shuffle, blend, clip):
     parameters = list(host.parameters())
     sgd = torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, EPOCHS)
-    adam = torch.optim.Adam(seed.parameters(), lr=SEED_LEARNING_RATE)
+    adam = torch.optim.Adam(seed.parameters(), lr=SeedTraining().learning_rate)
     losses, step = [], 0
     for _ in range(EPOCHS):
         epoch_losses = []
@@ -159,17 +160,17 @@ def test_accuracy_and_its_delta_are_those_of_two_networks():
 
 def test_a_shadow_with_a_seed_that_says_nothing_has_the_host_s_own_loss(monkeypatch):
     """Dropout and BatchNorm included: the shadow replays the host's random numbers."""
-    from sapflow.training import env as module
+    from sapflow.growth import seed_trainer as module
     from sapflow.training.tasks import TASKS
 
     losses = []
     real = module.shadow_backward
 
-    def spy(host, slot, inputs, loss_of, **kwargs):
+    def spy(host, slot, closure, **kwargs):
         with torch.no_grad():
             for parameter in slot.seed.parameters():
                 parameter.zero_()
-        losses.append(real(host, slot, inputs, loss_of, **kwargs))
+        losses.append(real(host, slot, closure, **kwargs))
         return losses[-1]
 
     host_losses = []

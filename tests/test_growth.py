@@ -109,7 +109,7 @@ def test_the_host_sees_the_very_tensor_while_no_seed_blends(stage):
 def test_what_the_host_sees_of_a_blending_and_of_a_holding_seed():
     h = torch.randn(3, 4)
     slot = planted(S.BLENDING)
-    slot.state.alpha = 0.25
+    slot.blend(0.25)
     torch.testing.assert_close(slot(h), h + 0.25 * slot.seed(h))
     slot = planted(S.HOLDING)
     torch.testing.assert_close(slot(h), h + slot.seed(h))
@@ -143,10 +143,10 @@ def test_non_finite_values_never_reach_the_host_and_are_counted():
     assert torch.equal(y[:, 0], h[:, 0])
     y.sum().backward()
     assert h.grad.isfinite().all()
-    slot.read_masked_values()
+    slot.close_epoch()
     assert slot.state.masked_values >= 3
     slot.eval()(h)
-    slot.read_masked_values()
+    slot.close_epoch()
     assert slot.state.masked_values == 0  # of this epoch, and not of what is only looked at
 
 

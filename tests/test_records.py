@@ -32,7 +32,7 @@ IDS = {
     "TELE-562": "measurement_reason", "TELE-563": "passes", "TELE-564": "non_finite_passes",
     "TELE-565": "entering_norm", "TELE-566": "leaving_norm", "TELE-567": "min_ratio", "TELE-568": "max_ratio",
     "TELE-569": "last_ratio", "TELE-570": "ratio_histogram", "TELE-571": "evidence",
-    "TELE-572": "output_input_rms", "TELE-573": "parameter_liveness", "TELE-574": "masked_values",
+    "TELE-572": "output_input_rms", "TELE-573": "parameter_liveness", "TELE-574": "masked_values", "TELE-575": "paused",
 }  # fmt: skip
 SECTIONS = [
     "Identity", "Purpose", "Data Specification", "Data Flow", "Wiring Verification", "Dependencies", "History", "Notes",

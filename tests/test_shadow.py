@@ -63,7 +63,7 @@ def grown(slot: SeedSlot, seed: nn.Module, stage: SeedStage) -> None:
             slot.state.observe(SOUND)
             slot.advance(target)
     if stage is SeedStage.BLENDING:
-        slot.state.alpha = 0.5
+        slot.blend(0.5)
 
 
 def train(seeds=(), *, monitored=False, blending=None, steps=6):
@@ -94,7 +94,7 @@ def train(seeds=(), *, monitored=False, blending=None, steps=6):
         for slot in slots:
             if slot.state.stage is SeedStage.TRAINING:
                 shadow_backward(
-                    host, slot, x, lambda y, target=target: F.cross_entropy(y, target),
+                    host, slot, lambda net, x=x, target=target: F.cross_entropy(net(x), target),
                     random_state=before, slots=slots, monitor=monitor,
                 )  # fmt: skip
                 torch.optim.SGD(slot.seed.parameters(), lr=0.1).step()
@@ -140,7 +140,7 @@ def test_an_incubating_seed_changes_no_bit_of_a_blending_one_nor_of_its_measurem
 def test_a_nan_seed_that_blends_leaves_the_host_finite():
     seen, _, host = train(blending=Poison)
     assert all(tensor.isfinite().all() for tensor in seen)
-    host.late.read_masked_values()
+    host.late.close_epoch()
     assert host.late.state.masked_values > 0
 
 
@@ -148,7 +148,7 @@ def test_what_is_masked_of_a_blending_seed_is_counted_once_however_many_shadows_
     counts = []
     for seeds in ((), (normal_seed,)):
         _, _, host = train(seeds, blending=Poison)
-        host.late.read_masked_values()
+        host.late.close_epoch()
         counts.append(host.late.state.masked_values)
     assert counts[0] == counts[1]
 
@@ -169,8 +169,9 @@ def test_the_isolated_input_is_measured_and_the_seed_learns():
     x, target = torch.randn(12, 6), torch.randint(3, (12,))
     loss_of = lambda y: F.cross_entropy(y, target)  # noqa: E731
     loss = shadow_backward(
-        host, host.early, x, loss_of, random_state=RandomState.capture(), slots=[host.early, host.late], monitor=monitor
-    )
+        host, host.early, lambda net: loss_of(net(x)),
+        random_state=RandomState.capture(), slots=[host.early, host.late], monitor=monitor,
+    )  # fmt: skip
     health = monitor.close_epoch()["early"]
 
     h = host.first(x).detach()
@@ -192,7 +193,7 @@ def test_what_a_slot_and_the_rest_of_the_host_exchange():
     before = {name: value.clone() for name, value in host.state_dict().items()}
     x, target = torch.randn(5, 6), torch.randint(3, (5,))
     activations, gradient = exchange_at(
-        host, host.late, x, lambda y: F.cross_entropy(y, target), slots=[host.early, host.late]
+        host, host.late, lambda net: F.cross_entropy(net(x), target), slots=[host.early, host.late]
     )
     h = host.middle(host.first(x)).detach().requires_grad_()
     (expected,) = torch.autograd.grad(F.cross_entropy(host.head(h), target), h)

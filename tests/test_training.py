@@ -149,7 +149,7 @@ def test_a_planted_exploding_seed_is_pruned():
 
 @pytest.mark.parametrize("seconds", [0.0, 3600.0])
 def test_samples_hold_every_pass_of_every_epoch_at_any_pace(monkeypatch, seconds):
-    monkeypatch.setattr("sapflow.training.env.Sampler", partial(Sampler, seconds=seconds))
+    monkeypatch.setattr("sapflow.control.grower.Sampler", partial(Sampler, seconds=seconds))
     kept = record(task="digits-mlp", envs=1, epochs=3)
     samples = kept.of(GradientSampled, 0)
     for epoch in (2, 3):

@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from sapflow.cli import run as sapflow
-from sapflow.gradients.gradient_monitor import GradientMonitor
+from sapflow.gradients import gradient_monitor
 from sapflow.growth.slot import SeedState
 from sapflow.sanctum import formatting, reducers
 from sapflow.telemetry import codec
@@ -50,9 +50,9 @@ def broken_at(record_id: str) -> str:
 
 
 def test_a_monitor_that_measures_wrongly_is_found(monkeypatch):
-    real = GradientMonitor._judge
+    real = gradient_monitor.health_of
     monkeypatch.setattr(
-        GradientMonitor, "_judge", lambda *a: replace(h := real(*a), grad_ratio=h.grad_ratio * 1.01)
+        gradient_monitor, "health_of", lambda *a: replace(h := real(*a), grad_ratio=h.grad_ratio * 1.01)
     )  # fmt: skip
     assert broken_at("TELE-557") == "GradientMonitor"
 

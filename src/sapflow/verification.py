@@ -53,6 +53,7 @@ TRUTHS: Mapping[str, Mapping[str, object]] = {
     "slot_id": {"healthy": "healthy"},
     "output_input_rms": {"healthy": 0.85},
     "parameter_liveness": {"learning": 1.0},
+    "paused": {"learning": True},
 }
 
 
@@ -245,7 +246,7 @@ class _NeedyPolicy(HealthPolicy):
 
 
 class _Gardener:
-    """Plants a seed of each kind before the first epoch, and lets two of them blend after BLENDED_AFTER."""
+    """Plants a seed of each kind before the first epoch; after BLENDED_AFTER two of them blend, and one is held."""
 
     def decide(self, outcome: EpochOutcome, actions: SlotActions) -> None:
         """As the controller of an env."""
@@ -259,6 +260,7 @@ class _Gardener:
             elif epoch == BLENDED_AFTER and slot_id in ("healthy", "poisoned"):
                 actions.advance(epoch, slot, SeedStage.BLENDING, "two sound epochs")
         if epoch == BLENDED_AFTER:
+            actions.hold(actions.slots["learning"])
             poisoned = actions.slots["poisoned"].seed
             assert poisoned is not None
             for parameter in poisoned.parameters():

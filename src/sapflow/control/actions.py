@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from sapflow.errors import IllegalTransitionError
 from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.growth.blueprints import Blueprint
 from sapflow.growth.germination import germinate
 from sapflow.growth.randomness import stream_seed
-from sapflow.growth.shadow import exchange_at
+from sapflow.growth.seed_trainer import broadcast_from_first
+from sapflow.growth.shadow import Closure, exchange_at
 from sapflow.growth.slot import SeedSlot
 from sapflow.health.rules import RuleBook
 from sapflow.telemetry.events import (
@@ -23,6 +26,9 @@ from sapflow.telemetry.events import (
 )
 from sapflow.telemetry.stream import EventStream
 from sapflow.telemetry.vocabulary import SeedStage
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 @dataclass(kw_only=True)
@@ -51,10 +57,12 @@ class SlotActions:
         monitor: measures every seed while it lives, under its slot_id.
         rules: forget a seed that is gone.
         stream: where it is said.
-        sample: a batch of inputs of the host, to measure gains at birth on.
-        loss_of_sample: the loss of the host's output for it.
         make_optimizer: of a seed's own optimizer.
         random_name: with the slot and a count it determines each seed's random stream.
+        process_group: the ranks that train the same seeds; they begin as the first rank's.
+
+    Attributes:
+        closure: gives the host's loss of some batch, on which gains at birth are measured; set before seeds germinate.
     """
 
     def __init__(
@@ -65,20 +73,19 @@ class SlotActions:
         rules: RuleBook,
         stream: EventStream,
         *,
-        sample: Tensor,
-        loss_of_sample: Callable[[Tensor], Tensor],
         make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
         random_name: str,
+        process_group: "ProcessGroup | None" = None,
     ) -> None:
         self.host = host
         self.slots = slots
         self.monitor = monitor
         self.rules = rules
         self.stream = stream
-        self.sample = sample
-        self.loss_of_sample = loss_of_sample
+        self.closure: Closure | None = None
         self.make_optimizer = make_optimizer
         self.random_name = random_name
+        self.process_group = process_group
         self.lives: list[Life] = []
         self._living: dict[str, Life] = {}
 
@@ -89,23 +96,19 @@ class SlotActions:
             BlueprintError: it does not fit the slot.
             IllegalTransitionError: the slot is not DORMANT.
         """
-        slot_id = slot.state.slot_id
+        assert self.closure is not None
+        slot_id, closure = slot.state.slot_id, self.closure
         seed_id = f"{slot_id}-{sum(life.slot_id == slot_id for life in self.lives) + 1}"
         birth_gain = germinate(
             slot,
             blueprint,
             seed_id=seed_id,
-            exchange=lambda: exchange_at(
-                self.host,
-                slot,
-                self.sample,
-                self.loss_of_sample,
-                slots=self.slots.values(),
-                monitor=self.monitor,
-            ),
+            exchange=lambda: exchange_at(self.host, slot, closure, slots=self.slots.values(), monitor=self.monitor),
             random_seed=stream_seed(self.random_name, seed_id),
         )
         assert slot.seed is not None
+        if self.process_group is not None:
+            broadcast_from_first([*slot.seed.parameters(), *slot.seed.buffers()], self.process_group)
         slot.optimizer = self.make_optimizer(slot.seed)
         self.monitor.attach(slot_id, slot.seed)
         life = Life(
@@ -174,6 +177,40 @@ class SlotActions:
                     accuracy_delta=before.accuracy_delta,
                 )
             )
+
+    def hold(self, slot: SeedSlot) -> None:
+        """Pause a seed: it learns and is measured, but its blend weight stands and it moves on to no other stage.
+
+        Raises:
+            IllegalTransitionError: no seed grows in the slot, or it is fossilised.
+        """
+        self._check_growing(slot)
+        slot.state.paused = True
+
+    def resume(self, slot: SeedSlot) -> None:
+        """Let a paused seed go on.
+
+        Raises:
+            IllegalTransitionError: no seed grows in the slot, or it is fossilised.
+        """
+        self._check_growing(slot)
+        slot.state.paused = False
+
+    def slow_down(self, slot: SeedSlot, factor: float) -> float:
+        """Multiply the learning rate of a seed by `factor`, and return what it is then.
+
+        Raises:
+            IllegalTransitionError: no seed grows in the slot, or it is fossilised.
+        """
+        self._check_growing(slot)
+        assert slot.optimizer is not None
+        for group in slot.optimizer.param_groups:
+            group["lr"] *= factor
+        return float(slot.optimizer.param_groups[0]["lr"])
+
+    def _check_growing(self, slot: SeedSlot) -> None:
+        if not slot.alive or slot.state.stage is SeedStage.FOSSILIZED:
+            raise IllegalTransitionError(f"nothing grows in slot {slot.state.slot_id!r}: it is {slot.state.stage}")
 
     def prune(self, epoch: int, slot: SeedSlot, *, rule: str, evidence: str) -> None:
         """Cut a seed out: the host goes on as if it had never been there, and its alerts are closed.

@@ -5,13 +5,14 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from sapflow.errors import InputError
 from sapflow.gradients import closing
+from sapflow.gradients.decisions import Decisions
 from sapflow.gradients.epoch_sums import EpochSums
 from sapflow.gradients.origin import Origin, OriginSearch, Place
 from sapflow.gradients.pass_samples import PassSample, Unsampled
@@ -48,7 +49,7 @@ class GradientMonitor:
         grad_scaler: closes a pass with each of its updates, also when it skips the optimizer's step; its scale is
             divided out of the norms, and overflowed passes are its normal business (see `HealthPolicy`).
         root: closes a pass when its forward is called again; for loops that have none of these and no `step()`.
-        on_closing: called after each closing.
+        on_closing: called after each closing; what it raises comes up in the training loop.
         on_origin: told where NaN or infinity was born, once for each run of non-finite passes.
         every: measure one pass of so many; the others cost next to nothing.
         activations: measure the forward pass, too, to tell a birth of NaN there.
@@ -58,6 +59,7 @@ class GradientMonitor:
             monitor of the same names: `close_epoch()`, called at the same step on all of them, gives the gain of the
             global batch, with norms of its mean loss. Attach after parallelize_module, and close by the optimizer or
             by `step()`, not by both: every closing counts. None: this rank's own; other drains always are.
+        windows: keep what `close_window` needs.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class GradientMonitor:
         keep_passes: bool = True,
         ring_passes: int = 32,
         process_group: "ProcessGroup | None" = None,
+        windows: bool = False,
     ) -> None:
         if every < 1:
             raise InputError(f"every={every}: measure one pass of at least 1")
@@ -97,6 +100,8 @@ class GradientMonitor:
             ranks=self._ranks if self._ranks.together else None,
         )
         self._epoch = EpochSums(self._sums.rows)
+        self._windows = windows
+        self._decisions = Decisions(self._ranks, windows=windows)
         self._watched: dict[str, Watched] = {}
         self._retired_rows: list[Row] = []
         self._keep_passes = keep_passes
@@ -169,15 +174,11 @@ class GradientMonitor:
         """The epoch so far, of every module; waits for the device."""
         self._sums.send()
         self._receive(wait=True)
-        signs = signs_of(self._vital_numbers())
-        return {
-            name: self._judge(watched, copy.deepcopy(watched.memory), signs.get(name))
-            for name, watched in self._watched.items()
-        }
+        return self._verdicts(self._epoch, signs_of(self._vital_numbers()), remember=False)
 
     def latest_health(self) -> dict[str, GradientHealth]:
         """The epoch so far, up to the last passes that have reached the host, without its parameters; never waits."""
-        return {name: self._judge(watched, copy.deepcopy(watched.memory)) for name, watched in self._watched.items()}
+        return self._verdicts(self._epoch, {}, remember=False)
 
     def samples(self, *, wait: bool = False) -> dict[str, PassSample]:
         """Every pass that has reached the host since the last call, of each module it fired in.
@@ -188,20 +189,20 @@ class GradientMonitor:
         self._receive(wait=wait)
         return self._unsampled.take({name: watched.row.index for name, watched in self._watched.items()})
 
+    def close_window(self) -> dict[str, GradientHealth]:
+        """Judge the passes since the last window of the epoch, or its beginning; waits for the device, and ranks meet.
+
+        For decisions within an epoch, where the monitor was told of `windows`: the policy then remembers windows, not
+        epochs.
+        """
+        window, signs = self._decide()
+        return self._verdicts(window, signs)
+
     def close_epoch(self) -> dict[str, GradientHealth]:
         """Close the open pass and the epoch, judge every module, and begin the next epoch; waits for the device."""
         self.end_open_pass()
-        self._sums.send()
-        self._receive(wait=True)
-        numbers = self._vital_numbers()
-        if self._ranks.together:
-            rows = {name: watched.row.index for name, watched in self._watched.items()}
-            columns, home = self._sums.columns, self._sums.home
-            self._epoch, numbers = self._ranks.combine(self._epoch, columns, numbers, rows, home)
-        signs = signs_of(numbers)
-        health = {
-            name: self._judge(watched, watched.memory, signs.get(name)) for name, watched in self._watched.items()
-        }
+        _, signs = self._decide()
+        health = self._verdicts(self._decisions.end_epoch(self._epoch), signs, remember=not self._windows)
         self._epoch = EpochSums(self._sums.rows)
         self.passes_before_epoch += self._sums.passes_closed
         self._sums.passes_closed = self._sums.passes_measured = self.closings = 0
@@ -214,6 +215,13 @@ class GradientMonitor:
             if watched.vitals is not None:
                 watched.vitals.begin_epoch()
         return health
+
+    def _decide(self) -> tuple[EpochSums, dict[str, VitalSigns]]:
+        self._sums.send()
+        self._receive(wait=True)
+        rows = {name: watched.row.index for name, watched in self._watched.items()}
+        window, numbers = self._decisions.take(self._sums, rows, self._vital_numbers())
+        return window, signs_of(numbers)
 
     def stay_local(self) -> None:
         """Meet the other ranks of the process group no more."""
@@ -247,12 +255,12 @@ class GradientMonitor:
                 self._alarmed = False
                 self._sums.send()
                 self._receive(wait=False)
-            if self.on_closing is not None:
-                self.on_closing()
         except Exception:
             if not self._failed:
                 log.exception("what follows a pass failed; training goes on, and what fails again is not logged")
             self._failed = True
+        if self.on_closing is not None:
+            self.on_closing()
 
     def _end_pass(self) -> None:
         for watched in self._watched.values():
@@ -278,7 +286,7 @@ class GradientMonitor:
         for block in self._sums.receive(wait=wait):
             squares = block.squares()
             self._epoch.add(squares)
-            self._ranks.keep(squares)
+            self._decisions.keep(squares)
             if self._keep_passes:
                 self._unsampled.add(block.pass_index, squares)
             numbers = [(index, self.passes_before_epoch + index + 1) for index in block.pass_index]
@@ -297,6 +305,12 @@ class GradientMonitor:
     def _vital_numbers(self) -> dict[str, Tensor]:
         return {name: watched.vitals.numbers() for name, watched in self._watched.items() if watched.vitals is not None}
 
-    def _judge(self, watched: Watched, memory: Any, signs: VitalSigns | None = None) -> GradientHealth:
-        reading = watched.read(self._epoch, signs or VitalSigns(), loss_scaled=self._loss_scaled)
-        return health_of(reading, self.policy.judge(reading, memory))
+    def _verdicts(
+        self, sums: EpochSums, signs: Mapping[str, VitalSigns], *, remember: bool = True
+    ) -> dict[str, GradientHealth]:
+        health = {}
+        for name, watched in self._watched.items():
+            memory = watched.memory if remember else copy.deepcopy(watched.memory)
+            reading = watched.read(sums, signs.get(name, VitalSigns()), loss_scaled=self._loss_scaled)
+            health[name] = health_of(reading, self.policy.judge(reading, memory))
+        return health

@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sapflow.errors import InputError
-from sapflow.gradients.epoch_sums import EpochSums
 from sapflow.gradients.parts import is_a, part_of
 from sapflow.gradients.pass_sums import NEVER_FIRED, TAKEN
 
@@ -47,7 +46,6 @@ class Ranks:
             raise InputError("process_group: this rank is not in it; measure on its own ranks alone")
         self.counted_passes = 0  # of this epoch: those that optimizer or step() closed, on every rank alike
         self._group = group
-        self._squares: list[Tensor] = []
         self._mesh: DeviceMesh | None = None  # of the ranks that compute one share of the batch together
         self._in_parts: set[tuple[int, int]] = set()  # cells (row, side) to which a DTensor was added in this epoch
         self._warned = False
@@ -57,15 +55,9 @@ class Ranks:
         """Whether the ranks meet at the end of the epoch."""
         return self._group is not None
 
-    def keep(self, squares: Tensor) -> None:
-        """Closed passes of this rank, float64 (passes, rows, columns), until the epoch closes."""
-        if self.together:
-            self._squares.append(squares)
-
     def stay_local(self) -> None:
         """Meet the other ranks no more."""
         self._group = None
-        self._squares.clear()
 
     def look_at(self, module: nn.Module) -> None:
         """Find out whether tensor-parallel ranks compute the module together; while its forward runs."""
@@ -80,33 +72,39 @@ class Ranks:
         return part, factor
 
     def combine(
-        self, epoch: EpochSums, columns: int, vitals: dict[str, Tensor], rows: Mapping[str, int], device: torch.device
-    ) -> tuple[EpochSums, dict[str, Tensor]]:
-        """The epoch of the global batch, the same on every rank; this rank's where they do not agree or answer.
+        self,
+        blocks: list[Tensor],
+        height: int,
+        columns: int,
+        vitals: dict[str, Tensor],
+        rows: Mapping[str, int],
+        device: torch.device,
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The passes of the global batch, the same on every rank; this rank's where they do not agree or answer.
 
         Args:
-            epoch: this rank's.
-            columns: how many the passes that were kept have.
+            blocks: closed passes of this rank since the last time, float64 (passes, rows, columns).
+            height: rows that there are by now.
+            columns: how many the passes have.
             vitals: this rank's `Vitals.numbers`, of the names that have any.
             rows: the row of each name.
             device: where the group's collectives work.
         """
-        squares, counted = _stacked(self._squares, epoch.rows, columns), self.counted_passes
-        self._squares, self.counted_passes = [], 0
+        counted, self.counted_passes = self.counted_passes, 0
         measured = [(name, row, len(vitals.get(name, ()))) for name, row in rows.items()]
         try:
+            squares = _stacked(blocks, height, columns)
             passes = self._agree(counted, len(squares), measured, device)
             if passes is None:
-                return epoch, vitals
-            missing = squares.new_full((passes - len(squares), epoch.rows, columns), NEVER_FIRED)
-            combined = EpochSums(epoch.rows)
+                return blocks, vitals
             if passes:
-                combined.add(self._sum_passes(torch.cat((squares, missing)).to(device)).cpu())
-            return combined, self._sum_vitals(vitals, device)
+                missing = squares.new_full((passes - len(squares), height, columns), NEVER_FIRED)
+                blocks = [self._sum_passes(torch.cat((squares, missing)).to(device)).cpu()]
+            return blocks, self._sum_vitals(vitals, device)
         except Exception:  # training comes first
             log.exception("gradient flow could not be combined over the ranks: it is this rank's own from now on")
             self.stay_local()
-            return epoch, vitals
+            return blocks, vitals
         finally:
             self._in_parts.clear()  # another module may get the row
 

@@ -130,7 +130,7 @@ class Watcher:
         self.model = model
         self.epochs = 0
         self.non_finite: list[NonFiniteOrigin] = []
-        self._closed = False
+        self._closed = self._failed = False
         self._last: dict[str, SeedTelemetry] = {}
         self._epoch_every = epoch_every
         self._on_verdict = on_verdict
@@ -255,6 +255,15 @@ class Watcher:
         self._journal.watched(fresh, self.epochs)
 
     def _on_closing(self) -> None:
+        """Training comes first: what fails here is logged once."""
+        try:
+            self._look_at_the_clock()
+        except Exception:
+            if not self._failed:
+                log.exception("what follows a pass failed; training goes on, and what fails again is not logged")
+            self._failed = True
+
+    def _look_at_the_clock(self) -> None:
         # Where probes are lost no pass is ever closed, and that is to be told, too.
         passes = self._monitor.passes or self._monitor.closings
         if passes >= self._epoch_every:

@@ -1,10 +1,11 @@
 """The shadow forward: a seed learns while the host does not know of it.
 
-Another forward with the seed in place (α = 1) on the detached h, on clones of the host's buffers and from the host's
-random state of that step. Host outputs, gradients and buffers are the same to the bit with and without it, whatever the
-seed does, NaN included.
+A closure runs the host and gives its loss, `lambda net: loss_of(net(x), y)`. A shadow runs it once more, with the seed
+in place (α = 1) on the detached h, on clones of the host's buffers and from the host's random state of that step. Host
+outputs, gradients and buffers are the same to the bit with and without it, whatever the seed does, NaN included.
 """
 
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, nullcontext
 from functools import partial
@@ -13,44 +14,47 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from sapflow.errors import InputError
 from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.growth.randomness import RandomState
 from sapflow.growth.slot import SeedSlot
+
+Closure = Callable[[nn.Module], Tensor]
 
 
 def shadow_backward(
     host: nn.Module,
     slot: SeedSlot,
-    inputs: Tensor,
-    loss_of: Callable[[Tensor], Tensor],
+    closure: Closure,
     *,
     random_state: RandomState,
     slots: Iterable[SeedSlot],
     monitor: GradientMonitor | None = None,
+    scale: Tensor | None = None,
 ) -> Tensor:
     """Run the shadow of `slot`'s seed for one batch, add to its parameters' gradients, and return its loss.
 
     With micro-batches: one shadow each.
 
     Args:
-        host: called as `host(inputs)`.
+        host: what the closure is called with; no wrapper around it (DDP, torch.compile) may have a part in it.
         slot: holds the seed that learns.
-        inputs: the batch of this step.
-        loss_of: the step's loss of the host's output.
+        closure: of this step; gives a scalar.
         random_state: of the generators just before the host's own forward of this step.
         slots: all of the host's slots; seeds that live in the others stand still while this one looks on.
         monitor: only the probe of `slot` listens to the shadow.
+        scale: a loss scale, which the gradients then carry.
     """
     assert slot.seed is not None
     parameters = [parameter for parameter in slot.seed.parameters() if parameter.requires_grad]
     with ExitStack() as stack:
-        _freeze_others(stack, slots, slot)
-        stack.enter_context(monitor.only(slot.state.slot_id) if monitor is not None else nullcontext())
+        _aside(stack, slots, slot, monitor)
         stack.enter_context(random_state.replayed())
         leaf = stack.enter_context(slot.shadowed())
-        loss = loss_of(functional_call(host, _frozen_state(host), (inputs,)))
+        loss = _frozen_loss(host, closure)
         # The leaf must be asked for: with the parameters alone, the gradient that leaves the seed is never computed.
-        _, *gradients = torch.autograd.grad(loss, [leaf(), *parameters], allow_unused=True)
+        scaled = loss if scale is None else loss * scale
+        _, *gradients = torch.autograd.grad(scaled, [leaf(), *parameters], allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient if parameter.grad is None or gradient is None else parameter.grad + gradient
     return loss.detach()
@@ -59,38 +63,62 @@ def shadow_backward(
 def exchange_at(
     host: nn.Module,
     slot: SeedSlot,
-    inputs: Tensor,
-    loss_of: Callable[[Tensor], Tensor],
+    closure: Closure,
     *,
     slots: Iterable[SeedSlot],
     monitor: GradientMonitor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What an empty slot hands on for `inputs`, and the gradient of the loss that comes back to it; both detached.
+    """What an empty slot hands on for a batch, and the gradient of the loss that comes back to it; both detached.
 
     Leaves the host, its other seeds and their measurement as they were, but for the random numbers that its forward
     draws. The arguments are those of `shadow_backward`.
+
+    Raises:
+        InputError: the closure's forward does not pass the slot.
     """
     leaves: list[Tensor] = []
 
     def cut(_module: nn.Module, _args: tuple[Tensor, ...], h: Tensor) -> Tensor:
         leaves.append(h.detach().requires_grad_())
-        return leaves[0]
+        return leaves[-1]
 
     with ExitStack() as stack:
-        _freeze_others(stack, slots, slot)
-        stack.enter_context(monitor.only(slot.state.slot_id) if monitor is not None else nullcontext())
+        _aside(stack, slots, slot, monitor)
         stack.callback(slot.register_forward_hook(cut).remove)
-        loss = loss_of(functional_call(host, _frozen_state(host), (inputs,)))
-        (gradient,) = torch.autograd.grad(loss, leaves)
-    return leaves[0].detach(), gradient
+        loss = _frozen_loss(host, closure)
+        if not leaves:
+            raise InputError(f"slot {slot.state.slot_id!r}: the forward did not pass it; choose a module that runs")
+        (gradient,) = torch.autograd.grad(loss, leaves[-1:], allow_unused=True)
+    return leaves[-1].detach(), torch.zeros_like(leaves[-1]) if gradient is None else gradient
 
 
-def _freeze_others(stack: ExitStack, slots: Iterable[SeedSlot], slot: SeedSlot) -> None:
-    """Until the stack closes, living seeds of other slots are seen as they are, but learn and count nothing."""
+class _Step(nn.Module):
+    """A closure as the forward of a module that holds the host, so that `functional_call` can swap its state."""
+
+    def __init__(self, host: nn.Module, closure: Closure) -> None:
+        super().__init__()
+        self.host = host
+        self.closure = closure
+
+    def forward(self) -> Tensor:
+        return self.closure(self.host)
+
+
+def _frozen_loss(host: nn.Module, closure: Closure) -> Tensor:
+    state = {f"host.{name}": value for name, value in _frozen_state(host).items()}
+    loss: Tensor = functional_call(_Step(host, closure), state, ())
+    return loss
+
+
+def _aside(stack: ExitStack, slots: Iterable[SeedSlot], slot: SeedSlot, monitor: GradientMonitor | None) -> None:
+    """Until the stack closes, nothing but `slot` learns, counts, is measured or is compiled."""
     for other in slots:
         if other is not slot and other.host_sees and other.fossil is None and other.seed is not None:
             stand_in = partial(functional_call, other.seed, _frozen_state(other.seed))
             stack.enter_context(other.replaced_by(stand_in))
+    stack.enter_context(monitor.only(slot.state.slot_id) if monitor is not None else nullcontext())
+    if "torch._dynamo" in sys.modules:  # otherwise nothing is compiled, and it takes seconds to import
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
 
 
 def _frozen_state(module: nn.Module) -> dict[str, Tensor]:

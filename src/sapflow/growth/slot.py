@@ -10,7 +10,7 @@ from msgspec.structs import asdict
 from torch import Tensor, nn
 
 from sapflow.errors import IllegalTransitionError
-from sapflow.gradients.probe import alias_of
+from sapflow.growth.guard import Guard, device_of
 from sapflow.growth.lifecycle import SOUND_EPOCHS_TO_BLEND, TOLERATED_COST, check_transition, is_sound
 from sapflow.telemetry.events import GradientHealth, SeedTelemetry
 from sapflow.telemetry.vocabulary import SeedStage
@@ -21,7 +21,8 @@ class SeedState:
     """State of a single seed slot; `health` is the gradient flow of the last closed epoch.
 
     Units as in `SeedTelemetry`. `sound_epochs` counts the epochs in a row, up to the last, whose gradient flow was
-    sound (`lifecycle.is_sound`): the gate out of TRAINING asks for it.
+    sound (`lifecycle.is_sound`): the gate out of TRAINING asks for it. `blended_steps` counts the steps of the blending
+    schedule. A paused seed learns and is measured, but its blend weight stands, and no gate opens but that to PRUNED.
     """
 
     slot_id: str
@@ -33,7 +34,9 @@ class SeedState:
     seed_params: int = 0
     accuracy_delta: float = 0.0
     masked_values: int = 0
+    paused: bool = False
     sound_epochs: int = 0
+    blended_steps: int = 0
     health: GradientHealth = field(default_factory=GradientHealth)
 
     @property
@@ -84,7 +87,11 @@ class SeedSlot(nn.Module):
         self._shadow_leaf: Tensor | None = None
         self._in_shadow = False
         self._stand_in: Callable[[Tensor], Tensor] | None = None
-        self._masked: Tensor | None = None
+        # Compiled hosts are compiled anew when one of these changes, so they change only when the host's view does.
+        self._seen = False
+        self._weight: Tensor | None = None  # α while it is not 1: a tensor, since a number would be compiled in
+        self._guard = Guard(torch.device("cpu"))
+        self._onlooker = Guard(torch.device("cpu"))  # for what is only looked at: its counts are nobody's
 
     @property
     def seed(self) -> nn.Module | None:
@@ -105,10 +112,10 @@ class SeedSlot(nn.Module):
         """`h` and the blended seed, of the same shape (batch, *shape)."""
         if self._in_shadow:
             return self._shadow_forward(h)
-        if not self.host_sees or self.bypassed:
+        if not self._seen or self.bypassed:
             return h
-        branch = self._finite_branch(h)
-        return h + branch if self.state.alpha == 1.0 else h + self.state.alpha * branch
+        branch = self._guarded_branch(h)
+        return h + branch if self._weight is None else h + self._weight * branch
 
     def _shadow_forward(self, h: Tensor) -> Tensor:
         """h + seed(h) on a leaf of its own: the leaving gradient is known and ends here."""
@@ -117,21 +124,11 @@ class SeedSlot(nn.Module):
         branch: Tensor = self.seed(self._shadow_leaf.clone())  # a clone: seeds may write on neither the leaf nor h
         return h.detach() + branch
 
-    def _finite_branch(self, h: Tensor) -> Tensor:
-        """seed(h), with what is not finite masked in the output and in the gradient that leaves: the host is safe."""
+    def _guarded_branch(self, h: Tensor) -> Tensor:
         grown = self._stand_in or self.seed
         assert grown is not None
-        alias: Tensor = alias_of(h)
-        if alias.requires_grad:
-            alias.register_hook(self._finite)
-        return self._finite(grown(alias))
-
-    def _finite(self, values: Tensor) -> Tensor:
-        finite = values.isfinite()
-        if self._stand_in is None and self.training:
-            masked = (~finite).sum()  # stays on the device until the epoch ends
-            self._masked = masked if self._masked is None else self._masked + masked
-        return torch.where(finite, values, 0.0)
+        counted = self.training and self._stand_in is None
+        return (self._guard if counted else self._onlooker).guarded(grown, h)
 
     @contextmanager
     def shadowed(self) -> Iterator[Callable[[], Tensor]]:
@@ -165,6 +162,7 @@ class SeedSlot(nn.Module):
         """
         check_transition(self.state.stage, SeedStage.GERMINATED)
         self._nursery = [seed.train(self.training)]
+        self._guard, self._onlooker = Guard(device_of(seed)), Guard(device_of(seed))
         self.state = SeedState(
             self.state.slot_id,
             seed_id=seed_id,
@@ -173,6 +171,18 @@ class SeedSlot(nn.Module):
             seed_params=sum(parameter.numel() for parameter in seed.parameters()),
         )
 
+    def blend(self, alpha: float) -> None:
+        """Let the host see the seed with weight `alpha` in (0, 1], while it is BLENDING."""
+        self.state.alpha = alpha
+        self._show_to_host()
+
+    def _show_to_host(self) -> None:
+        """Bring what the forward goes by up to date with the state."""
+        self._seen = self.host_sees
+        whole = self.state.alpha == 1.0
+        # In float64, the weight is rounded as a number would be, whatever the host's dtype.
+        self._weight = None if whole or not self._seen else torch.tensor(self.state.alpha, dtype=torch.float64)
+
     def closed_gate(self, target: SeedStage) -> str:
         """Why the gate to `target` is closed, in words; empty if it is open.
 
@@ -180,6 +190,8 @@ class SeedSlot(nn.Module):
             IllegalTransitionError: no gate leads there.
         """
         check_transition(self.state.stage, target)
+        if self.state.paused and target is not SeedStage.PRUNED:
+            return "it is paused"
         if target is SeedStage.BLENDING and self.state.sound_epochs < SOUND_EPOCHS_TO_BLEND:
             return f"{self.state.sound_epochs} of {SOUND_EPOCHS_TO_BLEND} epochs in a row with sound gradient flow"
         if target is SeedStage.FOSSILIZED and self.state.accuracy_delta < -TOLERATED_COST:
@@ -207,18 +219,20 @@ class SeedSlot(nn.Module):
             self._uproot()
         elif target is SeedStage.DORMANT:
             self.state = SeedState(self.state.slot_id)
+        self._show_to_host()
 
     def _uproot(self) -> None:
         self._nursery = []
-        self._masked = None
+        self.optimizer = None
+        self.state.paused = False
         self.state.alpha = 0.0
         self.state.accuracy_delta = 0.0
         self.state.health = GradientHealth()
 
-    def read_masked_values(self) -> None:
-        """Bring the epoch's count of masked values to the host; at epoch ends, since it waits for the device."""
-        self.state.masked_values = int(self._masked) if self._masked is not None else 0
-        self._masked = None
+    def close_epoch(self) -> None:
+        """Count the epoch, and bring the count of masked values to the host, which waits for the device."""
+        self.state.epochs_in_stage += not self.state.paused
+        self.state.masked_values = self._guard.take_count()
 
     def train(self, mode: bool = True) -> "SeedSlot":
         """As for every module, for the seed too."""
@@ -231,4 +245,6 @@ class SeedSlot(nn.Module):
         # What moves or casts the host (`.to`, `.half`) moves and casts the seed.
         for seed in self._nursery:
             seed._apply(fn, recurse)
+        self._guard.moved(fn)
+        self._onlooker.moved(fn)
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it unannotated

@@ -83,8 +83,9 @@ def card_height(plot_rows: int) -> int:
 
 
 def stage_line(seed: SeedTelemetry, width: int) -> Line:
-    """Glyph and name of the stage, and for how many epochs at the right end."""
-    stage = line((f"{STAGE_GLYPHS[seed.stage]} {seed.stage}", STAGE_STYLES[seed.stage]))
+    """Glyph and name of the stage, whether the seed is held there, and for how many epochs at the right end."""
+    paused = ((" paused", CONDITION_STYLES[Condition.ALERTED]),) if seed.paused else ()
+    stage = line((f"{STAGE_GLYPHS[seed.stage]} {seed.stage}", STAGE_STYLES[seed.stage]), *paused)
     epochs = "epoch" if seed.epochs_in_stage == 1 else "epochs"
     return ends(stage, line((f"{seed.epochs_in_stage} {epochs} in it ", DIM)), width)
 

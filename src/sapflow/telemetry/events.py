@@ -51,7 +51,7 @@ class SeedTelemetry(GradientHealth, frozen=True, kw_only=True, omit_defaults=Tru
     `alpha` is the blend weight in [0, 1], `seed_params` a count of parameters, `accuracy_delta` the validation accuracy
     with the seed minus that with its slot bypassed, in percentage points (0.0 while the host does not see the seed),
     `masked_values` the non-finite values of the seed's output and leaving gradient that were kept from the host in this
-    epoch.
+    epoch, `paused` whether the seed is held where it is: α stands, and no gate opens but that to PRUNED.
     """
 
     slot_id: str
@@ -63,6 +63,7 @@ class SeedTelemetry(GradientHealth, frozen=True, kw_only=True, omit_defaults=Tru
     seed_params: int = 0
     accuracy_delta: float = 0.0
     masked_values: int = 0
+    paused: bool = False
 
 
 class Payload(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -221,7 +222,8 @@ class EpochCompleted(EpochPayload, frozen=True, kw_only=True, omit_defaults=True
     """An env at the end of an epoch, whole: nothing that came before is needed to show it.
 
     `epochs` is how many there will be, 0 where nobody knows. Accuracies in percent on the validation split, losses in
-    the task's own unit, None where modules are watched in a loop that is not ours. The counts run from the env's start.
+    the task's own unit, None where modules are watched in a loop that is not ours. The counts run from the env's start:
+    `total_shadows` are shadow forwards, `total_recompiles` graphs that TorchDynamo compiled in this process.
     """
 
     type = EventType.EPOCH_COMPLETED
@@ -236,6 +238,8 @@ class EpochCompleted(EpochPayload, frozen=True, kw_only=True, omit_defaults=True
     total_pruned: int = 0
     total_fossilized: int = 0
     total_alerts: int = 0
+    total_shadows: int = 0
+    total_recompiles: int = 0
 
 
 class EnvCompleted(EpochPayload, frozen=True, kw_only=True, omit_defaults=True):

@@ -1,0 +1,224 @@
+"""The growth of one host: its seeds step by step, and epoch by epoch what is judged, decided, done and said."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from sapflow.control.actions import SlotActions
+from sapflow.control.controller import Controller, EpochOutcome
+from sapflow.gradients.gradient_monitor import GradientMonitor
+from sapflow.gradients.sampling import Sampler
+from sapflow.growth.seed_trainer import SeedTrainer, SeedTraining
+from sapflow.growth.shadow import Closure
+from sapflow.growth.slot import SeedSlot
+from sapflow.health.policy import Policy
+from sapflow.health.rules import DEFAULT_RULES, Rule, RuleBook
+from sapflow.telemetry.events import AlertCleared, AlertRaised, EnvStarted, EpochCompleted
+from sapflow.telemetry.stream import EventStream
+from sapflow.telemetry.vocabulary import SeedStage
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How a host does on its validation split: accuracy in percent, loss in the task's own unit; None: not known."""
+
+    accuracy: float | None = None
+    loss: float | None = None
+
+
+class Grower:
+    """Everything that a training loop owes to the seeds of its host.
+
+    A step is: `loss` of a closure (or several, of micro-batches), the loop's own backward and optimizer step, and the
+    closing of the monitor's pass, with which the seeds take their step. `close_epoch` judges, acts and says.
+
+    Args:
+        model: what the loop calls: the host, or a wrapper around it (DDP, torch.compile).
+        host: the network that holds the slots.
+        slots: of the host, by slot_id.
+        controller: decides on the seeds at epoch ends.
+        stream: of the env's events.
+        random_name: determines what seeds are born with.
+        how: the training of seeds.
+        rules: raise alerts and ask for actions.
+        policy: judges the gradient flow of seeds; the record's band by default.
+        epochs: that there will be, 0 where nobody knows.
+        optimizer: of the host: its step closes a pass; without one, `monitor.step()` does.
+        grad_scaler: of the host's loss: its update closes a pass.
+        process_group: the ranks that train the host together.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        host: nn.Module,
+        slots: Mapping[str, SeedSlot],
+        controller: Controller,
+        stream: EventStream,
+        *,
+        random_name: str,
+        how: SeedTraining,
+        rules: Iterable[Rule] = DEFAULT_RULES,
+        policy: Policy | None = None,
+        epochs: int = 0,
+        optimizer: torch.optim.Optimizer | None = None,
+        grad_scaler: torch.amp.GradScaler | None = None,
+        process_group: "ProcessGroup | None" = None,
+    ) -> None:
+        self.host = host
+        self.slots = slots
+        self.controller = controller
+        self.stream = stream
+        self.epochs = epochs
+        self.epoch = 0
+        self.monitor = GradientMonitor(
+            policy=policy,
+            optimizer=optimizer,
+            grad_scaler=grad_scaler,
+            on_closing=self._after_pass,
+            process_group=process_group,
+        )
+        self.rules = RuleBook(rules)
+        self.trainer = SeedTrainer(
+            model, host, slots, self.monitor, how, grad_scaler=grad_scaler, process_group=process_group
+        )
+        self.actions = SlotActions(
+            host,
+            slots,
+            self.monitor,
+            self.rules,
+            stream,
+            make_optimizer=how.optimizer_of,
+            random_name=random_name,
+            process_group=process_group,
+        )
+        self._sampler = Sampler(self.monitor, stream, self._seed_in)
+        self._graphs_before = compiled_graphs()
+        self._total_passes = 0
+        self._total_alerts = 0
+
+    def start(self, closure: Closure) -> None:
+        """Say that the env begins, and let the controller plant what is due before the first epoch."""
+        self.stream.emit(
+            EnvStarted(
+                host=type(self.host).__name__,
+                host_params=sum(parameter.numel() for parameter in self.host.parameters()),
+                slot_ids=tuple(self.slots),
+                epochs=self.epochs,
+            )
+        )
+        self.actions.closure = closure
+        self.controller.decide(EpochOutcome(epoch=0, epochs=self.epochs), self.actions)
+
+    def loss(self, closure: Closure) -> Tensor:
+        """The host's loss of a (micro-)batch, for the loop's backward pass."""
+        return self.trainer.loss(closure)
+
+    def close_epoch(
+        self, evaluate: Callable[[], Evaluation] = Evaluation, *, train_loss: float | None = None
+    ) -> EpochCompleted:
+        """Judge the epoch, apply the rules, say what came of it, and let the controller decide; waits for the device.
+
+        Args:
+            evaluate: how the host does now; called again for each slot whose seed the host sees, without it.
+            train_loss: of the epoch.
+        """
+        self.epoch += 1
+        self._observe()
+        evaluation = self._evaluate(evaluate)
+        self._apply_rules()
+        said = EpochCompleted(
+            epoch=self.epoch,
+            epochs=self.epochs,
+            accuracy=evaluation.accuracy,
+            train_loss=train_loss,
+            validation_loss=evaluation.loss,
+            seeds=tuple(slot.state.telemetry() for slot in self.slots.values()),
+            open_alerts=tuple(self.rules.open_alerts),
+            total_passes=self._total_passes,
+            total_germinated=len(self.actions.lives),
+            total_pruned=sum(life.pruned_epoch is not None for life in self.actions.lives),
+            total_fossilized=sum(life.stage is SeedStage.FOSSILIZED for life in self.actions.lives),
+            total_alerts=self._total_alerts,
+            total_shadows=self.trainer.shadows,
+            total_recompiles=compiled_graphs() - self._graphs_before,
+        )
+        self.stream.emit(said)
+        outcome = EpochOutcome(
+            epoch=self.epoch,
+            epochs=self.epochs,
+            accuracy=evaluation.accuracy,
+            train_loss=train_loss,
+            validation_loss=evaluation.loss,
+        )
+        self.controller.decide(outcome, self.actions)
+        return said
+
+    def _after_pass(self) -> None:
+        self.trainer.step()
+        self._sampler.poll(self.epoch + 1)
+
+    def _seed_in(self, slot_id: str) -> tuple[str, str]:
+        state = self.slots[slot_id].state
+        return state.seed_id, state.blueprint_id
+
+    def _observe(self) -> None:
+        """Close the monitor's epoch and bring what it saw into the slots' states."""
+        self.monitor.end_open_pass()
+        self._sampler.finish(self.epoch)
+        self._total_passes += self.monitor.passes
+        for slot_id, health in self.monitor.close_epoch().items():
+            self.actions.observe(slot_id, health)
+        for slot in self.slots.values():
+            slot.close_epoch()
+
+    def _evaluate(self, evaluate: Callable[[], Evaluation]) -> Evaluation:
+        """How the host does, and what each seed that it sees gives it: the accuracy that it loses without the seed."""
+        evaluation = evaluate()
+        if evaluation.accuracy is None:
+            return evaluation
+        for slot in self.slots.values():
+            if slot.host_sees:
+                with _bypassed(slot):
+                    without = evaluate().accuracy
+                assert without is not None
+                self.actions.weigh(slot.state.slot_id, evaluation.accuracy - without)
+        return evaluation
+
+    def _apply_rules(self) -> None:
+        growing = [slot.state.telemetry() for slot in self.slots.values() if slot.alive]
+        outcome = self.rules.evaluate(self.epoch, growing)
+        self._total_alerts += len(outcome.raised)
+        for alert in outcome.raised:
+            self.stream.emit(AlertRaised(epoch=self.epoch, alert=alert))
+        for alert in outcome.cleared:
+            self.stream.emit(AlertCleared(epoch=self.epoch, alert=alert, reason="back to normal"))
+
+
+def compiled_graphs() -> int:
+    """Graphs that TorchDynamo has compiled in this process; 0 where nobody has imported it."""
+    if "torch._dynamo" not in sys.modules:
+        return 0
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
+
+
+@contextmanager
+def _bypassed(slot: SeedSlot) -> Iterator[None]:
+    """The counterfactual: inside, the host is as if nothing grew in the slot; nothing is compiled for it."""
+    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    slot.bypassed = True
+    try:
+        with eager:
+            yield
+    finally:
+        slot.bypassed = False

@@ -1,0 +1,168 @@
+"""The seeds' side of a training step: shadows for those that incubate, blend weights, and optimizers of their own."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sapflow.errors import InputError
+from sapflow.gradients.closing import scale_of
+from sapflow.gradients.gradient_monitor import GradientMonitor
+from sapflow.growth.blending import Schedule, blend_weight
+from sapflow.growth.randomness import RandomState
+from sapflow.growth.shadow import Closure, shadow_backward
+from sapflow.growth.slot import SeedSlot
+from sapflow.telemetry.vocabulary import SeedStage
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedTraining:
+    """How seeds are trained.
+
+    Args:
+        blending_steps: steps that the blend weight takes to rise to 1.
+        blending: its shape.
+        shadow_every: a seed that incubates learns in one step of so many; several take turns. A shadow costs about as
+            much as the host's own step behind the slot, and its forward before it.
+        learning_rate: of the seeds' Adam, unless `make_optimizer` makes another.
+        clip: the largest norm of a seed's gradients, which are clipped apart from the host's.
+        make_optimizer: of a seed.
+
+    Raises:
+        InputError: a number is too small.
+    """
+
+    blending_steps: int = 100
+    blending: Schedule = "sigmoid"
+    shadow_every: int = 1
+    learning_rate: float = 1e-3
+    clip: float = 1.0
+    make_optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("blending_steps", "shadow_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)}: choose at least 1")
+
+    def optimizer_of(self, seed: nn.Module) -> torch.optim.Optimizer:
+        """A fresh optimizer for a seed."""
+        if self.make_optimizer is not None:
+            return self.make_optimizer(seed)
+        return torch.optim.Adam(seed.parameters(), lr=self.learning_rate)
+
+
+class SeedTrainer:
+    """Trains the seeds of one host beside it: what the host cannot see changes no bit of its gradients.
+
+    Args:
+        model: what the loop calls: the host, or a wrapper around it (DDP, torch.compile).
+        host: the network itself, for the shadows.
+        slots: of the host, by slot_id.
+        monitor: measures the seeds.
+        how: see `SeedTraining`.
+        grad_scaler: of the host's loss; seeds carry its scale, and one that overflows misses its own step alone.
+        process_group: the ranks that train the same seeds; gradients are averaged over them.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        host: nn.Module,
+        slots: Mapping[str, SeedSlot],
+        monitor: GradientMonitor,
+        how: SeedTraining,
+        *,
+        grad_scaler: torch.amp.GradScaler | None = None,
+        process_group: "ProcessGroup | None" = None,
+    ) -> None:
+        self.model = model
+        self.host = host
+        self.slots = slots
+        self.monitor = monitor
+        self.how = how
+        self.steps = 0
+        self.shadows = 0
+        self._grad_scaler = grad_scaler
+        self._scale: Tensor | None = None  # that the gradients of this step carry
+        self._process_group = process_group
+
+    def loss(self, closure: Closure) -> Tensor:
+        """The host's loss of a (micro-)batch, for a backward pass; seeds that incubate have had theirs by then."""
+        for slot in self._growing(SeedStage.BLENDING):
+            slot.blend(blend_weight(self.how.blending, slot.state.blended_steps, self.how.blending_steps))
+        scale = scale_of(self._grad_scaler)
+        self._scale = None if scale is None else scale.clone()  # the scaler changes it in place
+        due = self._due()
+        random_state = RandomState.capture() if due else None
+        loss = closure(self.model)  # type: ignore[arg-type]  # a compiled host is a function to mypy
+        for slot in due:
+            assert random_state is not None
+            self.shadows += 1
+            shadow_backward(
+                self.host,
+                slot,
+                closure,
+                random_state=random_state,
+                slots=self.slots.values(),
+                monitor=self.monitor,
+                scale=self._scale,
+            )
+        return loss
+
+    def step(self) -> None:
+        """After the host's own step: every seed that got gradients takes one."""
+        for slot in self._growing():
+            assert slot.seed is not None
+            assert slot.optimizer is not None
+            self._average(slot.seed)
+            if self._unscale(slot.seed):
+                nn.utils.clip_grad_norm_(slot.seed.parameters(), self.how.clip)
+                slot.optimizer.step()
+            slot.optimizer.zero_grad()
+        for slot in self._growing(SeedStage.BLENDING):
+            slot.state.blended_steps += not slot.state.paused
+        self.steps += 1
+
+    def _due(self) -> list[SeedSlot]:
+        """The seeds whose turn it is to learn by a shadow."""
+        incubating = enumerate(self.slots.values())
+        return [
+            slot
+            for order, slot in incubating
+            if slot.state.stage is SeedStage.TRAINING and (self.steps + order) % self.how.shadow_every == 0
+        ]
+
+    def _growing(self, stage: SeedStage | None = None) -> Iterator[SeedSlot]:
+        return (slot for slot in self.slots.values() if slot.alive and stage in (None, slot.state.stage))
+
+    def _unscale(self, seed: nn.Module) -> bool:
+        """Divide the loss scale out; whether the gradients are finite then, for which this waits for the device."""
+        if self._scale is None:
+            return True
+        gradients = [parameter.grad for parameter in seed.parameters() if parameter.grad is not None]
+        torch._foreach_div_(gradients, self._scale.item())
+        return all(bool(gradient.isfinite().all()) for gradient in gradients)
+
+    def _average(self, seed: nn.Module) -> None:
+        """Bring the gradients and buffers of all ranks together: every rank then holds the same seed after its step."""
+        if self._process_group is None:
+            return
+        ranks = dist.get_world_size(self._process_group)
+        for parameter in seed.parameters():
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad, group=self._process_group)
+                parameter.grad /= ranks
+        broadcast_from_first(list(seed.buffers()), self._process_group)
+
+
+def broadcast_from_first(tensors: list[Tensor], group: "ProcessGroup") -> None:
+    """Give every rank of the group what its first has."""
+    first = dist.get_global_rank(group, 0)
+    for tensor in tensors:
+        dist.broadcast(tensor.detach(), first, group=group)
