@@ -72,6 +72,8 @@ class Garden:
             self.epoch += 1
             for slot_id, slot in self.actions.slots.items():
                 slot.state.epochs_in_stage += 1
+                if slot.state.stage is S.BLENDING:
+                    slot.blend(slot.state.epochs_in_stage / PLAN.blending_epochs)
                 if slot.alive:
                     self.actions.observe(slot_id, health)
                     slot.state.accuracy_delta = delta

@@ -67,6 +67,8 @@ class Planter:
             actions.germinate(0, slot, Blueprint("known", 1, make_seed, calibrated=False))
         for target in self.stages.get(f"after_{epoch}", ()):
             slot.state.sound_epochs = 2
+            if target is SeedStage.HOLDING:
+                slot.blend(1.0)
             actions.advance(epoch, slot, target, "scripted")
 
 

@@ -47,6 +47,7 @@ def planted(stage: SeedStage = S.GERMINATED, width: int = 4) -> SeedSlot:
             break
         slot.state.observe(SOUND)
         slot.state.observe(SOUND)
+        slot.state.alpha = 1.0
         slot.advance(step)
     return slot
 

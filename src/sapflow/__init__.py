@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from sapflow.control.grow import Growth as Growth
+    from sapflow.control.grow import grow as grow
     from sapflow.gradients.gradient_monitor import GradientMonitor as GradientMonitor
     from sapflow.gradients.watch import Watcher as Watcher
     from sapflow.gradients.watch import watch as watch
@@ -17,13 +19,25 @@ if TYPE_CHECKING:
 _HOMES = {
     "CalibratedPolicy": "sapflow.health.calibrated",
     "GradientMonitor": "sapflow.gradients.gradient_monitor",
+    "Growth": "sapflow.control.grow",
     "HealthPolicy": "sapflow.health.policy",
     "SeedTelemetry": "sapflow.telemetry.events",
     "Watcher": "sapflow.gradients.watch",
+    "grow": "sapflow.control.grow",
     "watch": "sapflow.gradients.watch",
 }
 
-__all__ = ["CalibratedPolicy", "GradientMonitor", "HealthPolicy", "SeedTelemetry", "Watcher", "__version__", "watch"]
+__all__ = [
+    "CalibratedPolicy",
+    "GradientMonitor",
+    "Growth",
+    "HealthPolicy",
+    "SeedTelemetry",
+    "Watcher",
+    "__version__",
+    "grow",
+    "watch",
+]
 
 
 def __getattr__(name: str) -> Any:

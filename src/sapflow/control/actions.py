@@ -105,6 +105,7 @@ class SlotActions:
             seed_id=seed_id,
             exchange=lambda: exchange_at(self.host, slot, closure, slots=self.slots.values(), monitor=self.monitor),
             random_seed=stream_seed(self.random_name, seed_id),
+            dtype=next(self.host.parameters()).dtype,
         )
         assert slot.seed is not None
         if self.process_group is not None:

@@ -113,7 +113,7 @@ class ScheduledController:
                 actions.prune(epoch, slot, rule="never ready", evidence=evidence)
             case SeedStage.TRAINING if epochs >= plan.training_epochs and not slot.closed_gate(SeedStage.BLENDING):
                 actions.advance(epoch, slot, SeedStage.BLENDING, "sound gradient flow, measured")
-            case SeedStage.BLENDING if epochs >= plan.blending_epochs:
+            case SeedStage.BLENDING if epochs >= plan.blending_epochs and not slot.closed_gate(SeedStage.HOLDING):
                 actions.advance(epoch, slot, SeedStage.HOLDING, "blended in whole")
             case SeedStage.HOLDING if epochs >= plan.holding_epochs:
                 closed = slot.closed_gate(SeedStage.FOSSILIZED)

@@ -2,9 +2,9 @@
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from sapflow.control.controller import Controller, EpochOutcome
 from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.gradients.sampling import Sampler
 from sapflow.growth.seed_trainer import SeedTrainer, SeedTraining
-from sapflow.growth.shadow import Closure
+from sapflow.growth.shadow import Closure, uncompiled
 from sapflow.growth.slot import SeedSlot
 from sapflow.health.policy import Policy
 from sapflow.health.rules import DEFAULT_RULES, Rule, RuleBook
@@ -58,7 +58,7 @@ class Grower:
 
     def __init__(
         self,
-        model: Callable[..., Any],
+        model: nn.Module,
         host: nn.Module,
         slots: Mapping[str, SeedSlot],
         controller: Controller,
@@ -215,10 +215,9 @@ def compiled_graphs() -> int:
 @contextmanager
 def _bypassed(slot: SeedSlot) -> Iterator[None]:
     """The counterfactual: inside, the host is as if nothing grew in the slot; nothing is compiled for it."""
-    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     slot.bypassed = True
     try:
-        with eager:
+        with uncompiled():
             yield
     finally:
         slot.bypassed = False

@@ -71,8 +71,7 @@ def _to_be_measured(chain: list[nn.Module]) -> nn.Module:
 
 def kind_of(module: nn.Module) -> str:
     """The name of the module's type; a wrapper's is that of what it wraps."""
-    part = _wrapped_part(module)
-    return kind_of(module.get_submodule(part)) if part is not None else type(module).__name__
+    return type(unwrapped(module)).__name__
 
 
 def _means(selector: Selector, name: str, module: nn.Module) -> bool:
@@ -95,11 +94,22 @@ def _matches(pattern: list[str], name: list[str]) -> bool:
     return bool(name) and fnmatchcase(name[0], pattern[0]) and _matches(pattern[1:], name[1:])
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model itself, without the wrappers around it (DDP, torch.compile, checkpoint_wrapper)."""
+    part = _wrapped_part(model)
+    return unwrapped(model.get_submodule(part)) if part is not None else model
+
+
+def near_names(name: str, names: Iterable[str]) -> str:
+    """Those that come near, in words."""
+    known = [other for other in names if other]
+    near = get_close_matches(name, known, n=3, cutoff=0.4) or known[:3]
+    return ", ".join(near) or "none, the model has no submodules"
+
+
 def _nothing_found(selector: Selector, chains: dict[str, list[nn.Module]]) -> str:
     if isinstance(selector, str):
-        names = [name for name in chains if name]
-        near = get_close_matches(selector, names, n=3, cutoff=0.4) or names[:3]
-        return f"no module is named {selector!r}: near are {', '.join(near) or 'none, the model has no submodules'}"
+        return f"no module is named {selector!r}: near are {near_names(selector, chains)}"
     if isinstance(selector, type):
         kinds = sorted({type(module).__name__ for chain in chains.values() for module in chain})
         return f"no module is a {selector.__name__}: there are {', '.join(kinds)}"

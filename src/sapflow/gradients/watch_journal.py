@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -12,7 +11,6 @@ import sapflow
 from sapflow.gradients.origin import Origin
 from sapflow.gradients.selection import kind_of
 from sapflow.health.rules import RuleBook
-from sapflow.telemetry import run_directory
 from sapflow.telemetry.events import (
     AlertCleared,
     AlertRaised,
@@ -24,10 +22,8 @@ from sapflow.telemetry.events import (
     RunStarted,
     SeedStageChanged,
     SeedTelemetry,
-    TelemetryEvent,
 )
-from sapflow.telemetry.journal import Journal
-from sapflow.telemetry.stream import EventStream, Sink
+from sapflow.telemetry.keeping import Keeping
 from sapflow.telemetry.vocabulary import Measurement, SeedStage
 
 log = logging.getLogger("sapflow.watch")
@@ -45,15 +41,13 @@ class WatchJournal:
     """
 
     def __init__(self, run_dir: Path | None, model: nn.Module) -> None:
-        self.run_dir: Path | None = None
         self._model = model
-        self._kept = ExitStack()
         self._begun = False
         self._total_alerts = 0
         self._warned: set[tuple[str, Measurement]] = set()
-        sink = self._keep(run_dir) if run_dir is not None else _Nowhere()
-        run_id = self.run_dir.name if self.run_dir is not None else "watch"
-        self._run, self.stream = EventStream(sink, run_id), EventStream(sink, run_id, 0)
+        self._keeping = Keeping(run_dir, "watch")
+        self.run_dir = self._keeping.run_dir
+        self._run, self.stream = self._keeping.run, self._keeping.env
         versions = {"sapflow": sapflow.__version__, "torch": str(torch.__version__)}
         self._run.emit(RunStarted(task=kind_of(model), envs=1, epochs=0, versions=versions))
 
@@ -122,7 +116,7 @@ class WatchJournal:
         """The run is complete after so many epochs."""
         self.stream.emit(EnvCompleted(epoch=epoch))
         self._run.emit(RunCompleted(completed_envs=1))
-        self._kept.close()
+        self._keeping.close()
 
     def _warn_once(self, seeds: tuple[SeedTelemetry, ...]) -> None:
         """Log which modules are not measured, and why: a line for all that share a reason, and none a second time."""
@@ -135,17 +129,3 @@ class WatchJournal:
         for (measurement, reason), names in fresh.items():
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             log.warning("not measured: %s (%s): %s", shown, measurement, reason)
-
-    def _keep(self, run_dir: Path) -> Sink:
-        self.run_dir = run_directory.create_beside(run_dir)
-        self._kept.enter_context(run_directory.TrainerLock(self.run_dir))
-        journal = Journal(self.run_dir)
-        self._kept.callback(journal.close)
-        return journal
-
-
-class _Nowhere:
-    """The sink of a watcher that keeps nothing."""
-
-    def emit(self, event: TelemetryEvent) -> None:
-        """Let it go."""

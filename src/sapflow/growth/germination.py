@@ -19,6 +19,7 @@ def germinate(
     seed_id: str,
     exchange: Callable[[], tuple[Tensor, Tensor]],
     random_seed: int,
+    dtype: torch.dtype = torch.float32,
 ) -> float:
     """Plant a seed of `blueprint` in the slot and return its gain at birth, ‖∂L/∂h‖₂ / ‖∂L/∂seed(h)‖₂.
 
@@ -33,14 +34,15 @@ def germinate(
         exchange: gives what the slot hands on for some batch, and the gradient that comes back, (batch, *slot.shape);
             the gain is measured on them, since it depends on both.
         random_seed: of the seed's stream.
+        dtype: of the seed's parameters, and of the host's; autocast may hand on activations of another.
 
     Raises:
         BlueprintError: the module does not fit: its shape differs, or it changes its input in place.
         IllegalTransitionError: the slot is not DORMANT.
     """
     with RandomState.seeded(random_seed).replayed():
-        activations, gradient = exchange()
-        seed = blueprint.build(slot.shape).to(device=activations.device, dtype=activations.dtype)
+        activations, gradient = (tensor.to(dtype) for tensor in exchange())
+        seed = blueprint.build(slot.shape).to(device=activations.device, dtype=dtype)
         gain = _gain(seed, activations, gradient, blueprint)
         if blueprint.calibrated and 0 < gain < math.inf:  # where no gradient comes, there is nothing to scale by
             _scale_output(seed, 1 / gain)

@@ -16,6 +16,7 @@ class Guard:
     def __init__(self, device: torch.device) -> None:
         self._given = torch.zeros((), dtype=torch.int64, device=device)  # values of outputs that were masked
         self._left = torch.zeros((), dtype=torch.int64, device=device)  # values of gradients that were masked
+        self._left_before = self._left.clone()  # of these, those of the passes before this one
         self._entered_finite = torch.ones((), dtype=torch.bool, device=device)
 
     def guarded(self, seed: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
@@ -24,16 +25,24 @@ class Guard:
         guard_output: Callable[..., Tensor] = _GuardedOutput.apply
         return guard_output(seed(guard_input(h, self._left, self._entered_finite)), self._given, self._entered_finite)
 
+    def end_pass(self, *, overflowed: bool) -> None:
+        """Where the loss is scaled: what a pass masked that overflowed is no fault of the seed's."""
+        if overflowed:
+            self._left.copy_(self._left_before)
+        self._left_before.copy_(self._left)
+
     def take_count(self) -> int:
         """How many values were masked since the last time; waits for the device."""
         count = int(self._given + self._left)
         self._given.zero_()
         self._left.zero_()
+        self._left_before.zero_()
         return count
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> None:
         """Go with the seed to another device."""
-        self._given, self._left, self._entered_finite = map(move, (self._given, self._left, self._entered_finite))
+        for name, tensor in vars(self).items():
+            setattr(self, name, move(tensor))
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -50,7 +59,7 @@ class _GuardedInput(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         finite = gradient.isfinite()
-        # What overflows before it comes to the seed, as a loss scale lets it, is not the seed's doing.
+        # What was not finite before it came to the seed is not the seed's doing.
         ctx.left.add_((~finite).sum() * ctx.entered_finite)
         return torch.where(finite, gradient, 0.0), None, None
 

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from sapflow.errors import InputError
-from sapflow.gradients.closing import scale_of
 from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.growth.blending import Schedule, blend_weight
 from sapflow.growth.randomness import RandomState
@@ -72,7 +71,7 @@ class SeedTrainer:
 
     def __init__(
         self,
-        model: Callable[..., Any],
+        model: nn.Module,
         host: nn.Module,
         slots: Mapping[str, SeedSlot],
         monitor: GradientMonitor,
@@ -96,11 +95,11 @@ class SeedTrainer:
         """The host's loss of a (micro-)batch, for a backward pass; seeds that incubate have had theirs by then."""
         for slot in self._growing(SeedStage.BLENDING):
             slot.blend(blend_weight(self.how.blending, slot.state.blended_steps, self.how.blending_steps))
-        scale = scale_of(self._grad_scaler)
-        self._scale = None if scale is None else scale.clone()  # the scaler changes it in place
         due = self._due()
         random_state = RandomState.capture() if due else None
-        loss = closure(self.model)  # type: ignore[arg-type]  # a compiled host is a function to mypy
+        loss = closure(self.model)
+        if self._grad_scaler is not None and self._grad_scaler.is_enabled():
+            self._scale = self._grad_scaler.scale(torch.ones((), device=loss.device))
         for slot in due:
             assert random_state is not None
             self.shadows += 1
@@ -121,7 +120,7 @@ class SeedTrainer:
             assert slot.seed is not None
             assert slot.optimizer is not None
             self._average(slot.seed)
-            if self._unscale(slot.seed):
+            if self._unscale(slot):
                 nn.utils.clip_grad_norm_(slot.seed.parameters(), self.how.clip)
                 slot.optimizer.step()
             slot.optimizer.zero_grad()
@@ -141,13 +140,18 @@ class SeedTrainer:
     def _growing(self, stage: SeedStage | None = None) -> Iterator[SeedSlot]:
         return (slot for slot in self.slots.values() if slot.alive and stage in (None, slot.state.stage))
 
-    def _unscale(self, seed: nn.Module) -> bool:
+    def _unscale(self, slot: SeedSlot) -> bool:
         """Divide the loss scale out; whether the gradients are finite then, for which this waits for the device."""
         if self._scale is None:
             return True
-        gradients = [parameter.grad for parameter in seed.parameters() if parameter.grad is not None]
-        torch._foreach_div_(gradients, self._scale.item())
-        return all(bool(gradient.isfinite().all()) for gradient in gradients)
+        assert slot.seed is not None
+        finite = True
+        for parameter in slot.seed.parameters():
+            if parameter.grad is not None:
+                parameter.grad /= self._scale
+                finite = finite and bool(parameter.grad.isfinite().all())
+        slot.end_scaled_pass(overflowed=not finite)
+        return finite
 
     def _average(self, seed: nn.Module) -> None:
         """Bring the gradients and buffers of all ranks together: every rank then holds the same seed after its step."""

@@ -7,8 +7,9 @@ outputs, gradients and buffers are the same to the bit with and without it, what
 
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,9 +88,44 @@ def exchange_at(
         stack.callback(slot.register_forward_hook(cut).remove)
         loss = _frozen_loss(host, closure)
         if not leaves:
-            raise InputError(f"slot {slot.state.slot_id!r}: the forward did not pass it; choose a module that runs")
+            raise _not_passed(slot)
         (gradient,) = torch.autograd.grad(loss, leaves[-1:], allow_unused=True)
     return leaves[-1].detach(), torch.zeros_like(leaves[-1]) if gradient is None else gradient
+
+
+def learn_shapes(host: nn.Module, closure: Closure, slots: Iterable[SeedSlot]) -> None:
+    """Tell slots that do not know it the shape of what they hand on; the host stays as it was.
+
+    Raises:
+        InputError: the closure's forward does not pass one of them.
+    """
+    strangers = [slot for slot in slots if not slot.shape]
+
+    def look(slot: nn.Module, _args: tuple[Tensor, ...], h: Tensor) -> None:
+        assert isinstance(slot, SeedSlot)
+        slot.shape = tuple(h.shape[1:])
+
+    with ExitStack() as stack, torch.no_grad():
+        stack.enter_context(RandomState.capture().replayed())
+        stack.enter_context(uncompiled())
+        for slot in strangers:
+            stack.callback(slot.register_forward_hook(look).remove)
+        _frozen_loss(host, closure)
+    for slot in strangers:
+        if not slot.shape:
+            raise _not_passed(slot)
+
+
+def _not_passed(slot: SeedSlot) -> InputError:
+    return InputError(f"slot {slot.state.slot_id!r}: the forward did not pass it; choose a module that runs")
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Inside, nothing is compiled."""
+    if "torch._dynamo" in sys.modules:  # otherwise nothing ever was, and it takes seconds to import
+        eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+        return eager
+    return nullcontext()
 
 
 class _Step(nn.Module):
@@ -117,8 +153,7 @@ def _aside(stack: ExitStack, slots: Iterable[SeedSlot], slot: SeedSlot, monitor:
             stand_in = partial(functional_call, other.seed, _frozen_state(other.seed))
             stack.enter_context(other.replaced_by(stand_in))
     stack.enter_context(monitor.only(slot.state.slot_id) if monitor is not None else nullcontext())
-    if "torch._dynamo" in sys.modules:  # otherwise nothing is compiled, and it takes seconds to import
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
+    stack.enter_context(uncompiled())
 
 
 def _frozen_state(module: nn.Module) -> dict[str, Tensor]:

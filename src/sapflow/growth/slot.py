@@ -89,7 +89,7 @@ class SeedSlot(nn.Module):
         self._stand_in: Callable[[Tensor], Tensor] | None = None
         # Compiled hosts are compiled anew when one of these changes, so they change only when the host's view does.
         self._seen = False
-        self._weight: Tensor | None = None  # α while it is not 1: a tensor, since a number would be compiled in
+        self._weight: Tensor | None = None  # α while BLENDING: a tensor, since a number would be compiled in
         self._guard = Guard(torch.device("cpu"))
         self._onlooker = Guard(torch.device("cpu"))  # for what is only looked at: its counts are nobody's
 
@@ -179,9 +179,9 @@ class SeedSlot(nn.Module):
     def _show_to_host(self) -> None:
         """Bring what the forward goes by up to date with the state."""
         self._seen = self.host_sees
-        whole = self.state.alpha == 1.0
+        blending = self.state.stage is SeedStage.BLENDING
         # In float64, the weight is rounded as a number would be, whatever the host's dtype.
-        self._weight = None if whole or not self._seen else torch.tensor(self.state.alpha, dtype=torch.float64)
+        self._weight = torch.tensor(self.state.alpha, dtype=torch.float64) if blending else None
 
     def closed_gate(self, target: SeedStage) -> str:
         """Why the gate to `target` is closed, in words; empty if it is open.
@@ -194,6 +194,8 @@ class SeedSlot(nn.Module):
             return "it is paused"
         if target is SeedStage.BLENDING and self.state.sound_epochs < SOUND_EPOCHS_TO_BLEND:
             return f"{self.state.sound_epochs} of {SOUND_EPOCHS_TO_BLEND} epochs in a row with sound gradient flow"
+        if target is SeedStage.HOLDING and self.state.alpha < 1 - 1e-6:
+            return f"it is blended in to {self.state.alpha:.2f}"
         if target is SeedStage.FOSSILIZED and self.state.accuracy_delta < -TOLERATED_COST:
             return f"it costs the host {-self.state.accuracy_delta:.2f} % accuracy"
         return ""
@@ -228,6 +230,10 @@ class SeedSlot(nn.Module):
         self.state.alpha = 0.0
         self.state.accuracy_delta = 0.0
         self.state.health = GradientHealth()
+
+    def end_scaled_pass(self, *, overflowed: bool) -> None:
+        """Where the loss is scaled: overflow is the normal business of a GradScaler, and no mask of the seed's."""
+        self._guard.end_pass(overflowed=overflowed)
 
     def close_epoch(self) -> None:
         """Count the epoch, and bring the count of masked values to the host, which waits for the device."""

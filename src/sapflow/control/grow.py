@@ -1,0 +1,171 @@
+"""`sapflow.grow`: seeds in a model of one's own, in a training loop of one's own."""
+
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import sapflow
+from sapflow.control.actions import SlotActions
+from sapflow.control.controller import Controller, GrowthPlan, ScheduledController
+from sapflow.control.grower import Evaluation, Grower
+from sapflow.errors import InputError
+from sapflow.gradients.selection import kind_of, unwrapped
+from sapflow.growth.export import export
+from sapflow.growth.host import slots_of
+from sapflow.growth.placing import Place, PlacedSlot, place_slots
+from sapflow.growth.seed_trainer import SeedTraining
+from sapflow.growth.shadow import Closure, learn_shapes
+from sapflow.health.policy import Policy
+from sapflow.health.rules import DEFAULT_RULES, Rule
+from sapflow.telemetry.events import EnvCompleted, EpochCompleted, RunCompleted, RunStarted
+from sapflow.telemetry.keeping import Keeping
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def grow(
+    model: nn.Module,
+    slots: Mapping[str, Place] | None = None,
+    *,
+    optimizer: torch.optim.Optimizer,
+    run_dir: str | Path | None = None,
+    controller: Controller | None = None,
+    training: SeedTraining | None = None,
+    rules: Iterable[Rule] = DEFAULT_RULES,
+    policy: Policy | None = None,
+    epochs: int = 0,
+    random_seed: int = 0,
+    grad_scaler: torch.amp.GradScaler | None = None,
+    process_group: "ProcessGroup | None" = None,
+) -> "Growth":
+    """Let seeds grow in `model` while it trains.
+
+    In the loop, the loss comes from `growth.loss(lambda net: …)`; the optimizer's step is the seeds' step, too; and
+    `growth.epoch(…)` ends an epoch. What incubates changes no bit of the model's losses and gradients.
+
+    Args:
+        model: any module, or DDP or torch.compile around one; move it to its device first.
+        slots: where seeds may grow, {"layers.3": "after"}: before or after a module, by its name. None: the slots that
+            the model has (`SeedSlot`).
+        optimizer: of the model; seeds have their own.
+        run_dir: where to keep the telemetry, for `sapflow sanctum`; if it exists, a new one beside it. None keeps none.
+        controller: decides at the end of each epoch; a `ScheduledController` by default.
+        training: how seeds are trained.
+        rules: raise alerts and ask for actions.
+        policy: judges the seeds; the record's band by default.
+        epochs: how many there will be; 0 where nobody knows.
+        random_seed: determines what is chosen and what seeds are born with.
+        grad_scaler: of the model's loss.
+        process_group: the ranks that train the model; by default those of a DDP model. Every rank calls the same.
+
+    Raises:
+        InputError: there is no such module, no slot at all, or the directory cannot be made.
+    """
+    host = unwrapped(model)
+    placed = place_slots(host, slots) if slots is not None else {}
+    in_host = {} if placed else slots_of(host)
+    if not placed and not in_host:
+        raise InputError("slots: the model has none; name modules to grow at, as in {'layers.3': 'after'}")
+    if process_group is None and isinstance(model, nn.parallel.DistributedDataParallel):
+        process_group = model.process_group
+    keeps = run_dir is not None and (process_group is None or dist.get_rank(process_group) == 0)
+    keeping = Keeping(Path(run_dir).resolve() if run_dir is not None and keeps else None, "grow")
+    versions = {"sapflow": sapflow.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
+    keeping.run.emit(RunStarted(task=kind_of(model), envs=1, epochs=epochs, rng_seed=random_seed, versions=versions))
+    grower = Grower(
+        model,
+        host,
+        {name: of_host.slot for name, of_host in placed.items()} or in_host,
+        controller if controller is not None else ScheduledController(GrowthPlan(), {}, random_seed),
+        keeping.env,
+        random_name=str(random_seed),
+        how=training if training is not None else SeedTraining(),
+        rules=rules,
+        policy=policy,
+        epochs=epochs,
+        optimizer=optimizer,
+        grad_scaler=grad_scaler,
+        process_group=process_group,
+    )
+    return Growth(grower, placed, keeping)
+
+
+class Growth:
+    """Seeds that grow in a model; made by `grow`, a context manager."""
+
+    def __init__(self, grower: Grower, placed: Mapping[str, PlacedSlot], keeping: Keeping) -> None:
+        self._grower = grower
+        self._placed = placed
+        self._keeping = keeping
+        self._begun = self._closed = False
+
+    @property
+    def run_dir(self) -> Path | None:
+        """Where the telemetry is kept; None if nowhere."""
+        return self._keeping.run_dir
+
+    @property
+    def actions(self) -> SlotActions:
+        """The slots, what can be done to them by hand, and what became of their seeds."""
+        return self._grower.actions
+
+    def loss(self, closure: Closure) -> Tensor:
+        """The loss of a batch, for the loop's backward pass: `growth.loss(lambda net: criterion(net(x), y))`.
+
+        The closure may be called again, with the bare model, for each seed that incubates: let it run `net` and nothing
+        else that has a memory. Of micro-batches it holds the divisor, too.
+
+        Raises:
+            InputError: at the first call: the model's forward does not pass a slot.
+        """
+        if not self._begun:
+            self._begun = True
+            learn_shapes(self._grower.host, closure, self._grower.slots.values())
+            self._grower.start(closure)
+        self._grower.actions.closure = closure
+        return self._grower.loss(closure)
+
+    def epoch(
+        self, validate: Callable[[nn.Module], float] | None = None, *, train_loss: float | None = None
+    ) -> EpochCompleted:
+        """End an epoch: judge, act, decide; returns what is said of it. Waits for the device.
+
+        Args:
+            validate: gives the model's accuracy in percent; called again without each seed that the model sees, to know
+                what it gives. Without it, that stays 0, and seeds become fossils by their gradient flow alone.
+            train_loss: of the epoch, if it is to be said.
+        """
+
+        def evaluate() -> Evaluation:
+            return Evaluation(accuracy=validate(self._grower.host) if validate is not None else None)
+
+        return self._grower.close_epoch(evaluate, train_loss=train_loss)
+
+    def export(self) -> nn.Module:
+        """A copy of the model with its fossils and without Sapflow; living seeds stay behind."""
+        return export(self._grower.host, self._placed)
+
+    def close(self) -> None:
+        """Say that it is over: what has grown stays, and is trained and measured no more. Again: nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self._keeping.env.emit(EnvCompleted(epoch=self._grower.epoch))
+        self._keeping.run.emit(RunCompleted(completed_envs=1))
+        self._grower.monitor.close()
+        self._keeping.close()
+
+    def __enter__(self) -> "Growth":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

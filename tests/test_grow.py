@@ -1,0 +1,414 @@
+"""`sapflow.grow`: seeds in anybody's model and loop, which stay what they are to the bit while nothing blends."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sapflow import grow
+from sapflow.control.actions import SlotActions
+from sapflow.control.controller import EpochOutcome
+from sapflow.errors import IllegalTransitionError, InputError
+from sapflow.growth.blueprints import Blueprint
+from sapflow.growth.export import export
+from sapflow.growth.host import ConvHost, DenseHost, slots_of
+from sapflow.growth.seed_trainer import SeedTraining
+from sapflow.telemetry.codec import decode, encode
+from sapflow.telemetry.events import EpochCompleted, SeedPruned
+from sapflow.telemetry.source import Source
+from sapflow.telemetry.vocabulary import Measurement, SeedStage
+
+S = SeedStage
+
+
+def make_model():
+    torch.manual_seed(2)
+    return nn.Sequential(
+        nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(inplace=True), nn.Dropout(0.3), nn.Linear(8, 8), nn.Tanh(),
+        nn.Linear(8, 3),
+    )  # fmt: skip
+
+
+def healthy(shape):
+    return nn.Sequential(nn.Linear(*shape, *shape), nn.BatchNorm1d(*shape), nn.Dropout(0.4), nn.Linear(*shape, *shape))
+
+
+class Poison(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(shape))
+
+    def forward(self, h):
+        return h * self.weight * torch.nan
+
+
+class Script:
+    """A controller that germinates one blueprint everywhere before the first epoch, then does what it is told to."""
+
+    def __init__(self, build=healthy, **then):
+        self.build, self.then = build, then
+
+    def decide(self, outcome: EpochOutcome, actions: SlotActions) -> None:
+        for slot in actions.slots.values():
+            if outcome.epoch == 0:
+                actions.germinate(0, slot, Blueprint("scripted", 1, self.build, calibrated=False))
+                actions.advance(0, slot, S.TRAINING, "scripted")
+            for target in self.then.get(f"after_{outcome.epoch}", ()):
+                slot.state.sound_epochs = 2
+                if target is S.PRUNED:
+                    actions.prune(outcome.epoch, slot, rule="scripted", evidence="")
+                else:
+                    actions.advance(outcome.epoch, slot, target, "scripted")
+
+
+def batches(steps):
+    generator = torch.Generator().manual_seed(5)
+    inputs = torch.randn(steps, 12, 6, generator=generator)
+    return list(zip(inputs, (inputs.sum(-1) > 0).long() + (inputs[..., 0] > 1), strict=True))
+
+
+def trained(slots=None, build=healthy, *, steps=6, micro=1, fp16=False, clip=False):
+    """Everything that belongs to the model, step by step: losses, gradients, buffers, random state."""
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14, growth_interval=3) if fp16 else None
+    growth = None
+    if slots is not None:
+        growth = grow(model, slots, optimizer=optimizer, controller=Script(build), grad_scaler=scaler)
+    seen = []
+    torch.manual_seed(9)
+    for x, y in batches(steps):
+        optimizer.zero_grad()
+        for part_x, part_y in zip(x.chunk(micro), y.chunk(micro), strict=True):
+
+            def closure(net, x=part_x, y=part_y):
+                with torch.autocast("cpu", torch.float16, enabled=fp16):
+                    return F.cross_entropy(net(x).float(), y) / micro
+
+            loss = growth.loss(closure) if growth is not None else closure(model)
+            (scaler.scale(loss) if scaler is not None else loss).backward()
+            seen.append(loss.detach())
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        seen += [parameter.grad.clone() for parameter in model.parameters()]
+        if scaler is not None:
+            scaler.step(optimizer)
+            scaler.update()
+        else:
+            optimizer.step()
+        seen += [buffer.clone() for buffer in model.buffers()] + [torch.get_rng_state()]
+    return seen, growth
+
+
+@pytest.mark.parametrize("build", [healthy, Poison])
+@pytest.mark.parametrize(
+    "options", [{}, {"clip": True}, {"micro": 3}, {"fp16": True, "clip": True}, {"fp16": True, "micro": 2}], ids=str
+)
+def test_what_incubates_changes_no_bit_of_the_model(build, options):
+    alone, _ = trained(**options)
+    grown, growth = trained({"2": "after", "4": "before", "5": "after"}, build, **options)
+    assert len(alone) == len(grown)
+    assert all(torch.equal(one, other) for one, other in zip(alone, grown, strict=True))
+    seeds = growth.epoch().seeds
+    assert {seed.stage for seed in seeds} == {S.TRAINING}
+    expected = Measurement.MEASURED if build is healthy else Measurement.NON_FINITE
+    assert {seed.measurement for seed in seeds} == {expected}
+
+
+@pytest.mark.parametrize("fp16", [False, True])
+def test_micro_batches_give_the_gradients_of_the_whole_batch(fp16):
+    """Without BatchNorm and dropout, in the seed and before it: the seed's weights are the same but for rounding."""
+
+    def linear(shape):
+        return nn.Linear(*shape, *shape)
+
+    weights = []
+    for micro in (1, 3):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scaler = torch.amp.GradScaler("cpu", enabled=fp16, init_scale=1024.0)
+        growth = grow(
+            model, {"1": "after"}, optimizer=optimizer, controller=Script(linear), grad_scaler=scaler,
+            training=SeedTraining(make_optimizer=lambda seed: torch.optim.SGD(seed.parameters(), lr=0.1)),
+        )  # fmt: skip
+        for x, y in batches(5):
+            optimizer.zero_grad()
+            for part_x, part_y in zip(x.chunk(micro), y.chunk(micro), strict=True):
+                scaler.scale(
+                    growth.loss(lambda net, x=part_x, y=part_y, n=micro: F.cross_entropy(net(x), y) / n)
+                ).backward()  # fmt: skip
+            scaler.step(optimizer)
+            scaler.update()
+        weights.append(growth.actions.slots["1"].seed.weight.detach().clone())
+        assert growth.epoch().total_shadows == 5 * micro
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
+
+
+def test_an_overflowing_scale_stops_neither_the_model_nor_the_seed_for_good():
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    growth = grow(
+        model, {"1": "after"}, optimizer=optimizer, grad_scaler=scaler, controller=Script(after_0=[S.BLENDING])
+    )
+    before = None
+    for x, y in batches(60):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.float16):
+            loss = growth.loss(lambda net, x=x, y=y: F.cross_entropy(net(x), y))
+        seed = growth.actions.slots["1"].seed
+        before = before or copy.deepcopy(seed.state_dict())
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    (said,) = growth.epoch().seeds
+    assert scaler.get_scale() < 2.0**40
+    assert said.non_finite_passes > 0
+    assert said.masked_values == 0  # what overflows before it comes to the seed is not the seed's doing
+    assert all(parameter.isfinite().all() for parameter in seed.parameters())
+    assert not torch.equal(before["0.weight"], seed[0].weight)
+
+
+def grown_for_real(epochs=14, run_dir=None, **options):
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = batches(4)
+
+    def accuracy(net):
+        net.eval()
+        with torch.no_grad():
+            right = [(net(x).argmax(-1) == y).double().mean() for x, y in data]
+        net.train()
+        return 100 * float(torch.stack(right).mean())
+
+    growth = grow(
+        model, {"2": "after", "4": "before"}, optimizer=optimizer, run_dir=run_dir,
+        training=SeedTraining(blending_steps=8), epochs=epochs, **options,
+    )  # fmt: skip
+    said = []
+    for _ in range(epochs):
+        for x, y in data:
+            optimizer.zero_grad()
+            growth.loss(lambda net, x=x, y=y: F.cross_entropy(net(x), y)).backward()
+            optimizer.step()
+        said.append(growth.epoch(accuracy))
+    return model, growth, said
+
+
+class TestALife:
+    def test_goes_from_germination_to_a_fossil_that_is_exported_without_sapflow(self, tmp_path):
+        script = Script(
+            lambda shape: nn.Linear(*shape, *shape), after_2=[S.BLENDING], after_4=[S.HOLDING], after_6=[S.FOSSILIZED]
+        )
+        model, growth, said = grown_for_real(8, controller=script)
+        assert [str(epoch.seeds[0].stage) for epoch in said] == [
+            "TRAINING", "TRAINING", "BLENDING", "BLENDING", "HOLDING", "HOLDING", "FOSSILIZED", "FOSSILIZED"
+        ]  # fmt: skip
+        assert [epoch.total_shadows for epoch in said] == [8, 16] + [16] * 6
+        plain = growth.export().eval()
+        x = torch.randn(5, 6)
+        torch.testing.assert_close(plain(x), model.eval()(x))
+        assert not any("sapflow" in type(part).__module__ for part in plain.modules())
+        torch.save(plain, tmp_path / "plain.pt")
+        torch.save((x, plain(x)), tmp_path / "seen.pt")
+        loads = (
+            "import sys; sys.modules['sapflow'] = None; import torch\n"
+            "x, y = torch.load('seen.pt'); net = torch.load('plain.pt', weights_only=False)\n"
+            "assert torch.equal(net(x), y)"
+        )
+        subprocess.run([sys.executable, "-c", loads], cwd=tmp_path, check=True)
+
+    def test_leaves_the_keys_and_copies_of_the_model_as_they_are(self):
+        model, growth, _ = grown_for_real(3, controller=Script(after_1=[S.BLENDING]))
+        assert list(model.state_dict()) == list(make_model().state_dict())
+        x = torch.randn(5, 6)
+        model.eval()
+        twin = copy.deepcopy(model)
+        assert torch.equal(twin(x), model(x))
+        for parameter in growth.actions.slots["2"].seed.parameters():
+            parameter.data.zero_()
+        assert not torch.equal(twin(x), model(x))  # a copy has seeds of its own
+
+    def test_is_kept_and_can_be_looked_at(self, tmp_path):
+        _, growth, said = grown_for_real(3, run_dir=tmp_path / "run", controller=Script(after_2=[S.PRUNED]))
+        growth.close()
+        growth.close()
+        with Source(growth.run_dir) as source:
+            events = source.read()
+        assert [event.payload for event in events if isinstance(event.payload, EpochCompleted)] == said
+        assert [event.payload.slot_id for event in events if isinstance(event.payload, SeedPruned)] == ["2", "4"]
+        assert events[-1].type == "RUN_COMPLETED"
+        assert decode(encode(events[0])) == events[0]
+
+    def test_by_the_default_controller_ends_in_fossils(self):
+        _, _, said = grown_for_real(24)
+        assert {seed.stage for seed in said[-1].seeds} & {S.FOSSILIZED, S.HOLDING}
+
+
+def test_a_paused_seed_learns_but_neither_blends_nor_moves_on():
+    model, growth, _ = grown_for_real(1, controller=Script(after_1=[S.BLENDING]))
+    slot = growth.actions.slots["2"]
+    growth.actions.hold(slot)
+    weight = slot.seed[0].weight.detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    alphas = []
+    for _ in range(3):
+        for x, y in batches(4):
+            optimizer.zero_grad()
+            growth.loss(lambda net, x=x, y=y: F.cross_entropy(net(x), y)).backward()
+            optimizer.step()
+            growth._grower.monitor.step()
+        alphas.append(growth.epoch().seeds[0])
+    assert [seed.paused for seed in alphas] == [True] * 3
+    assert len({seed.alpha for seed in alphas}) == 1
+    assert {seed.epochs_in_stage for seed in alphas} == {0}
+    assert not torch.equal(weight, slot.seed[0].weight)
+    with pytest.raises(IllegalTransitionError, match="paused"):
+        slot.advance(S.HOLDING)
+    growth.actions.resume(slot)
+    assert "paused" not in slot.closed_gate(S.HOLDING)
+    growth.actions.hold(slot)
+    growth.actions.prune(5, slot, rule="test", evidence="")
+    assert not slot.state.paused
+    with pytest.raises(IllegalTransitionError, match="nothing grows"):
+        growth.actions.hold(slot)
+
+
+@pytest.mark.parametrize(("every", "shadows"), [(1, 24), (2, 12), (3, 8), (5, 5)])
+def test_a_cadence_bounds_the_shadows(every, shadows):
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    growth = grow(
+        model, {"2": "after", "4": "before"}, optimizer=optimizer, controller=Script(),
+        training=SeedTraining(shadow_every=every),
+    )  # fmt: skip
+    for x, y in batches(12):
+        optimizer.zero_grad()
+        before = growth._grower.trainer.shadows
+        growth.loss(lambda net, x=x, y=y: F.cross_entropy(net(x), y)).backward()
+        assert growth._grower.trainer.shadows - before <= (2 if every == 1 else 1)  # they take turns
+        optimizer.step()
+    said = growth.epoch()
+    assert said.total_shadows == shadows
+    assert sum(seed.passes for seed in said.seeds) == shadows
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own
+@pytest.mark.parametrize("compile_first", [True, False])
+def test_a_compiled_model_goes_on_when_a_seed_germinates_blends_and_dies(compile_first):
+    def losses(compiled):
+        torch._dynamo.reset()
+        model = make_model().eval()
+        called = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
+        if compiled and not compile_first:
+            called(torch.randn(12, 6))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        script = Script(
+            lambda shape: nn.Linear(*shape, *shape), after_1=[S.BLENDING], after_2=[S.HOLDING], after_3=[S.PRUNED]
+        )
+        growth = grow(
+            called, {"2": "after"}, optimizer=optimizer, controller=script, training=SeedTraining(blending_steps=6)
+        )
+        seen, said = [], []
+        for _ in range(4):
+            for x, y in batches(6):
+                optimizer.zero_grad()
+                loss = growth.loss(lambda net, x=x, y=y: F.cross_entropy(net(x), y))
+                loss.backward()
+                optimizer.step()
+                seen.append(loss.detach())
+            said.append(growth.epoch())
+        return torch.stack(seen), said
+
+    eager, _ = losses(False)
+    seen, said = losses(True)
+    torch.testing.assert_close(seen, eager, rtol=1e-4, atol=1e-5)
+    if compile_first:
+        # One graph for the bare model, one while α rises, one with the whole seed; back to the first when it is gone.
+        assert [epoch.total_recompiles for epoch in said] == [1, 2, 3, 3]
+        assert [epoch.seeds[0].measurement for epoch in said[:3]] == [Measurement.MEASURED] * 3
+
+
+@pytest.mark.parametrize("host", [DenseHost(20, 3), ConvHost(8, 3)], ids=["dense", "conv"])
+def test_a_host_with_slots_of_its_own_is_exported_too(host):
+    x = torch.randn(4, 20) if isinstance(host, DenseHost) else torch.randn(4, 1, 8, 8)
+    slot = slots_of(host)["mid"]
+    kind = nn.Linear(*slot.shape, *slot.shape) if len(slot.shape) == 1 else nn.Conv2d(slot.shape[0], slot.shape[0], 1)
+    slot.plant(kind, seed_id="mid-1", blueprint_id="test")
+    for target in (S.TRAINING, S.BLENDING, S.HOLDING, S.FOSSILIZED):
+        slot.state.sound_epochs, slot.state.alpha = 2, 1.0
+        slot.advance(target)
+    plain = export(host.eval())
+    torch.testing.assert_close(plain(x), host(x))
+    assert not any("sapflow" in type(part).__module__ for part in plain.modules())
+    assert sum(p.numel() for p in plain.parameters()) == sum(p.numel() for p in host.parameters())
+
+
+class TestBadInput:
+    def refused(self, match, slots, model=None):
+        model = model or make_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+        def begin():
+            growth = grow(model, slots, optimizer=optimizer, controller=Script())
+            growth.loss(lambda net: net(torch.randn(4, 6)).sum())
+
+        with pytest.raises(InputError, match=match) as raised:
+            begin()
+        assert "\n" not in str(raised.value)
+
+    def test_a_module_that_is_not_there(self):
+        self.refused(r"no module is named '22': near are 2", {"22": "after"})
+
+    def test_the_model_itself(self):
+        self.refused("no module is named ''", {"": "after"})
+
+    def test_a_place_that_is_none(self):
+        self.refused("'inside' is no place", {"2": "inside"})
+
+    def test_no_slots(self):
+        self.refused("the model has none", None)
+
+    def test_a_module_that_does_not_run(self):
+        self.refused("did not pass it", {"spare": "after"}, _Spare())
+
+    def test_an_output_that_is_no_tensor(self):
+        self.refused("output is a dict", {"inner": "after"}, _Dict())
+
+    def test_numbers_that_are_too_small(self):
+        with pytest.raises(InputError, match="shadow_every=0"):
+            SeedTraining(shadow_every=0)
+
+
+class _Spare(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.spare = nn.Linear(6, 3), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.used(x)
+
+
+class _Dict(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = _Inner()
+
+    def forward(self, x):
+        return self.inner(x)["y"]
+
+
+class _Inner(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return {"y": self.layer(x)}
