@@ -31,9 +31,12 @@ from torch.distributed.tensor.parallel import (
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from sapflow import GradientMonitor, watch
+from sapflow import GradientMonitor, grow, watch
 from sapflow.errors import InputError
 from sapflow.gradients.selection import select
+from sapflow.growth.blueprints import Blueprint
+from sapflow.growth.seed_trainer import SeedTraining
+from sapflow.telemetry.vocabulary import SeedStage
 
 WIDTH, BATCH, LENGTH, PASSES, RATE = 8, 8, 4, 3, 0.1
 FIELDS = ("grad_ratio", "entering_norm", "leaving_norm", "min_ratio", "max_ratio", "last_ratio", "passes")
@@ -640,6 +643,50 @@ def a_collective_that_raises(scratch):
             net.load_state_dict(make().state_dict())
     local = health.entering_norm == alone().entering_norm
     return {"local": local, "said": said.messages, "collectives": collectives.count}
+
+
+def plain_seed(shape):
+    return nn.Linear(WIDTH, WIDTH)
+
+
+class Gardener:
+    """Germinates before the first epoch, then takes the seed through its life; each rank would choose its own birth."""
+
+    def decide(self, outcome, actions):
+        stages = {1: SeedStage.BLENDING, 2: SeedStage.HOLDING, 3: SeedStage.FOSSILIZED}
+        slot = actions.slots["block"]
+        if outcome.epoch == 0:
+            torch.manual_seed(dist.get_rank())
+            actions.germinate(0, slot, Blueprint("test", 2, plain_seed, calibrated=False))
+            actions.advance(0, slot, SeedStage.TRAINING, "test")
+        elif outcome.epoch in stages:
+            slot.state.sound_epochs = 2
+            actions.advance(outcome.epoch, slot, stages[outcome.epoch], "test")
+
+
+@case(2)
+def growing(scratch):
+    """After every step all ranks hold the same seed, which one process would hold that trains on the global batch."""
+
+    def grown(model, batches, accuracy):
+        optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+        sgd = lambda seed: torch.optim.SGD(seed.parameters(), lr=RATE)  # noqa: E731
+        how = SeedTraining(blending_steps=len(batches), make_optimizer=sgd)
+        growth = grow(model, {"block": "after"}, optimizer=optimizer, controller=Gardener(), training=how)
+        weights = []
+        for _ in range(4):
+            for x, target in batches:
+                optimizer.zero_grad()
+                growth.loss(lambda net, x=x, target=target: F.mse_loss(net(x), target)).backward()
+                optimizer.step()
+                weights.append([p.tolist() for p in growth.actions.slots["block"].seed.parameters()])
+            said = growth.epoch(lambda net: accuracy)
+        (seed,) = said.seeds
+        return {"weights": weights, "accuracy": said.accuracy, "stage": seed.stage, "ratio": seed.grad_ratio}
+
+    batches, rank = [batch for (batch,) in global_batches()], dist.get_rank()
+    outcome = grown(DistributedDataParallel(make()), [share_of(batch) for batch in batches], 10.0 + rank)
+    return outcome | ({"alone": grown(make(), batches, 10.5)} if rank == 0 else {})
 
 
 @case(2)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
 BF16_TOLERANCE = 1e-2
@@ -167,6 +168,18 @@ def test_a_collective_that_raises_is_the_last_one(two_ranks):
     for outcome in of_case(two_ranks, "a_collective_that_raises"):
         assert outcome["local"]
         assert len(outcome["said"]) == outcome["collectives"] == 1
+
+
+def test_all_ranks_hold_the_seed_that_one_process_would_hold(two_ranks):
+    first, second = of_case(two_ranks, "growing")
+    alone = first.pop("alone")
+    assert first == second
+    assert (first["stage"], first["accuracy"]) == ("FOSSILIZED", 10.5)
+    assert len(first["weights"]) == len(alone["weights"]) > 0
+    for mine, expected in zip(first["weights"], alone["weights"], strict=True):
+        for tensor, reference in zip(mine, expected, strict=True):
+            torch.testing.assert_close(torch.tensor(tensor), torch.tensor(reference), rtol=1e-4, atol=1e-6)
+    assert first["ratio"] == pytest.approx(alone["ratio"], rel=1e-4)
 
 
 def test_a_peer_that_died_leaves_the_rank_its_own(two_ranks):

@@ -13,7 +13,8 @@ from sapflow.control.actions import SlotActions
 from sapflow.control.controller import Controller, EpochOutcome
 from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.gradients.sampling import Sampler
-from sapflow.growth.seed_trainer import SeedTrainer, SeedTraining
+from sapflow.growth.guard import device_of
+from sapflow.growth.seed_trainer import SeedTrainer, SeedTraining, summed_over_ranks
 from sapflow.growth.shadow import Closure, uncompiled
 from sapflow.growth.slot import SeedSlot
 from sapflow.health.policy import Policy
@@ -100,6 +101,7 @@ class Grower:
             random_name=random_name,
             process_group=process_group,
         )
+        self._process_group = process_group
         self._sampler = Sampler(self.monitor, stream, self._seed_in)
         self._graphs_before = compiled_graphs()
         self._total_passes = 0
@@ -179,16 +181,30 @@ class Grower:
             self.actions.observe(slot_id, health)
         for slot in self.slots.values():
             slot.close_epoch()
+        masked = self._summed([slot.state.masked_values for slot in self.slots.values()])
+        for slot, count in zip(self.slots.values(), masked, strict=True):
+            slot.state.masked_values = int(count)
+
+    def _summed(self, values: list[float]) -> list[float]:
+        """Over all ranks that train together: what is decided by must be the same on each."""
+        return summed_over_ranks(values, self._process_group, device_of(self.host))
+
+    def _mean(self, evaluation: Evaluation) -> Evaluation:
+        """Over all ranks: each may validate on its own share."""
+        if self._process_group is None or evaluation.accuracy is None:
+            return evaluation
+        accuracy, loss, ranks = self._summed([evaluation.accuracy, evaluation.loss or 0.0, 1.0])
+        return Evaluation(accuracy=accuracy / ranks, loss=None if evaluation.loss is None else loss / ranks)
 
     def _evaluate(self, evaluate: Callable[[], Evaluation]) -> Evaluation:
         """How the host does, and what each seed that it sees gives it: the accuracy that it loses without the seed."""
-        evaluation = evaluate()
+        evaluation = self._mean(evaluate())
         if evaluation.accuracy is None:
             return evaluation
         for slot in self.slots.values():
             if slot.host_sees:
                 with _bypassed(slot):
-                    without = evaluate().accuracy
+                    without = self._mean(evaluate()).accuracy
                 assert without is not None
                 self.actions.weigh(slot.state.slot_id, evaluation.accuracy - without)
         return evaluation

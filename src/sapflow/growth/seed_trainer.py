@@ -165,6 +165,15 @@ class SeedTrainer:
         broadcast_from_first(list(seed.buffers()), self._process_group)
 
 
+def summed_over_ranks(values: list[float], group: "ProcessGroup | None", device: torch.device) -> list[float]:
+    """The sum of each value over the ranks of the group, the same on all; the values themselves without a group."""
+    if group is None:
+        return values
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(total, group=group)
+    return [float(value) for value in total.tolist()]
+
+
 def broadcast_from_first(tensors: list[Tensor], group: "ProcessGroup") -> None:
     """Give every rank of the group what its first has."""
     first = dist.get_global_rank(group, 0)
