@@ -266,6 +266,13 @@ class _Gardener:
             for parameter in poisoned.parameters():
                 parameter.fill_(math.nan)
 
+    def state_dict(self) -> dict[str, Any]:
+        """It remembers nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """It remembers nothing."""
+
 
 def _orthogonal(shape: tuple[int, ...], gain: float, learns: bool) -> nn.Module:
     """Its gain is `gain` for every gradient, and stays so unless it learns."""

@@ -16,11 +16,13 @@ from rich.text import Text
 from sapflow.cli import EXIT_FAILED, EXIT_INTERRUPTED, complain
 from sapflow.cli.console import console, say
 from sapflow.cli.extras import needs
+from sapflow.errors import InputError
 from sapflow.telemetry.run_directory import LOG_NAME, RUNS
 from sapflow.telemetry.vocabulary import SeedStage
 
 if TYPE_CHECKING:
     from sapflow.control.actions import Life
+    from sapflow.training.env import Env
     from sapflow.training.recording import RecordedRun
     from sapflow.training.trainer import RunPlan
 
@@ -44,6 +46,8 @@ def train(
     plant: Annotated[tuple[str, ...], Parameter(help="ENV:SLOT:BLUEPRINT, may be repeated.")] = (),
     rng_seed: WholeNumber = 0,
     run_dir: Path | None = None,
+    checkpoint_every: WholeNumber = 1,
+    resume: Path | None = None,
     sanctum: bool = False,
 ) -> int:
     """Train hosts in whose slots seeds grow, and record their gradient flow.
@@ -63,6 +67,11 @@ def train(
         Determines everything random: the same seed gives the same telemetry.
     run_dir:
         Where to keep the run; must not exist yet. By default a new directory under runs/.
+    checkpoint_every:
+        Epochs from one checkpoint to the next; 0 writes none.
+    resume:
+        Go on with the run in this directory, which was cut off: it becomes the run that it would have been. It has its
+        own options; none but --sanctum goes with it.
     sanctum:
         Watch while it trains: the trainer runs in the background and logs into the run directory.
     """
@@ -71,31 +80,42 @@ def train(
         from sapflow.training.trainer import Plant, RunPlan
 
     plan = RunPlan(
-        task=task, envs=envs, epochs=epochs, rng_seed=rng_seed, plants=tuple(Plant.parse(text) for text in plant)
+        task=task,
+        envs=envs,
+        epochs=epochs,
+        rng_seed=rng_seed,
+        plants=tuple(Plant.parse(text) for text in plant),
+        checkpoint_every=checkpoint_every,
     )
+    if resume is not None and (plan != RunPlan() or run_dir is not None):
+        raise InputError("--resume goes with --sanctum alone: the run has its own options")
+    if resume is not None:
+        plan, run_dir = recording.plan_of(resume), resume
     plan.check()
     run_dir = run_dir or RUNS / recording.new_run_id(task)
     if sanctum:
-        return _train_under_sanctum(plan, run_dir)
+        return _train_under_sanctum(plan, run_dir, resume=resume is not None)
 
-    with needs("training", "train"):
-        recording.prepare(plan, run_dir)
+    if resume is None:
+        with needs("training", "train"):
+            recording.prepare(plan, run_dir)
     recording.stop_on_signals()
     say(f"recording into {run_dir}")
     try:
-        outcome = _record_with_progress(plan, run_dir)
+        outcome = _record_with_progress(plan, run_dir, resume=resume is not None)
     except KeyboardInterrupt:
-        complain(f"stopped; what was recorded is kept: {_sanctum_command(run_dir)}")
+        complain(f"stopped; to look at what was recorded: {_sanctum_command(run_dir)}")
+        complain(f"to go on with it: {_command('train', '--resume', str(run_dir))}")
         return EXIT_INTERRUPTED
     console.print(_closing_table(outcome))
     _tell_of_journal(outcome, run_dir)
-    failed = envs - len(outcome.completed)
+    failed = plan.envs - len(outcome.completed)
     if failed:
-        complain(f"{failed} of {envs} envs failed")
+        complain(f"{failed} of {plan.envs} envs failed")
     return EXIT_FAILED if failed else 0
 
 
-def _record_with_progress(plan: "RunPlan", run_dir: Path) -> "RecordedRun":
+def _record_with_progress(plan: "RunPlan", run_dir: Path, *, resume: bool) -> "RecordedRun":
     from sapflow.training.recording import record
 
     columns = (
@@ -103,16 +123,20 @@ def _record_with_progress(plan: "RunPlan", run_dir: Path) -> "RecordedRun":
     )  # fmt: skip
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task(plan.task, total=plan.envs * plan.epochs)
-        return record(plan, run_dir, on_epoch=lambda _env: progress.advance(bar))
+
+        def show(env: "Env") -> None:
+            progress.update(bar, completed=(env.epoch - 1) * plan.envs + env.plan.env_id + 1)
+
+        return record(plan, run_dir, on_epoch=show, resume=resume)
 
 
-def _train_under_sanctum(plan: "RunPlan", run_dir: Path) -> int:
+def _train_under_sanctum(plan: "RunPlan", run_dir: Path, *, resume: bool) -> int:
     from sapflow.cli.sanctum import check_terminal, show
     from sapflow.training import launcher
 
     check_terminal()
     with needs("training", "train"):
-        trainer = launcher.start(plan, run_dir)
+        trainer = launcher.start(plan, run_dir, resume=resume)
     try:
         show(run_dir)
     finally:
@@ -171,11 +195,16 @@ def _tell_of_journal(outcome: "RecordedRun", run_dir: Path) -> None:
 
 
 def _sanctum_command(run_dir: Path) -> str:
-    """What opens the run, as it can be typed here: by the path of this program where the shell would not find it."""
+    """What opens the run."""
+    return _command("sanctum", str(run_dir))
+
+
+def _command(*arguments: str) -> str:
+    """A call of this program as it can be typed here: by its path where the shell would not find it."""
     if shutil.which("sapflow"):
         program = ["sapflow"]
     elif Path(sys.argv[0]).name == "__main__.py":
         program = [sys.executable, "-m", "sapflow"]
     else:
         program = [sys.argv[0]]
-    return shlex.join([*program, "sanctum", str(run_dir)])
+    return shlex.join([*program, *arguments])

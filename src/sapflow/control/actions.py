@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import torch
 from torch import nn
 
 from sapflow.errors import IllegalTransitionError
 from sapflow.gradients.gradient_monitor import GradientMonitor
-from sapflow.growth.blueprints import Blueprint
+from sapflow.growth.blueprints import CATALOGUE, Blueprint, blueprint_for
 from sapflow.growth.germination import germinate
-from sapflow.growth.randomness import stream_seed
+from sapflow.growth.randomness import RandomState, stream_seed
 from sapflow.growth.seed_trainer import broadcast_from_first
 from sapflow.growth.shadow import Closure, exchange_at
 from sapflow.growth.slot import SeedSlot
@@ -88,6 +89,36 @@ class SlotActions:
         self.process_group = process_group
         self.lives: list[Life] = []
         self._living: dict[str, Life] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Slots and lives at the end of an epoch, as plain data and tensors."""
+        return {
+            "slots": {slot_id: slot.snapshot() for slot_id, slot in self.slots.items()},
+            "lives": msgspec.to_builtins(self.lives),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Bring slots and lives to where they were; seeds are built by their blueprints and measured from now on.
+
+        Raises:
+            BlueprintError: a seed's blueprint is not known here.
+        """
+        like = next(self.host.parameters())
+        self.lives = msgspec.convert(state["lives"], list[Life])
+        for slot_id, snapshot in state["slots"].items():
+            slot, seed = self.slots[slot_id], None
+            if snapshot["seed"] is not None:
+                slot.shape = tuple(snapshot["shape"])
+                blueprint = blueprint_for(snapshot["state"]["blueprint_id"], slot.shape, CATALOGUE)
+                with RandomState.capture().replayed():
+                    seed = blueprint.build(slot.shape).to(device=like.device, dtype=like.dtype)
+            slot.restore(snapshot, seed, None if seed is None else self.make_optimizer(seed))
+        for life in self.lives:
+            if life.pruned_epoch is None:
+                self._living[life.slot_id] = life
+                seed = self.slots[life.slot_id].seed
+                assert seed is not None
+                self.monitor.attach(life.slot_id, seed)
 
     def germinate(self, epoch: int, slot: SeedSlot, blueprint: Blueprint, *, planted: bool = False) -> None:
         """Plant a seed, measured from its first pass on.

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from sapflow.control.actions import SlotActions
 from sapflow.growth.blueprints import CATALOGUE, blueprint_for, blueprints_for
@@ -38,6 +38,12 @@ class Controller(Protocol):
 
     def decide(self, outcome: EpochOutcome, actions: SlotActions) -> None:
         """Act on the slots after an epoch has been measured and said."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that later decisions depend on, as plain data."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Decide from now on as the controller would have of which this is the state."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +88,17 @@ class ScheduledController:
             due = self.plan.first_germination + order * self.plan.germination_interval
             if slot.state.stage is SeedStage.DORMANT and due <= epoch and not outcome.last:
                 self._germinate(epoch, slot, actions)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is still to be planted, and the random stream."""
+        version, internal, gauss = self._random.getstate()
+        return {"plants": dict(self.plants), "random": [version, list(internal), gauss]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.plants = dict(state["plants"])
+        version, internal, gauss = state["random"]
+        self._random.setstate((version, tuple(internal), gauss))
 
     def _rest(self, epoch: int, slot: SeedSlot, actions: SlotActions) -> None:
         embargo = self.plan.embargo_epochs

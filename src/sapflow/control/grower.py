@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -163,6 +163,35 @@ class Grower:
         )
         self.controller.decide(outcome, self.actions)
         return said
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides how growth goes on, at the end of an epoch: plain data and tensors."""
+        return {
+            "epoch": self.epoch,
+            "passes": self._total_passes,
+            "alerts": self._total_alerts,
+            "steps": self.trainer.steps,
+            "shadows": self.trainer.shadows,
+            "sequence": self.stream.next_sequence,
+            "actions": self.actions.state_dict(),
+            "rules": self.rules.state_dict(),
+            "controller": self.controller.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where that state was taken; the policy's memory of the seeds begins anew.
+
+        Raises:
+            BlueprintError: a seed's blueprint is not known here.
+        """
+        self.epoch = state["epoch"]
+        self._total_passes = self.monitor.passes_before_epoch = state["passes"]
+        self._total_alerts = state["alerts"]
+        self.trainer.steps, self.trainer.shadows = state["steps"], state["shadows"]
+        self.stream.next_sequence = state["sequence"]
+        self.actions.load_state_dict(state["actions"])
+        self.rules.load_state_dict(state["rules"])
+        self.controller.load_state_dict(state["controller"])
 
     def _after_pass(self) -> None:
         self.trainer.step()

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import torch
 from msgspec.structs import asdict
 from torch import Tensor, nn
@@ -170,6 +171,37 @@ class SeedSlot(nn.Module):
             stage=SeedStage.GERMINATED,
             seed_params=sum(parameter.numel() for parameter in seed.parameters()),
         )
+
+    def snapshot(self) -> dict[str, Any]:
+        """What `restore` needs, at the end of an epoch: plain data and tensors."""
+        return {
+            "state": msgspec.to_builtins(self.state),
+            "shape": list(self.shape),
+            "seed": None if self.seed is None else self.seed.state_dict(),
+            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+        }
+
+    def restore(
+        self, snapshot: dict[str, Any], seed: nn.Module | None, optimizer: torch.optim.Optimizer | None
+    ) -> None:
+        """Be as the slot was of which this is the snapshot.
+
+        Args:
+            snapshot: of a slot of the same name.
+            seed: built by the same blueprint; None where the slot had none.
+            optimizer: of its parameters, made in the same way.
+        """
+        self.state = msgspec.convert(snapshot["state"], SeedState)
+        self.optimizer = optimizer
+        fossilized = self.state.stage is SeedStage.FOSSILIZED
+        self.fossil, self._nursery = (seed, []) if fossilized else (None, [seed] if seed is not None else [])
+        if seed is not None:
+            seed.load_state_dict(snapshot["seed"])
+            seed.train(self.training)
+            self._guard, self._onlooker = Guard(device_of(seed)), Guard(device_of(seed))
+        if optimizer is not None:
+            optimizer.load_state_dict(snapshot["optimizer"])
+        self._show_to_host()
 
     def blend(self, alpha: float) -> None:
         """Let the host see the seed with weight `alpha` in (0, 1], while it is BLENDING."""

@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
+
+import msgspec
 
 from sapflow.telemetry.events import Alert, SeedTelemetry
 from sapflow.telemetry.vocabulary import Measurement, SeedStage, Severity
@@ -131,6 +134,14 @@ class RuleBook:
     def open_alerts(self) -> list[Alert]:
         """The alerts that stand."""
         return [streak.alert for streak in self._streaks.values() if streak.alert is not None]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The memory as plain data."""
+        return {"streaks": [[list(key), msgspec.to_builtins(streak)] for key, streak in self._streaks.items()]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Judge from now on as the book would have of which this is the state."""
+        self._streaks = {tuple(key): msgspec.convert(streak, _Streak) for key, streak in state["streaks"]}
 
     def forget(self, seed_id: str) -> list[Alert]:
         """Drop a seed that is gone; its open alerts come back to be cleared."""

@@ -23,7 +23,14 @@ from msgspec import Struct
 from sapflow.errors import RunDirectoryError
 from sapflow.telemetry import codec
 from sapflow.telemetry.events import GradientSampled, TelemetryEvent
-from sapflow.telemetry.journal_layout import CREATE, DROPPED_EVENTS, DROPPED_SAMPLES, INSERT_EVENT, SET_META
+from sapflow.telemetry.journal_layout import (
+    CREATE,
+    DROPPED_EVENTS,
+    DROPPED_SAMPLES,
+    INSERT_EVENT,
+    SELECT_META,
+    SET_META,
+)
 from sapflow.telemetry.run_directory import JOURNAL_NAME, network_warning
 
 LOGGER = logging.getLogger("sapflow.journal")
@@ -57,15 +64,20 @@ class Journal:
     The queue holds `queue_size` events. Samples find room only while it is at most half full, so that they are the
     first to go; other events while there is any. Every drop is counted.
 
+    Args:
+        run_dir: that is to have the journal.
+        resume: go on with the one that is there, its counts of drops included.
+        queue_size: in events.
+
     Raises:
-        RunDirectoryError: there is a journal already, or the file cannot be made.
+        RunDirectoryError: there is a journal already (or none, to `resume`), or the file cannot be made or written.
     """
 
-    def __init__(self, run_dir: Path, *, queue_size: int = 65_536) -> None:
+    def __init__(self, run_dir: Path, *, resume: bool = False, queue_size: int = 65_536) -> None:
         self.path = run_dir / JOURNAL_NAME
         if warning := network_warning(run_dir):
             LOGGER.warning(warning)
-        self._connection = _create(self.path)
+        self._connection = _reopen(self.path) if resume else _create(self.path)
         self._queue_size = queue_size
         self._queue: deque[TelemetryEvent] = deque()
         # Guards all that follows. Reentrant, since a signal handler may emit while its thread emits.
@@ -77,12 +89,12 @@ class Journal:
         self._accepted = 0
         self._settled = 0  # of those accepted: committed, or dropped as unwritable
         self._acknowledged = 0
-        self._dropped: Counter[str] = Counter()
+        self._dropped: Counter[str] = Counter(dict(self._connection.execute(SELECT_META)) if resume else {})
         self._write_failures = 0
         self._last_error: str | None = None
         self._give_up = threading.Event()
         # Known to the writer alone.
-        self._recorded: Counter[str] = Counter()
+        self._recorded = self._dropped.copy()
         self._failures_in_a_row = 0
         self._unwritable_was_logged = False
         self._thread = threading.Thread(target=self._run, name="sapflow-journal", daemon=True)
@@ -246,6 +258,23 @@ class Journal:
 def _kind(event: TelemetryEvent) -> str:
     """Under which key the event is counted if it is dropped."""
     return DROPPED_SAMPLES if isinstance(event.payload, GradientSampled) else DROPPED_EVENTS
+
+
+def _reopen(path: Path) -> sqlite3.Connection:
+    """A journal that is there, after `Source` has found it to be one; what a killed trainer left in its WAL is kept."""
+    try:
+        connection = sqlite3.connect(
+            f"{path.resolve().as_uri()}?mode=rw",
+            uri=True,
+            timeout=BUSY_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        connection.execute("PRAGMA journal_mode = WAL").fetchall()
+        connection.execute("PRAGMA synchronous = NORMAL")
+    except sqlite3.Error as error:
+        raise RunDirectoryError(f"cannot write the journal {path} ({error}): check the file and the disk") from error
+    return connection
 
 
 def _create(path: Path) -> sqlite3.Connection:

@@ -17,4 +17,5 @@ CREATE = (
     f"PRAGMA user_version = {JOURNAL_VERSION}",
 )
 INSERT_EVENT = "INSERT INTO events (env, sequence, epoch, type, time, body) VALUES (?, ?, ?, ?, ?, ?)"
+SELECT_META = "SELECT key, CAST(value AS INTEGER) FROM meta"
 SET_META = "INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)"

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -106,8 +107,7 @@ class Env:
 
     def start(self) -> None:
         """Say that the env begins, and let the controller plant what is due before the first epoch."""
-        sample = slice(CALIBRATION_SAMPLES)
-        self.grower.start(_closure(self._data.train_inputs[sample], self._data.train_labels[sample]))
+        self.grower.start(self._sample_closure())
 
     def run_epoch(self) -> None:
         """Train one epoch, measure, say so, and act."""
@@ -121,6 +121,38 @@ class Env:
     def complete(self) -> None:
         """Say that the env is at its end."""
         self.stream.emit(EnvCompleted(epoch=self.epoch, accuracy=self.accuracy))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides how the env goes on, at the end of an epoch: plain data and tensors."""
+        return {
+            "accuracy": self.accuracy,
+            "host": self.host.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "learning_rate": self._learning_rate.state_dict(),
+            "random": [self._random.cpu, *self._random.cuda],
+            "shuffle": self._shuffle.get_state(),
+            "growth": self.grower.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on, to the bit, where that state was taken; instead of `start`.
+
+        Raises:
+            BlueprintError: a seed's blueprint is not known here.
+        """
+        self.accuracy = state["accuracy"]
+        self.grower.load_state_dict(state["growth"])  # with the fossils, which are parts of the host
+        self.host.load_state_dict(state["host"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._learning_rate.load_state_dict(state["learning_rate"])
+        cpu, *cuda = state["random"]
+        self._random = RandomState(cpu, tuple(cuda))
+        self._shuffle.set_state(state["shuffle"])
+        self.grower.actions.closure = self._sample_closure()
+
+    def _sample_closure(self) -> Closure:
+        sample = slice(CALIBRATION_SAMPLES)
+        return _closure(self._data.train_inputs[sample], self._data.train_labels[sample])
 
     @contextmanager
     def _own_random_stream(self) -> Iterator[None]:

@@ -18,8 +18,10 @@ JOURNAL_POLL_SECONDS = 0.05
 EXIT_STOPPED = 130
 
 
-def start(plan: RunPlan, run_dir: Path) -> subprocess.Popen[bytes]:
+def start(plan: RunPlan, run_dir: Path, *, resume: bool = False) -> subprocess.Popen[bytes]:
     """Start a trainer that records `plan` into `run_dir`, logs there, and outlives this process and its terminal.
+
+    With `resume` it goes on with the run that ended there.
 
     Returns once there is a journal to follow.
 
@@ -27,10 +29,13 @@ def start(plan: RunPlan, run_dir: Path) -> subprocess.Popen[bytes]:
         InputError: the plan cannot be carried out, or the directory is taken.
         SapflowError: the trainer ended before it had begun.
     """
-    prepare(plan, run_dir)
+    if not resume:
+        prepare(plan, run_dir)
     log_path = run_dir / run_directory.LOG_NAME
     arguments = [sys.executable, "-m", "sapflow.training.launcher", str(run_dir), msgspec.json.encode(plan).decode()]
-    with log_path.open("wb") as log:
+    if resume:
+        arguments.append("resume")
+    with log_path.open("ab") as log:
         trainer = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     try:
         while not (run_dir / run_directory.JOURNAL_NAME).exists():
@@ -51,7 +56,7 @@ def main() -> None:
     stop_on_signals()
     log.info("process %d trains %s", os.getpid(), plan)
     try:
-        outcome = record(plan, run_dir)
+        outcome = record(plan, run_dir, resume=sys.argv[3:] == ["resume"])
     except KeyboardInterrupt:
         log.warning("stopped by a signal")
         sys.exit(EXIT_STOPPED)

@@ -12,10 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from sapflow.errors import InputError
 from sapflow.telemetry import run_directory
 from sapflow.telemetry.journal import Journal, JournalReport
+from sapflow.telemetry.resuming import WhatIsNew
+from sapflow.telemetry.source import RunState, Source
+from sapflow.telemetry.stream import Sink
+from sapflow.training.checkpoint import Checkpoints
 from sapflow.training.env import Env
 from sapflow.training.trainer import RunPlan, run
+
+PLAN_NAME = "plan.json"
+MAX_PLAN_BYTES = 2**20
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -42,22 +52,69 @@ def prepare(plan: RunPlan, run_dir: Path) -> None:
     """
     plan.check().load()
     run_directory.create(run_dir)
+    (run_dir / PLAN_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(plan)))
 
 
-def record(plan: RunPlan, run_dir: Path, on_epoch: Callable[[Env], None] = lambda _env: None) -> RecordedRun:
-    """Carry out `plan` and keep its telemetry in the directory that `prepare` made, whatever ends the run.
+def plan_of(run_dir: Path) -> RunPlan:
+    """What the run in this directory was asked to do.
 
     Raises:
-        InputError: another trainer is at work there, or was.
+        InputError: there is no run that can be resumed, or it is complete.
+    """
+    path = run_dir / PLAN_NAME
+    try:
+        if path.stat().st_size > MAX_PLAN_BYTES:
+            raise InputError(f"{path} is no plan of a run: it is too large")
+        plan = msgspec.json.decode(path.read_bytes(), type=RunPlan)
+    except OSError as error:
+        raise InputError(f"{run_dir} holds no run that can be resumed ({path.name}: {error.strerror})") from error
+    except msgspec.DecodeError as error:
+        raise InputError(f"{path} is no plan of a run ({error}): restore it from a copy") from error
+    if _has_journal(run_dir):
+        with Source(run_dir) as source:
+            if source.status().state is RunState.COMPLETED:
+                raise InputError(f"the run in {run_dir} is complete: there is nothing to resume")
+    plan.check()
+    return plan
+
+
+def record(
+    plan: RunPlan, run_dir: Path, on_epoch: Callable[[Env], None] = lambda _env: None, *, resume: bool = False
+) -> RecordedRun:
+    """Carry out `plan` and keep its telemetry in the directory that `prepare` made, whatever ends the run.
+
+    Args:
+        plan: what to do.
+        run_dir: where.
+        on_epoch: called with an env after each of its epochs.
+        resume: go on with the run that ended there: its telemetry and weights become those of one that never did.
+
+    Raises:
+        InputError: another trainer is at work there, or was, or its journal cannot be read.
     """
     with run_directory.TrainerLock(run_dir):
-        journal = Journal(run_dir)
+        checkpoints = Checkpoints(run_dir, plan.checkpoint_every)
+        going_on = resume and _has_journal(run_dir)
+        known = WhatIsNew(run_dir) if going_on else None
+        if resume and not going_on:
+            (run_dir / run_directory.JOURNAL_NAME).unlink(missing_ok=True)  # an empty file, if any
+        journal = Journal(run_dir, resume=going_on)
+        sink: Sink = journal
+        run_id = _run_id(run_dir)
+        if known is not None:
+            sink, run_id = known.before(journal), known.run_id or run_id
+        kept = (known.last_sequence if known is not None else {}) if resume else None
         try:
-            completed = run(plan, _run_id(run_dir), journal, on_epoch)
+            completed = run(plan, run_id, sink, on_epoch, checkpoints=checkpoints, resumed=kept)
         finally:
             with _undisturbed():
                 report = journal.close()
     return RecordedRun(completed, report)
+
+
+def _has_journal(run_dir: Path) -> bool:
+    journal = run_dir / run_directory.JOURNAL_NAME
+    return journal.exists() and journal.stat().st_size > 0
 
 
 def stop_on_signals() -> None:

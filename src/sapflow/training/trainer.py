@@ -2,7 +2,7 @@
 
 import logging
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import msgspec
@@ -10,12 +10,13 @@ import torch
 
 import sapflow
 from sapflow.control.controller import GrowthPlan, ScheduledController
-from sapflow.errors import InputError
+from sapflow.errors import InputError, SapflowError
 from sapflow.growth.blueprints import CATALOGUE, blueprint_for
 from sapflow.growth.host import slots_of
 from sapflow.growth.randomness import RandomState, stream_seed
-from sapflow.telemetry.events import EnvFailed, RunCompleted, RunStarted
+from sapflow.telemetry.events import EnvFailed, RunCompleted, RunResumed, RunStarted
 from sapflow.telemetry.stream import EventStream, Sink
+from sapflow.training.checkpoint import Checkpoints
 from sapflow.training.env import Env, EnvPlan
 from sapflow.training.tasks import task_named
 from sapflow.training.tasks.task import Task
@@ -55,6 +56,7 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
     epochs: int = 30
     rng_seed: int = 0
     plants: tuple[Plant, ...] = ()
+    checkpoint_every: int = 1
 
     def check(self) -> Task:
         """Everything that can be known to be wrong before anything is made.
@@ -69,6 +71,8 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
             raise InputError(f"--epochs {self.epochs}: a run needs at least 1 epoch")
         if max(self.envs, self.epochs) > MOST:
             raise InputError(f"--envs {self.envs} --epochs {self.epochs}: choose numbers up to {MOST}")
+        if not 0 <= self.checkpoint_every <= MOST:
+            raise InputError(f"--checkpoint-every {self.checkpoint_every}: choose a number of epochs, or 0 for never")
         if not 0 <= self.rng_seed < 2**63:
             raise InputError(f"--rng-seed {self.rng_seed}: choose a number from 0 to 2**63 - 1")
         with RandomState.capture().replayed():  # a host is made just to ask for its slots
@@ -87,7 +91,15 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
         return task
 
 
-def run(plan: RunPlan, run_id: str, sink: Sink, on_epoch: Callable[[Env], None] = lambda _env: None) -> dict[int, Env]:
+def run(
+    plan: RunPlan,
+    run_id: str,
+    sink: Sink,
+    on_epoch: Callable[[Env], None] = lambda _env: None,
+    *,
+    checkpoints: Checkpoints | None = None,
+    resumed: Mapping[int | None, int] | None = None,
+) -> dict[int, Env]:
     """Train all envs to their end and return those that came there, by env_id.
 
     An env that raises is said to have failed; the others go on.
@@ -97,6 +109,9 @@ def run(plan: RunPlan, run_id: str, sink: Sink, on_epoch: Callable[[Env], None] 
         run_id: names the run in every event.
         sink: where the events go.
         on_epoch: called with an env after each of its epochs.
+        checkpoints: where the state is kept after each round of epochs.
+        resumed: go on from the newest checkpoint that can be used, or from the beginning where there is none; the last
+            sequence that was kept of each env, and of the run itself under None.
 
     Raises:
         InputError: the plan cannot be carried out; nothing was done.
@@ -104,28 +119,69 @@ def run(plan: RunPlan, run_id: str, sink: Sink, on_epoch: Callable[[Env], None] 
     task = plan.check()
     torch.set_num_threads(THREADS)
     stream = EventStream(sink, run_id)
-    versions = {"sapflow": sapflow.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
-    stream.emit(
-        RunStarted(task=task.name, envs=plan.envs, epochs=plan.epochs, rng_seed=plan.rng_seed, versions=versions)
-    )
     streams = {env_id: EventStream(sink, run_id, env_id) for env_id in range(plan.envs)}
-    envs: dict[int, Env] = {}
-    for env_id in streams:
-        with _contained(streams[env_id], epoch=0):
-            env = _make_env(plan, task, env_id, streams[env_id])
-            env.start()
-            envs[env_id] = env
-    for epoch in range(1, plan.epochs + 1):
+    done, envs = 0, None
+    if resumed is not None and checkpoints is not None:
+        done, envs = _restored(plan, task, streams, checkpoints, resumed)
+        stream.next_sequence = resumed.get(None, -1) + 1
+    if stream.next_sequence:
+        stream.emit(RunResumed(from_epoch=done))
+    else:
+        stream.emit(_started(plan, task))
+    if envs is None:
+        envs = _begun(plan, task, streams)
+    for epoch in range(done + 1, plan.epochs + 1):
         for env_id, env in list(envs.items()):
             del envs[env_id]
             with _contained(streams[env_id], epoch):
                 env.run_epoch()
                 envs[env_id] = env
             on_epoch(env)
+        if checkpoints is not None:
+            checkpoints.write(epoch, {"envs": {env_id: env.state_dict() for env_id, env in envs.items()}})
     for env in envs.values():
         env.complete()
     stream.emit(RunCompleted(completed_envs=len(envs), failed_envs=plan.envs - len(envs)))
     return envs
+
+
+def _started(plan: RunPlan, task: Task) -> RunStarted:
+    versions = {"sapflow": sapflow.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
+    return RunStarted(task=task.name, envs=plan.envs, epochs=plan.epochs, rng_seed=plan.rng_seed, versions=versions)
+
+
+def _begun(plan: RunPlan, task: Task, streams: Mapping[int, EventStream]) -> dict[int, Env]:
+    """Every env at its beginning."""
+    envs: dict[int, Env] = {}
+    for env_id, stream in streams.items():
+        with _contained(stream, epoch=0):
+            env = _make_env(plan, task, env_id, stream)
+            env.start()
+            envs[env_id] = env
+    return envs
+
+
+def _restored(
+    plan: RunPlan,
+    task: Task,
+    streams: Mapping[int, EventStream],
+    checkpoints: Checkpoints,
+    kept: Mapping[int | None, int],
+) -> tuple[int, dict[int, Env] | None]:
+    """The envs as the newest checkpoint has them that can be used, and after which epoch; None where there is none."""
+    for epoch, state in checkpoints.newest_first():
+        try:
+            envs = {env_id: _make_env(plan, task, env_id, streams[env_id]) for env_id in state["envs"]}
+            for env_id, env in envs.items():
+                env.load_state_dict(state["envs"][env_id])
+                if streams[env_id].next_sequence > kept.get(env_id, -1) + 1:
+                    raise ValueError("the journal lacks what was said before it")
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, SapflowError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            log.warning("the checkpoint of epoch %d does not fit this run (%s); an older one may", epoch, reason)
+        else:
+            return epoch, envs
+    return 0, None
 
 
 @contextmanager

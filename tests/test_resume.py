@@ -1,0 +1,221 @@
+"""A run that was killed and resumed is the run that was never stopped: its telemetry and its weights, to the bit."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from msgspec.structs import replace
+
+from commands import SAPFLOW, finish, refused
+from sapflow.telemetry.events import GradientSampled, RunResumed
+from sapflow.telemetry.journal import Journal
+from sapflow.telemetry.source import RunState, Source
+from sapflow.training import recording
+from sapflow.training.checkpoint import Checkpoints
+from sapflow.training.trainer import Plant, RunPlan
+
+TRIALS = 10
+PLAN = RunPlan(task="digits-mlp", envs=2, epochs=5, plants=(Plant(1, "early", "explosive"),))
+
+
+def events_of(run_dir):
+    with Source(run_dir) as source:
+        events = []
+        while batch := source.read():
+            events += batch
+        assert source.status().state is RunState.COMPLETED
+    return events
+
+
+def deterministic(events):
+    """What an env says, without times."""
+    said = [event for event in events if event.env_id is not None and event.sequence is not None]
+    return [
+        (event.env_id, event.sequence, event.payload) for event in sorted(said, key=lambda e: (e.env_id, e.sequence))
+    ]
+
+
+def passes(events):
+    """Every sampled pass by its key."""
+    seen = {}
+    for event in events:
+        if isinstance(event.payload, GradientSampled):
+            sample = event.payload
+            for index, entering, leaving in zip(sample.pass_index, sample.entering, sample.leaving, strict=True):
+                key = (event.env_id, sample.slot_id, sample.epoch, index)
+                assert key not in seen
+                seen[key] = (entering, leaving)
+    return seen
+
+
+def newest_state(run_dir):
+    return next(Checkpoints(run_dir).newest_first())
+
+
+def assert_same_bits(one, other):
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert list(one) == list(other)
+        for key in one:
+            assert_same_bits(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for mine, theirs in zip(one, other, strict=True):
+            assert_same_bits(mine, theirs)
+    else:
+        assert one == other
+
+
+def assert_same_run(one, other):
+    mine, theirs = events_of(one), events_of(other)
+    assert deterministic(mine) == deterministic(theirs)
+    assert passes(mine) == passes(theirs)
+    assert_same_bits(newest_state(one), newest_state(other))
+
+
+@pytest.mark.timeout(240)
+def test_killed_at_random_moments_and_resumed_it_is_the_same_to_the_bit(tmp_path):
+    worker = Path(__file__).with_name("resume_worker.py")
+    done = subprocess.run(
+        [sys.executable, worker, tmp_path, str(TRIALS)], capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    trials = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(trials) == TRIALS
+    assert sum(trial["kills"] for trial in trials) >= TRIALS
+    for trial in trials:
+        assert_same_run(tmp_path / trial["run"], tmp_path / "whole")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    recording.prepare(PLAN, run_dir)
+    recording.record(PLAN, run_dir)
+    return run_dir
+
+
+class Stop(BaseException):
+    """What ends a trainer in the middle."""
+
+
+def stopped_after(epochs, run_dir):
+    """A run that is stopped when env 0 has ended its epoch and env 1 has not."""
+    recording.prepare(PLAN, run_dir)
+
+    def stop(env):
+        if env.epoch == epochs and env.plan.env_id == 0:
+            raise Stop
+
+    with pytest.raises(Stop):
+        recording.record(PLAN, run_dir, stop)
+    return run_dir
+
+
+class TestACheckpoint:
+    def test_that_is_damaged_falls_back_to_the_one_before_and_says_so(self, tmp_path, whole, caplog):
+        run_dir = stopped_after(4, tmp_path / "run")
+        newest = sorted((run_dir / "checkpoints").iterdir())[-1]
+        content = bytearray(newest.read_bytes())
+        content[len(content) // 2] ^= 1
+        newest.write_bytes(content)
+        with caplog.at_level(logging.WARNING):
+            recording.record(recording.plan_of(run_dir), run_dir, resume=True)
+        assert [newest.name in record.message and "damaged" in record.message for record in caplog.records] == [True]
+        assert_same_run(run_dir, whole)
+
+    @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"SAPFLOW-CHECKPOINT-1" + bytes(32) + b"x" * 99])
+    def test_that_is_none_is_passed_over_and_the_run_begins_anew(self, tmp_path, whole, caplog, content):
+        run_dir = stopped_after(2, tmp_path / "run")
+        for path in (run_dir / "checkpoints").iterdir():
+            path.write_bytes(content)
+        recording.record(recording.plan_of(run_dir), run_dir, resume=True)
+        assert_same_run(run_dir, whole)
+
+    def test_that_is_ahead_of_the_journal_is_not_used(self, tmp_path, whole, caplog):
+        """As after a loss of power, when the last transactions are missing."""
+        import sqlite3
+
+        run_dir = stopped_after(4, tmp_path / "run")
+        with sqlite3.connect(run_dir / "journal.sqlite") as journal:
+            journal.execute("DELETE FROM events WHERE id > (SELECT id FROM events WHERE epoch = 3 LIMIT 1)")
+        journal.close()
+        recording.record(recording.plan_of(run_dir), run_dir, resume=True)
+        assert any("lacks what was said" in record.message for record in caplog.records)
+        assert_same_run(run_dir, whole)
+
+    def test_of_another_run_is_not_used(self, tmp_path, whole, caplog):
+        run_dir = stopped_after(2, tmp_path / "run")
+        checkpoints = Checkpoints(run_dir)
+        checkpoints.write(9, {"envs": {0: {"accuracy": 1.0}, 7: {}}})
+        checkpoints.write(10, {"nothing": 0})
+        recording.record(recording.plan_of(run_dir), run_dir, resume=True)
+        assert deterministic(events_of(run_dir)) == deterministic(events_of(whole))
+        assert len([record for record in caplog.records if "does not fit" in record.message]) == 2
+
+    def test_cannot_be_written_and_training_goes_on(self, tmp_path, whole, caplog):
+        run_dir = tmp_path / "run"
+        recording.prepare(PLAN, run_dir)
+        (run_dir / "checkpoints").write_bytes(b"in the way")
+        recording.record(PLAN, run_dir)
+        assert [record.levelname for record in caplog.records] == ["ERROR"]
+        assert deterministic(events_of(run_dir)) == deterministic(events_of(whole))
+
+    def test_leaves_two_whole_files_and_no_other(self, whole):
+        names = sorted(path.name for path in (whole / "checkpoints").iterdir())
+        assert names == ["epoch-0000004.pt", "epoch-0000005.pt"]
+
+
+def test_a_run_that_had_not_begun_is_begun(tmp_path, whole):
+    run_dir = tmp_path / "run"
+    recording.prepare(PLAN, run_dir)
+    (run_dir / "journal.sqlite").touch()
+    recording.record(recording.plan_of(run_dir), run_dir, resume=True)
+    assert_same_run(run_dir, whole)
+    assert not [event for event in events_of(run_dir) if isinstance(event.payload, RunResumed)]
+
+
+def test_drops_that_were_counted_stay_counted(tmp_path):
+    run_dir = stopped_after(2, tmp_path / "run")
+    journal = Journal(run_dir, resume=True, queue_size=0)
+    with Source(run_dir) as source:
+        (event, *_) = source.read()
+    journal.emit(replace(event, sequence=99))
+    journal.close()
+    recording.record(recording.plan_of(run_dir), run_dir, resume=True)
+    with Source(run_dir) as source:
+        assert source.status().dropped_events == 1
+
+
+class TestTheCommand:
+    def test_resumes(self, tmp_path, whole):
+        run_dir = stopped_after(3, tmp_path / "run")
+        done = finish([*SAPFLOW, "train", "--resume", str(run_dir)], tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert_same_run(run_dir, whole)
+        (resumed,) = [event.payload for event in events_of(run_dir) if isinstance(event.payload, RunResumed)]
+        assert resumed.from_epoch == 2
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["{whole}"], "is complete: there is nothing to resume"),
+            (["{tmp}/nowhere"], "holds no run that can be resumed"),
+            (["{whole}", "--epochs", "7"], "--resume goes with --sanctum alone"),
+            (["{tmp}/broken"], "is no plan of a run"),
+            (["{tmp}/large"], "too large"),
+        ],
+    )
+    def test_refuses_in_one_line(self, tmp_path, whole, arguments, said):
+        for name, content in (("broken", b'{"task": 1}'), ("large", b" " * 2**21)):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "plan.json").write_bytes(content)
+        given = [part.format(whole=whole, tmp=tmp_path) for part in arguments]
+        refused(finish([*SAPFLOW, "train", "--resume", *given], tmp_path), said)
