@@ -25,7 +25,7 @@ from commands import (
 )
 from journals import PATIENCE, epoch_completed, finished_run, run_completed
 from sapflow.telemetry.events import EnvFailed, RunStarted, SeedPruned
-from sapflow.telemetry.run_directory import JOURNAL_NAME, LOCK_NAME, trainer_is_alive
+from sapflow.telemetry.run_directory import CHECKPOINTS_NAME, JOURNAL_NAME, LOCK_NAME, PLAN_NAME, trainer_is_alive
 from sapflow.telemetry.source import RunState
 
 ODD_NAME = "a [/red] 50%s :bug: ünï"
@@ -184,7 +184,7 @@ def test_without_a_run_dir_a_run_is_kept_under_runs(trained):
     cwd, _ = trained
     (run_dir,) = (cwd / "runs").iterdir()
     assert run_dir.name.startswith("digits-mlp-")
-    assert {path.name for path in run_dir.iterdir()} == {JOURNAL_NAME, LOCK_NAME}
+    assert {path.name for path in run_dir.iterdir()} == {JOURNAL_NAME, LOCK_NAME, PLAN_NAME, CHECKPOINTS_NAME}
 
 
 def test_a_planted_seed_that_vanishes_is_pruned_and_the_table_says_so(trained):

@@ -104,8 +104,8 @@ def train(
     try:
         outcome = _record_with_progress(plan, run_dir, resume=resume is not None)
     except KeyboardInterrupt:
-        complain(f"stopped; to look at what was recorded: {_sanctum_command(run_dir)}")
-        complain(f"to go on with it: {_command('train', '--resume', str(run_dir))}")
+        go_on = _command("train", "--resume", str(run_dir))
+        complain(f"stopped; what was recorded is kept: {_sanctum_command(run_dir)}; to go on: {go_on}")
         return EXIT_INTERRUPTED
     console.print(_closing_table(outcome))
     _tell_of_journal(outcome, run_dir)

@@ -12,6 +12,8 @@ RUNS = Path("runs")  # where runs are kept by default
 JOURNAL_NAME = "journal.sqlite"
 LOCK_NAME = "trainer.lock"
 LOG_NAME = "trainer.log"
+PLAN_NAME = "plan.json"
+CHECKPOINTS_NAME = "checkpoints"
 
 # A reader's probe holds the lock for an instant, so a trainer asks more than once before it gives up.
 LOCK_ATTEMPTS = 25

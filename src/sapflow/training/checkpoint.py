@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from sapflow.telemetry.run_directory import CHECKPOINTS_NAME
+
 log = logging.getLogger("sapflow.training")
 
-FOLDER = "checkpoints"
 MAGIC = b"SAPFLOW-CHECKPOINT-1"
 DIGEST_BYTES = hashlib.sha256().digest_size
 KEPT = 2
@@ -31,7 +32,7 @@ class Checkpoints:
     """
 
     def __init__(self, run_dir: Path, every: int = 1) -> None:
-        self.folder = run_dir / FOLDER
+        self.folder = run_dir / CHECKPOINTS_NAME
         self.every = every
         self._failed = False
 

@@ -24,7 +24,6 @@ from sapflow.training.checkpoint import Checkpoints
 from sapflow.training.env import Env
 from sapflow.training.trainer import RunPlan, run
 
-PLAN_NAME = "plan.json"
 MAX_PLAN_BYTES = 2**20
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -52,7 +51,7 @@ def prepare(plan: RunPlan, run_dir: Path) -> None:
     """
     plan.check().load()
     run_directory.create(run_dir)
-    (run_dir / PLAN_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(plan)))
+    (run_dir / run_directory.PLAN_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(plan)))
 
 
 def plan_of(run_dir: Path) -> RunPlan:
@@ -61,7 +60,7 @@ def plan_of(run_dir: Path) -> RunPlan:
     Raises:
         InputError: there is no run that can be resumed, or it is complete.
     """
-    path = run_dir / PLAN_NAME
+    path = run_dir / run_directory.PLAN_NAME
     try:
         if path.stat().st_size > MAX_PLAN_BYTES:
             raise InputError(f"{path} is no plan of a run: it is too large")
