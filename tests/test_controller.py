@@ -6,6 +6,7 @@ from torch import nn
 
 from sapflow.control.actions import SlotActions
 from sapflow.control.controller import EpochOutcome, GrowthPlan, ScheduledController
+from sapflow.control.responses import Responses
 from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.growth.host import slots_of
 from sapflow.growth.slot import SeedSlot
@@ -53,6 +54,7 @@ class Garden:
             host, slots_of(host), self.monitor, self.rules, EventStream(self, "run", 0),
             make_optimizer=lambda seed: torch.optim.SGD(seed.parameters(), lr=0.1), random_name="test",
         )  # fmt: skip
+        self.responses = Responses(self.actions, self.actions.stream)
         sample = torch.randn(8, 6)
         self.actions.closure = lambda net: net(sample).square().mean()
         self.controller = ScheduledController(PLAN, plants or {}, random_seed=0)
@@ -77,7 +79,8 @@ class Garden:
                 if slot.alive:
                     self.actions.observe(slot_id, health)
                     slot.state.accuracy_delta = delta
-            self.rules.evaluate(self.epoch, [s.state.telemetry() for s in self.actions.slots.values() if s.alive])
+            living = [s.state.telemetry() for s in self.actions.slots.values() if s.alive]
+            self.responses.carry_out(self.epoch, self.rules.evaluate(self.epoch, living).raised)
             self.decide()
             stages.append(self.slot.state.stage)
         return stages

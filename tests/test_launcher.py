@@ -76,9 +76,8 @@ def test_all_that_was_seen_of_a_run_that_was_cut_off_stays_and_it_is_shown_as_en
 @pytest.mark.parametrize("name", ["told", "impatient"])
 def test_a_stopped_trainer_closes_its_journal_and_says_where_it_is_in_one_line(cut, name):
     assert cut[name].code == 130
-    assert cut[name].errors == (
-        f"sapflow: stopped; what was recorded is kept: sapflow sanctum {name}; to go on: sapflow train --resume {name}\n"
-    )
+    kept = f"what was recorded is kept: sapflow sanctum {name}; to go on: sapflow train --resume {name}"
+    assert cut[name].errors == f"sapflow: stopped; {kept}\n"
     assert not wal_of(cut[name].run_dir / JOURNAL_NAME).exists()
 
 

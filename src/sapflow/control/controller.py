@@ -1,4 +1,4 @@
-"""Who decides: at the end of each epoch a controller prunes by the rules, moves seeds on, and germinates new ones."""
+"""Who decides: at the end of each epoch a controller moves seeds on, gives up on some, and germinates new ones."""
 
 import random
 from collections.abc import Mapping
@@ -8,8 +8,6 @@ from typing import Any, Protocol
 from sapflow.control.actions import SlotActions
 from sapflow.growth.blueprints import CATALOGUE, blueprint_for, blueprints_for
 from sapflow.growth.slot import SeedSlot
-from sapflow.health.rules import Action
-from sapflow.telemetry.events import Alert
 from sapflow.telemetry.vocabulary import SeedStage
 
 
@@ -76,12 +74,10 @@ class ScheduledController:
         self._random = random.Random(random_seed)
 
     def decide(self, outcome: EpochOutcome, actions: SlotActions) -> None:
-        """Let the embargo run, prune by the rules, move on, germinate."""
+        """Let the embargo run, move on, germinate."""
         epoch = outcome.epoch
         for slot in actions.slots.values():
             self._rest(epoch, slot, actions)
-        for alert in actions.rules.open_alerts:
-            self._prune(epoch, actions, alert)
         for slot in actions.slots.values():
             self._move_on(epoch, slot, actions)
         for order, slot in enumerate(actions.slots.values()):
@@ -102,16 +98,10 @@ class ScheduledController:
 
     def _rest(self, epoch: int, slot: SeedSlot, actions: SlotActions) -> None:
         embargo = self.plan.embargo_epochs
-        if slot.state.stage is SeedStage.PRUNED:
+        if slot.state.stage is SeedStage.PRUNED and slot.state.epochs_in_stage:  # shown as pruned for an epoch
             actions.advance(epoch, slot, SeedStage.EMBARGOED, f"for {embargo} epochs")
         elif slot.state.stage is SeedStage.EMBARGOED and slot.state.epochs_in_stage >= embargo:
             actions.advance(epoch, slot, SeedStage.DORMANT, "the embargo is over")
-
-    def _prune(self, epoch: int, actions: SlotActions, alert: Alert) -> None:
-        """Several alerts may ask for the same seed: the first has it."""
-        slot = actions.slots[alert.slot_id]
-        if Action.PRUNE in alert.actions and slot.alive and slot.state.seed_id == alert.seed_id:
-            actions.prune(epoch, slot, rule=alert.rule, evidence=alert.evidence)
 
     def _germinate(self, epoch: int, slot: SeedSlot, actions: SlotActions) -> None:
         planted = self.plants.pop(slot.state.slot_id, None)

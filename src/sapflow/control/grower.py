@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sapflow.control.actions import SlotActions
 from sapflow.control.controller import Controller, EpochOutcome
+from sapflow.control.responses import Responses
 from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.gradients.sampling import Sampler
 from sapflow.growth.guard import device_of
@@ -19,7 +20,7 @@ from sapflow.growth.shadow import Closure, uncompiled
 from sapflow.growth.slot import SeedSlot
 from sapflow.health.policy import Policy
 from sapflow.health.rules import DEFAULT_RULES, Rule, RuleBook
-from sapflow.telemetry.events import AlertCleared, AlertRaised, EnvStarted, EpochCompleted
+from sapflow.telemetry.events import Alert, AlertCleared, AlertRaised, EnvStarted, EpochCompleted
 from sapflow.telemetry.stream import EventStream
 from sapflow.telemetry.vocabulary import SeedStage
 
@@ -101,6 +102,7 @@ class Grower:
             random_name=random_name,
             process_group=process_group,
         )
+        self.responses = Responses(self.actions, stream)
         self._process_group = process_group
         self._sampler = Sampler(self.monitor, stream, self._seed_in)
         self._graphs_before = compiled_graphs()
@@ -136,7 +138,7 @@ class Grower:
         self.epoch += 1
         self._observe()
         evaluation = self._evaluate(evaluate)
-        self._apply_rules()
+        raised = self._apply_rules()
         said = EpochCompleted(
             epoch=self.epoch,
             epochs=self.epochs,
@@ -154,6 +156,7 @@ class Grower:
             total_recompiles=compiled_graphs() - self._graphs_before,
         )
         self.stream.emit(said)
+        self.responses.carry_out(self.epoch, raised)
         outcome = EpochOutcome(
             epoch=self.epoch,
             epochs=self.epochs,
@@ -238,7 +241,7 @@ class Grower:
                 self.actions.weigh(slot.state.slot_id, evaluation.accuracy - without)
         return evaluation
 
-    def _apply_rules(self) -> None:
+    def _apply_rules(self) -> list[Alert]:
         growing = [slot.state.telemetry() for slot in self.slots.values() if slot.alive]
         outcome = self.rules.evaluate(self.epoch, growing)
         self._total_alerts += len(outcome.raised)
@@ -246,6 +249,8 @@ class Grower:
             self.stream.emit(AlertRaised(epoch=self.epoch, alert=alert))
         for alert in outcome.cleared:
             self.stream.emit(AlertCleared(epoch=self.epoch, alert=alert, reason="back to normal"))
+        self.responses.clear(self.epoch, outcome.cleared)
+        return outcome.raised
 
 
 def compiled_graphs() -> int:

@@ -24,9 +24,17 @@ class EventStream:
 
     def emit(self, payload: Payload) -> None:
         """Number, time and hand on `payload`; samples, which the clock paces, get no number."""
-        sequence = None
-        if not isinstance(payload, GradientSampled):
-            sequence, self.next_sequence = self.next_sequence, self.next_sequence + 1
+        if isinstance(payload, GradientSampled):
+            self.emit_aside(payload)
+            return
+        self._hand_on(payload, self.next_sequence)
+        self.next_sequence += 1
+
+    def emit_aside(self, payload: Payload) -> None:
+        """Hand on what the run does not determine, without a number; from any thread."""
+        self._hand_on(payload, None)
+
+    def _hand_on(self, payload: Payload, sequence: int | None) -> None:
         self.sink.emit(
             TelemetryEvent(run_id=self.run_id, env_id=self.env_id, sequence=sequence, time=time.time(), payload=payload)
         )
