@@ -81,9 +81,9 @@ class SanctumAggregator:
         if event.sequence is not None:
             gap = event.sequence > before.last_sequence + 1
             env = replace(env, last_sequence=event.sequence, gaps=before.gaps + gap)
-        if env is before:
-            return
         line = self._write_log(event)
+        if env is before and line is None:
+            return
         epoch_ended = isinstance(event.payload, EpochCompleted)
         self._envs[env_id] = replace(
             env,
@@ -128,12 +128,12 @@ class SanctumAggregator:
 
     def _write_log(self, event: TelemetryEvent) -> LogLine | None:
         parts = tuple(part for part in describe(event.payload) if part)
-        if not parts or event.sequence is None:
+        if not parts:
             return None
         line = LogLine(
             time=event.time,
             env_id=event.env_id,
-            sequence=event.sequence,
+            sequence=-1 if event.sequence is None else event.sequence,  # what the run did not determine
             kind=event.type,
             parts=parts,
             slot_id=_slot_of(event.payload),
