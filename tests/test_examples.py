@@ -49,6 +49,18 @@ def test_a_planted_nan_is_named_with_its_module_pass_and_parameter(tmp_path):
     assert (found.slot_id, found.passes, found.parameter) == ("2", 30, "project.weight")
 
 
+def test_a_seed_grows_in_a_model_of_one_s_own(tmp_path):
+    shown = output_of("grow.py", tmp_path)
+    stages = [line.split()[0] for line in shown.splitlines() if "gain" in line]
+    assert list(dict.fromkeys(stages)) == ["DORMANT", "TRAINING", "BLENDING", "HOLDING", "FOSSILIZED"]
+    grown, exported = shown.splitlines()[-2:]
+    assert grown.split()[-2:] == exported.split(": ")[1].split(";")[0].split()  # the same accuracy
+    assert float(grown.split()[-2]) > 90
+    assert len((EXAMPLES / "grow.py").read_text(encoding="utf-8").splitlines()) <= 40
+    with Source(tmp_path / "runs" / "grown") as source:
+        assert source.status().state is RunState.COMPLETED
+
+
 @pytest.mark.parametrize("name", ["own_loop.py", "lora.py", "planted_nan.py"])
 def test_an_example_is_short_and_says_what_it_is_for(name):
     text = (EXAMPLES / name).read_text(encoding="utf-8")

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sapflow.gradients.gradient_monitor import GradientMonitor as GradientMonitor
     from sapflow.gradients.watch import Watcher as Watcher
     from sapflow.gradients.watch import watch as watch
+    from sapflow.growth.seed_trainer import SeedTraining as SeedTraining
     from sapflow.health.calibrated import CalibratedPolicy as CalibratedPolicy
     from sapflow.health.policy import HealthPolicy as HealthPolicy
     from sapflow.telemetry.events import SeedTelemetry as SeedTelemetry
@@ -22,6 +23,7 @@ _HOMES = {
     "Growth": "sapflow.control.grow",
     "HealthPolicy": "sapflow.health.policy",
     "SeedTelemetry": "sapflow.telemetry.events",
+    "SeedTraining": "sapflow.growth.seed_trainer",
     "Watcher": "sapflow.gradients.watch",
     "grow": "sapflow.control.grow",
     "watch": "sapflow.gradients.watch",
@@ -33,6 +35,7 @@ __all__ = [
     "Growth",
     "HealthPolicy",
     "SeedTelemetry",
+    "SeedTraining",
     "Watcher",
     "__version__",
     "grow",
