@@ -163,7 +163,7 @@ def test_accuracy_and_its_delta_are_those_of_two_networks():
 def test_a_shadow_with_a_seed_that_says_nothing_has_the_host_s_own_loss(monkeypatch):
     """Dropout and BatchNorm included: the shadow replays the host's random numbers."""
     from sapflow.growth import seed_trainer as module
-    from sapflow.training.tasks import TASKS
+    from sapflow.training.tasks import task_named
 
     losses = []
     real = module.shadow_backward
@@ -182,7 +182,7 @@ def test_a_shadow_with_a_seed_that_says_nothing_has_the_host_s_own_loss(monkeypa
         Env, "_train_step", lambda self, *batch: host_losses.append(step(self, *batch)) or host_losses[-1]
     )
     env = Env(
-        TASKS["digits-mlp"],
+        task_named("digits-mlp"),
         EnvPlan(env_id=0, epochs=1, rng_seed=0, blending_epochs=2),
         type("One", (), {"decide": lambda self, outcome, actions: outcome.epoch == 0 and _incubate(actions)})(),
         EventStream(Kept(), "run", 0),

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from sapflow.control.grower import Evaluation, Grower
 from sapflow.errors import IllegalTransitionError
-from sapflow.growth.blueprints import CATALOGUE, blueprint_for
+from sapflow.growth.blueprints import blueprint_for
 from sapflow.growth.host import slots_of
 from sapflow.growth.seed_trainer import SeedTraining
 from sapflow.growth.slot import SeedSlot
@@ -148,7 +148,7 @@ class Machine(RuleBasedStateMachine):
     def germinate(self, where, what):
         slot = self.actions.slots[where]
         dormant = slot.state.stage is S.DORMANT
-        blueprint = blueprint_for(what, slot.shape, CATALOGUE)
+        blueprint = blueprint_for(what, slot.shape)
         assert self.asks(slot, lambda: self.actions.germinate(self.garden.grower.epoch, slot, blueprint)) == dormant
 
     @rule(where=st.sampled_from(SLOTS), aim=st.sampled_from([stage for stage in SeedStage if stage is not S.PRUNED]))

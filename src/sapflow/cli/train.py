@@ -45,6 +45,7 @@ def train(
     epochs: WholeNumber = 30,
     plant: Annotated[tuple[str, ...], Parameter(help="ENV:SLOT:BLUEPRINT, may be repeated.")] = (),
     rng_seed: WholeNumber = 0,
+    data: Path | None = None,
     run_dir: Path | None = None,
     checkpoint_every: WholeNumber = 1,
     resume: Path | None = None,
@@ -55,7 +56,8 @@ def train(
     Parameters
     ----------
     task:
-        What to learn: digits-cnn or digits-mlp.
+        What to learn: digits-cnn, digits-mlp or characters (English text for a small transformer); from files of your
+        own, mnist-cnn, mnist-mlp or cifar10-cnn; or a task that an installed package brings.
     envs:
         How many hosts to train, in turn.
     epochs:
@@ -65,6 +67,8 @@ def train(
         vanishes, and "explosive", which explodes.
     rng_seed:
         Determines everything random: the same seed gives the same telemetry.
+    data:
+        The directory with the files of a task that reads files; nothing is downloaded.
     run_dir:
         Where to keep the run; must not exist yet. By default a new directory under runs/.
     checkpoint_every:
@@ -85,6 +89,7 @@ def train(
         epochs=epochs,
         rng_seed=rng_seed,
         plants=tuple(Plant.parse(text) for text in plant),
+        data_dir="" if data is None else str(data.absolute()),
         checkpoint_every=checkpoint_every,
     )
     if resume is not None and (plan != RunPlan() or run_dir is not None):

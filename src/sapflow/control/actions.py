@@ -10,7 +10,7 @@ from torch import nn
 
 from sapflow.errors import IllegalTransitionError
 from sapflow.gradients.gradient_monitor import GradientMonitor
-from sapflow.growth.blueprints import CATALOGUE, Blueprint, blueprint_for
+from sapflow.growth.blueprints import Blueprint, blueprint_for
 from sapflow.growth.germination import germinate
 from sapflow.growth.randomness import RandomState, stream_seed
 from sapflow.growth.seed_trainer import broadcast_from_first
@@ -109,7 +109,7 @@ class SlotActions:
             slot, seed = self.slots[slot_id], None
             if snapshot["seed"] is not None:
                 slot.shape = tuple(snapshot["shape"])
-                blueprint = blueprint_for(snapshot["state"]["blueprint_id"], slot.shape, CATALOGUE)
+                blueprint = blueprint_for(snapshot["state"]["blueprint_id"], slot.shape)
                 with RandomState.capture().replayed():
                     seed = blueprint.build(slot.shape).to(device=like.device, dtype=like.dtype)
             slot.restore(snapshot, seed, None if seed is None else self.make_optimizer(seed))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sapflow.control.actions import SlotActions
-from sapflow.growth.blueprints import CATALOGUE, blueprint_for, blueprints_for
+from sapflow.growth.blueprints import blueprint_for, blueprints_for
 from sapflow.growth.slot import SeedSlot
 from sapflow.telemetry.vocabulary import SeedStage
 
@@ -106,9 +106,9 @@ class ScheduledController:
     def _germinate(self, epoch: int, slot: SeedSlot, actions: SlotActions) -> None:
         planted = self.plants.pop(slot.state.slot_id, None)
         if planted is None:
-            blueprint = self._random.choice(blueprints_for(slot.shape, CATALOGUE))
+            blueprint = self._random.choice(blueprints_for(slot.shape))
         else:
-            blueprint = blueprint_for(planted, slot.shape, CATALOGUE)
+            blueprint = blueprint_for(planted, slot.shape)
         actions.germinate(epoch, slot, blueprint, planted=planted is not None)
         actions.advance(epoch, slot, SeedStage.TRAINING, "it fits its slot")
 

@@ -1,5 +1,6 @@
 """Germination: build a blueprint for a slot, check that it fits, and bring its gain to 1 where it asks for that."""
 
+import logging
 import math
 from collections.abc import Callable
 
@@ -7,9 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from sapflow.errors import BlueprintError
+from sapflow.gradients.norms import norm_of
 from sapflow.growth.blueprints import Blueprint
+from sapflow.growth.blueprints.fit import build_seed, check_fit, run_checked
 from sapflow.growth.randomness import RandomState
 from sapflow.growth.slot import SeedSlot
+
+CALIBRATED_WITHIN = 0.01  # of a gain of 1
+
+log = logging.getLogger("sapflow.growth")
 
 
 def germinate(
@@ -37,16 +44,24 @@ def germinate(
         dtype: of the seed's parameters, and of the host's; autocast may hand on activations of another.
 
     Raises:
-        BlueprintError: the module does not fit: its shape differs, or it changes its input in place.
+        BlueprintError: the module does not fit (see `check_fit`), or is to be calibrated and has no weight; the slot
+            stays as it was.
         IllegalTransitionError: the slot is not DORMANT.
     """
     with RandomState.seeded(random_seed).replayed():
         activations, gradient = (tensor.to(dtype) for tensor in exchange())
-        seed = blueprint.build(slot.shape).to(device=activations.device, dtype=dtype)
+        check_fit(blueprint, tuple(activations.shape[1:]), dtype)
+        seed = build_seed(blueprint, slot.shape).to(device=activations.device, dtype=dtype)
         gain = _gain(seed, activations, gradient, blueprint)
         if blueprint.calibrated and 0 < gain < math.inf:  # where no gradient comes, there is nothing to scale by
-            _scale_output(seed, 1 / gain)
+            _scale_output(seed, 1 / gain, blueprint)
             gain = _gain(seed, activations, gradient, blueprint)
+            if not abs(gain - 1) <= CALIBRATED_WITHIN:
+                log.warning(
+                    "blueprint %r is born with gain %.3g in slot %r although it is calibrated: let it end in a layer "
+                    "with a weight, or register it with calibrated=False",
+                    blueprint.blueprint_id, gain, slot.state.slot_id,
+                )  # fmt: skip
     slot.plant(seed, seed_id=seed_id, blueprint_id=blueprint.blueprint_id)
     return gain
 
@@ -54,24 +69,19 @@ def germinate(
 def _gain(seed: nn.Module, activations: Tensor, gradient: Tensor, blueprint: Blueprint) -> float:
     """‖Jᵀg‖₂ / ‖g‖₂, J the Jacobian of the seed at the activations."""
     leaf = activations.detach().requires_grad_()
-    fed = leaf.clone()
-    output = seed(fed)
-    if output.shape != activations.shape:
-        raise BlueprintError(
-            f"blueprint {blueprint.blueprint_id!r} turns {tuple(activations.shape[1:])} into "
-            f"{tuple(output.shape[1:])}: a seed must keep the shape of its slot"
-        )
-    if fed._version:
-        raise BlueprintError(
-            f"blueprint {blueprint.blueprint_id!r} changes its input in place, which would reach the host: "
-            "use operations that are not in place"
-        )
-    (leaving,) = torch.autograd.grad(output, leaf, gradient)
-    return float(leaving.norm() / gradient.norm())
+    output = run_checked(blueprint, seed, leaf.clone())
+    if not output.requires_grad:
+        raise BlueprintError(f"blueprint {blueprint.blueprint_id!r} detaches its output: no gradient could reach it")
+    (leaving,) = torch.autograd.grad(output, leaf, gradient, allow_unused=True)
+    return 0.0 if leaving is None else float(norm_of(leaving) / norm_of(gradient))
 
 
-def _scale_output(seed: nn.Module, factor: float) -> None:
+def _scale_output(seed: nn.Module, factor: float, blueprint: Blueprint) -> None:
     """Multiply the weight of the last layer, in which the output, and so the gain, is linear."""
-    last = [parameter for parameter in seed.parameters() if parameter.dim() >= 2][-1]
+    weights = [parameter for parameter in seed.parameters() if parameter.dim() >= 2]
+    if not weights:
+        raise BlueprintError(
+            f"blueprint {blueprint.blueprint_id!r} has no weight to calibrate: register it with calibrated=False"
+        )
     with torch.no_grad():
-        last.mul_(factor)
+        weights[-1].mul_(factor)

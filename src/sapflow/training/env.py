@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sapflow.control.actions import SlotActions
 from sapflow.control.controller import Controller
@@ -26,6 +25,7 @@ from sapflow.training.tasks.task import Task
 
 GRADIENT_CLIP = 1.0
 CALIBRATION_SAMPLES = 64
+VALIDATION_BATCH = 500  # samples; all at once they would take gigabytes of activations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Env:
         self.plan = plan
         self.stream = stream
         self.accuracy = 0.0
-        self._batch_size = task.batch_size
+        self._task = task
         self._data = task.load()
         name = f"{plan.rng_seed}/env {plan.env_id}"
         self._random = RandomState.seeded(stream_seed(name, "host"))
@@ -65,9 +65,9 @@ class Env:
         with self._own_random_stream():
             self.host = task.make_host()
         self._parameters = list(self.host.parameters())
-        self._optimizer = torch.optim.SGD(self._parameters, lr=task.learning_rate, momentum=0.9)
+        self._optimizer = task.make_optimizer(self._parameters, task.learning_rate)
         self._learning_rate = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, plan.epochs)
-        steps = -(-len(self._data.train_labels) // task.batch_size)
+        steps = -(-(len(self._data.train_labels) - 1) // task.batch_size)
         self.grower = Grower(
             self.host,
             self.host,
@@ -152,7 +152,7 @@ class Env:
 
     def _sample_closure(self) -> Closure:
         sample = slice(CALIBRATION_SAMPLES)
-        return _closure(self._data.train_inputs[sample], self._data.train_labels[sample])
+        return self._closure(self._data.train_inputs[sample], self._data.train_labels[sample])
 
     @contextmanager
     def _own_random_stream(self) -> Iterator[None]:
@@ -164,7 +164,8 @@ class Env:
     def _train(self) -> float:
         self.host.train()
         order = torch.randperm(len(self._data.train_labels), generator=self._shuffle)
-        batches = order.split(self._batch_size)
+        # From a last batch of one sample BatchNorm cannot learn.
+        batches = [batch for batch in order.split(self._task.batch_size) if len(batch) > 1]
         total = torch.zeros(())
         for batch in batches:
             total += self._train_step(self._data.train_inputs[batch], self._data.train_labels[batch])
@@ -173,7 +174,7 @@ class Env:
     def _train_step(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """One step of the host and of every seed; one pass of the monitor."""
         self._optimizer.zero_grad()
-        loss = self.grower.loss(_closure(inputs, labels))
+        loss = self.grower.loss(self._closure(inputs, labels))
         loss.backward()
         nn.utils.clip_grad_norm_(self._parameters, GRADIENT_CLIP)
         self._optimizer.step()
@@ -183,12 +184,15 @@ class Env:
     def _validate(self) -> Evaluation:
         """On the validation split."""
         self.host.eval()
-        with torch.no_grad():
-            logits = self.host(self._data.validation_inputs)
-        labels = self._data.validation_labels
-        accuracy = 100 * float((logits.argmax(-1) == labels).double().mean())
-        return Evaluation(accuracy=accuracy, loss=float(F.cross_entropy(logits, labels)))
+        data, accuracy, loss = self._data, 0.0, 0.0
+        splits = (data.validation_inputs.split(VALIDATION_BATCH), data.validation_labels.split(VALIDATION_BATCH))
+        for inputs, labels in zip(*splits, strict=True):
+            with torch.no_grad():
+                logits = self.host(inputs)
+            accuracy += len(labels) * self._task.accuracy(logits, labels)
+            loss += len(labels) * float(self._task.loss(logits, labels))
+        samples = len(data.validation_labels)
+        return Evaluation(accuracy=accuracy / samples, loss=loss / samples)
 
-
-def _closure(inputs: Tensor, labels: Tensor) -> Closure:
-    return lambda host: F.cross_entropy(host(inputs), labels)
+    def _closure(self, inputs: Tensor, labels: Tensor) -> Closure:
+        return lambda host: self._task.loss(host(inputs), labels)

@@ -11,7 +11,7 @@ import torch
 import sapflow
 from sapflow.control.controller import GrowthPlan, ScheduledController
 from sapflow.errors import InputError, SapflowError
-from sapflow.growth.blueprints import CATALOGUE, blueprint_for
+from sapflow.growth.blueprints import blueprint_for, blueprints_for, check_fit
 from sapflow.growth.host import slots_of
 from sapflow.growth.randomness import RandomState, stream_seed
 from sapflow.telemetry.events import EnvFailed, RunCompleted, RunResumed, RunStarted
@@ -56,6 +56,7 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
     epochs: int = 30
     rng_seed: int = 0
     plants: tuple[Plant, ...] = ()
+    data_dir: str = ""  # what the task reads; empty for those that bring their data
     checkpoint_every: int = 1
 
     def check(self) -> Task:
@@ -64,7 +65,7 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             InputError: and what to do about it, in one line.
         """
-        task = task_named(self.task)
+        task = task_named(self.task, self.data_dir)
         if self.envs < 1:
             raise InputError(f"--envs {self.envs}: a run needs at least 1 env")
         if self.epochs < 1:
@@ -77,13 +78,16 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
             raise InputError(f"--rng-seed {self.rng_seed}: choose a number from 0 to 2**63 - 1")
         with RandomState.capture().replayed():  # a host is made just to ask for its slots
             slots = slots_of(task.make_host())
+        for slot in slots.values():
+            blueprints_for(slot.shape)  # whether packages quarrel over a name shows here, not in an env
         for plant in self.plants:
             where = f"--plant {plant.env_id}:{plant.slot_id}:{plant.blueprint_id}"
             if plant.env_id >= self.envs:
                 raise InputError(f"{where}: there is no env {plant.env_id}, envs are 0 to {self.envs - 1}")
             if plant.slot_id not in slots:
                 raise InputError(f"{where}: {task.name} has no slot {plant.slot_id!r}, only {', '.join(slots)}")
-            blueprint_for(plant.blueprint_id, slots[plant.slot_id].shape, CATALOGUE)
+            shape = slots[plant.slot_id].shape
+            check_fit(blueprint_for(plant.blueprint_id, shape), shape)
         places = [(plant.env_id, plant.slot_id) for plant in self.plants]
         for place in places:
             if places.count(place) > 1:

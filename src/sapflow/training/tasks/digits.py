@@ -23,5 +23,7 @@ def load_digits() -> Data:
     return Data(images[rest], labels[rest], images[held_out], labels[held_out])
 
 
-DIGITS_CNN = Task("digits-cnn", load_digits, partial(ConvHost, size=8, classes=10))
-DIGITS_MLP = Task("digits-mlp", load_digits, partial(DenseHost, inputs=64, classes=10))
+TASKS = (
+    Task("digits-cnn", load_digits, partial(ConvHost, size=8, classes=10)),
+    Task("digits-mlp", load_digits, partial(DenseHost, inputs=64, classes=10)),
+)

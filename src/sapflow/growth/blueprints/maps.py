@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from sapflow.growth.blueprints.blueprint import Blueprint
+from sapflow.growth.blueprints.definition import Blueprint
 
 
 def _conv(shape: tuple[int, ...]) -> nn.Module:
@@ -51,7 +51,7 @@ def _explosive(shape: tuple[int, ...]) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-IMAGE_BLUEPRINTS = (
+MAP_BLUEPRINTS = (
     Blueprint("conv", 3, _conv),
     Blueprint("norm", 3, _norm),
     Blueprint("depthwise", 3, _depthwise),
