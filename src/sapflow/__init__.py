@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sapflow.gradients.gradient_monitor import GradientMonitor as GradientMonitor
     from sapflow.gradients.watch import Watcher as Watcher
     from sapflow.gradients.watch import watch as watch
+    from sapflow.growth.blueprints import blueprint as blueprint
     from sapflow.growth.seed_trainer import SeedTraining as SeedTraining
     from sapflow.health.calibrated import CalibratedPolicy as CalibratedPolicy
     from sapflow.health.policy import HealthPolicy as HealthPolicy
@@ -25,6 +26,7 @@ _HOMES = {
     "SeedTelemetry": "sapflow.telemetry.events",
     "SeedTraining": "sapflow.growth.seed_trainer",
     "Watcher": "sapflow.gradients.watch",
+    "blueprint": "sapflow.growth.blueprints",
     "grow": "sapflow.control.grow",
     "watch": "sapflow.gradients.watch",
 }
@@ -38,6 +40,7 @@ __all__ = [
     "SeedTraining",
     "Watcher",
     "__version__",
+    "blueprint",
     "grow",
     "watch",
 ]

@@ -126,7 +126,7 @@ def _drive() -> _Street:
 def _drive_in(run_dir: Path) -> _Street:
     journal = Journal(run_dir)
     plan = EnvPlan(env_id=0, epochs=EPOCHS, rng_seed=557, blending_epochs=2, blending="linear")
-    env = Env(_TASK, plan, _Gardener(), EventStream(journal, "verification", 0), _NeedyPolicy())
+    env = Env(_TASK, plan, _Gardener(), EventStream(journal, "verification", 0), _NeedyPolicy(), rules=())
     seen_by_monitor = _tap(env.monitor)
     env.start()
     for _ in range(EPOCHS):

@@ -1,6 +1,6 @@
 """One env: a host that trains epoch by epoch while seeds grow in its slots, and says what it sees."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from sapflow.growth.seed_trainer import SeedTraining
 from sapflow.growth.shadow import Closure
 from sapflow.growth.slot import SeedSlot
 from sapflow.health.policy import Policy
+from sapflow.health.rules import DEFAULT_RULES, Rule
 from sapflow.telemetry.events import EnvCompleted
 from sapflow.telemetry.stream import EventStream
 from sapflow.training.tasks.task import Task
@@ -49,10 +50,17 @@ class Env:
         controller: decides on the seeds at epoch ends.
         stream: of this env's events.
         policy: judges the seeds; the record's band by default.
+        rules: raise alerts and ask for actions.
     """
 
     def __init__(
-        self, task: Task, plan: EnvPlan, controller: Controller, stream: EventStream, policy: Policy | None = None
+        self,
+        task: Task,
+        plan: EnvPlan,
+        controller: Controller,
+        stream: EventStream,
+        policy: Policy | None = None,
+        rules: Iterable[Rule] = DEFAULT_RULES,
     ) -> None:
         self.plan = plan
         self.stream = stream
@@ -82,6 +90,7 @@ class Env:
                 clip=GRADIENT_CLIP,
             ),
             policy=policy,
+            rules=rules,
             epochs=plan.epochs,
         )
 
