@@ -175,6 +175,7 @@ class Grower:
             "alerts": self._total_alerts,
             "steps": self.trainer.steps,
             "shadows": self.trainer.shadows,
+            "stop_reason": self.responses.stop_reason,
             "sequence": self.stream.next_sequence,
             "actions": self.actions.state_dict(),
             "rules": self.rules.state_dict(),
@@ -191,6 +192,7 @@ class Grower:
         self._total_passes = self.monitor.passes_before_epoch = state["passes"]
         self._total_alerts = state["alerts"]
         self.trainer.steps, self.trainer.shadows = state["steps"], state["shadows"]
+        self.responses.stop_reason = state["stop_reason"]
         self.stream.next_sequence = state["sequence"]
         self.actions.load_state_dict(state["actions"])
         self.rules.load_state_dict(state["rules"])

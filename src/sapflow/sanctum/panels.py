@@ -187,8 +187,15 @@ def env_line(env: EnvState, width: int) -> Line:
         line(
             (f"{env.totals.germinated} germinated  {env.totals.pruned} pruned  {env.totals.fossilized} fossilized", DIM)
         ),
+        line((_extra_work(env), DIM)),
     )
     return ends(spaced(known), line(("  esc back ", DIM)), width)
+
+
+def _extra_work(env: EnvState) -> str:
+    """What growing costs: shadow forwards for each measured pass, and graphs that were compiled."""
+    shadows = f"{env.totals.shadows / env.totals.passes:.2g} shadows a pass" if env.totals.passes else ""
+    return shadows + (f"  {env.totals.recompiles} graphs compiled" if env.totals.recompiles else "")
 
 
 def _number(value: float | None) -> str:

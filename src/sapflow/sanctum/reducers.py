@@ -116,6 +116,8 @@ def _(payload: EpochCompleted, env: EnvState) -> EnvState:
             pruned=payload.total_pruned,
             fossilized=payload.total_fossilized,
             alerts=payload.total_alerts,
+            shadows=payload.total_shadows,
+            recompiles=payload.total_recompiles,
         ),
     )
 

@@ -90,6 +90,8 @@ class Totals(Struct, frozen=True, kw_only=True):
     pruned: int = 0
     fossilized: int = 0
     alerts: int = 0
+    shadows: int = 0
+    recompiles: int = 0
 
 
 class EnvState(Struct, frozen=True, kw_only=True):

@@ -100,6 +100,11 @@ class Env:
         return self.grower.epoch
 
     @property
+    def stopped(self) -> bool:
+        """A rule has ended it, after the last epoch that it completed."""
+        return bool(self.grower.responses.stop_reason)
+
+    @property
     def slots(self) -> dict[str, SeedSlot]:
         """The host's, by slot_id."""
         return dict(self.grower.slots)
@@ -126,6 +131,8 @@ class Env:
         said = self.grower.close_epoch(self._validate, train_loss=train_loss)
         assert said.accuracy is not None
         self.accuracy = said.accuracy
+        if self.stopped:
+            self.complete()
 
     def complete(self) -> None:
         """Say that the env is at its end."""

@@ -136,6 +136,8 @@ def run(
         envs = _begun(plan, task, streams)
     for epoch in range(done + 1, plan.epochs + 1):
         for env_id, env in list(envs.items()):
+            if env.stopped:
+                continue
             del envs[env_id]
             with _contained(streams[env_id], epoch):
                 env.run_epoch()
@@ -144,7 +146,8 @@ def run(
         if checkpoints is not None:
             checkpoints.write(epoch, {"envs": {env_id: env.state_dict() for env_id, env in envs.items()}})
     for env in envs.values():
-        env.complete()
+        if not env.stopped:
+            env.complete()
     stream.emit(RunCompleted(completed_envs=len(envs), failed_envs=plan.envs - len(envs)))
     return envs
 
