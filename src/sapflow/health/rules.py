@@ -1,61 +1,18 @@
-"""Alert rules: conditions that must hold for some epochs, clear for some, and ask for an action."""
+"""Alert rules at work: what holds for long enough is raised, what is over for long enough is cleared, nothing flaps."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 import msgspec
 
+from sapflow.errors import InputError
+from sapflow.health.conditions import MEASURES, Condition, Finding, measured
+from sapflow.health.rule import ON_THE_SEED, Action, ActionKind, Rule
 from sapflow.telemetry.events import Alert, SeedTelemetry
-from sapflow.telemetry.vocabulary import Measurement, SeedStage, Severity
+from sapflow.telemetry.vocabulary import SeedStage, Severity
 
-
-class Condition(StrEnum):
-    """What a rule looks at in an epoch of a seed."""
-
-    VANISHING = "vanishing"
-    EXPLODING = "exploding"
-    NON_FINITE = "non_finite"
-    RATIO_BELOW = "ratio_below"
-    RATIO_ABOVE = "ratio_above"
-
-
-class Action(StrEnum):
-    """What a rule asks the controller to do; the alert itself is always said."""
-
-    PRUNE = "prune"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """`when` holds for `for_epochs` measured epochs in a row: raised; fails to for `clear_after`: cleared.
-
-    `level` is the ratio that RATIO_BELOW and RATIO_ABOVE compare with.
-    """
-
-    name: str
-    when: Condition
-    for_epochs: int
-    clear_after: int = 2
-    severity: Severity = Severity.WARNING
-    actions: tuple[Action, ...] = ()
-    level: float = 0.0
-
-    def holds(self, seed: SeedTelemetry) -> bool:
-        """Whether the condition is met in the epoch that `seed` reports."""
-        match self.when:
-            case Condition.VANISHING:
-                return seed.has_vanishing
-            case Condition.EXPLODING:
-                return seed.has_exploding
-            case Condition.NON_FINITE:
-                return seed.non_finite_passes > 0 or seed.masked_values > 0
-            case Condition.RATIO_BELOW:
-                return seed.measurement is Measurement.MEASURED and seed.grad_ratio < self.level
-            case Condition.RATIO_ABOVE:
-                return seed.measurement is Measurement.MEASURED and seed.grad_ratio > self.level
-
+__all__ = ["DEFAULT_RULES", "WATCH_RULES", "Action", "ActionKind", "Condition", "Outcome", "Rule", "RuleBook"]
 
 # Flags are no verdict of death: trained healthy seeds leave the band. What is pruned has been beyond these wider levels
 # for some epochs; they are measured on healthy seeds (docs/prune-levels.md, benchmarks/prune_levels.py).
@@ -98,37 +55,61 @@ WATCH_RULES = (
     Rule(name="non-finite module", when=Condition.NON_FINITE, for_epochs=1, severity=Severity.CRITICAL),
 )
 
+# What is fossilised is a part of its host, and no slot manages what is watched: nothing can be done to them.
+OUT_OF_REACH = frozenset({SeedStage.FOSSILIZED, SeedStage.WATCHED})
+RATIO_IS_SAID = frozenset({Condition.RATIO_BELOW, Condition.RATIO_ABOVE})  # in the evidence of every policy
 
-@dataclass
-class _Streak:
-    holding: int = 0  # epochs in a row in which the condition held
-    since: int = 0  # the first of them
-    failing: int = 0  # measured epochs in a row in which it did not
+
+class _Streak(msgspec.Struct):
+    """What a rule remembers of a seed; times in the rule's unit, epochs or passes."""
+
+    holding: int = 0  # for so long in a row the condition has held
+    since: int = 0  # the epoch in which that began
+    over: int = 0  # for so long in a row it has been over
+    cooling: int = 0  # for so long it is not raised again
     alert: Alert | None = None
 
 
 @dataclass
 class Outcome:
-    """What one epoch of an env changed."""
+    """What one epoch, or one window of passes, of an env changed."""
 
     raised: list[Alert] = field(default_factory=list)
     cleared: list[Alert] = field(default_factory=list)
 
 
 class RuleBook:
-    """The rules of one env with their memory; deterministic, evaluated in step at the end of each epoch."""
+    """The rules of one env with their memory; deterministic, evaluated in step with training.
+
+    Raises:
+        InputError: two rules have one name.
+    """
 
     def __init__(self, rules: Iterable[Rule] = DEFAULT_RULES) -> None:
         self.rules = tuple(rules)
+        check_names(self.rules)
         self._streaks: dict[tuple[str, str], _Streak] = {}
 
+    @property
+    def needs_windows(self) -> bool:
+        """Whether any rule is judged at decision steps within an epoch."""
+        return any(rule.by_passes for rule in self.rules)
+
     def evaluate(self, epoch: int, seeds: Iterable[SeedTelemetry]) -> Outcome:
-        """Apply every rule to every seed of the epoch; an unmeasured epoch neither raises nor clears."""
-        outcome = Outcome()
-        for seed in seeds:
-            for rule in self.rules:
-                self._apply(rule, epoch, seed, outcome)
-        return outcome
+        """Apply the rules for epochs to every seed, at the end of an epoch; `seeds` report that epoch."""
+        rules = [rule for rule in self.rules if not rule.by_passes]
+        return self._evaluate(rules, epoch, 1, seeds)
+
+    def evaluate_window(self, epoch: int, passes: int, seeds: Iterable[SeedTelemetry]) -> Outcome:
+        """Apply the rules for passes to every seed, at a counted decision step within `epoch`.
+
+        Args:
+            epoch: in which the window is.
+            passes: that it has, since the decision step before.
+            seeds: report the gradient flow of those passes alone.
+        """
+        rules = [rule for rule in self.rules if rule.by_passes]
+        return self._evaluate(rules, epoch, passes, seeds)
 
     @property
     def open_alerts(self) -> list[Alert]:
@@ -140,33 +121,70 @@ class RuleBook:
         return {"streaks": [[list(key), msgspec.to_builtins(streak)] for key, streak in self._streaks.items()]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Judge from now on as the book would have of which this is the state."""
-        self._streaks = {tuple(key): msgspec.convert(streak, _Streak) for key, streak in state["streaks"]}
+        """Judge from now on as the book would have of which this is the state; rules that are gone are forgotten."""
+        names = {rule.name for rule in self.rules}
+        self._streaks = {
+            (name, seed_id): msgspec.convert(streak, _Streak)
+            for (name, seed_id), streak in state["streaks"]
+            if name in names
+        }
 
     def forget(self, seed_id: str) -> list[Alert]:
         """Drop a seed that is gone; its open alerts come back to be cleared."""
         gone = [key for key in self._streaks if key[1] == seed_id]
         return [streak.alert for key in gone if (streak := self._streaks.pop(key)).alert is not None]
 
-    def _apply(self, rule: Rule, epoch: int, seed: SeedTelemetry, outcome: Outcome) -> None:
+    def _evaluate(self, rules: list[Rule], epoch: int, lasted: int, seeds: Iterable[SeedTelemetry]) -> Outcome:
+        outcome = Outcome()
+        for seed in seeds:
+            for rule in rules:
+                if rule.concerns(seed):
+                    self._apply(rule, epoch, lasted, seed, outcome)
+        return outcome
+
+    def _apply(self, rule: Rule, epoch: int, lasted: int, seed: SeedTelemetry, outcome: Outcome) -> None:
         streak = self._streaks.setdefault((rule.name, seed.seed_id), _Streak())
-        if rule.holds(seed):
-            if not streak.holding:
-                streak.since = epoch
-            streak.holding, streak.failing = streak.holding + 1, 0
-        elif seed.measurement is Measurement.MEASURED:
-            streak.holding, streak.failing = 0, streak.failing + 1
-        if streak.alert is None and streak.holding >= rule.for_epochs:
+        cooling, streak.cooling = streak.cooling > 0, max(0, streak.cooling - lasted)
+        match rule.find(seed):
+            case Finding.UNKNOWN:
+                return
+            case Finding.HOLDS:
+                if not streak.holding:
+                    streak.since = epoch
+                streak.holding, streak.over = streak.holding + lasted, 0
+            case Finding.BETWEEN:
+                streak.holding = streak.over = 0
+            case Finding.OVER:
+                streak.holding, streak.over = 0, streak.over + lasted
+        if streak.alert is None and not cooling and streak.holding >= rule.raised_after:
             streak.alert = _alert(rule, streak.since, seed)
             outcome.raised.append(streak.alert)
-        elif streak.alert is not None and streak.failing >= rule.clear_after:
+        elif streak.alert is not None and streak.over >= rule.cleared_after:
             outcome.cleared.append(streak.alert)
-            streak.alert = None
+            streak.alert, streak.cooling = None, rule.cool_down
+
+
+def check_names(rules: Iterable[Rule]) -> None:
+    """Make sure that every rule has a name of its own, by which alerts and memory are told apart.
+
+    Raises:
+        InputError: two have the same.
+    """
+    seen: set[str] = set()
+    for rule in rules:
+        if rule.name in seen:
+            raise InputError(f"rule {rule.name!r} stands there more than once: give each a name of its own")
+        seen.add(rule.name)
 
 
 def _alert(rule: Rule, since: int, seed: SeedTelemetry) -> Alert:
-    level = f" {rule.level:g}" if rule.level else ""
-    sustained = f"{rule.when}{level} for {rule.for_epochs} epoch" + "s" * (rule.for_epochs > 1)
+    level = "" if rule.level is None else f" {rule.level:g}"
+    unit = ("pass" + "es" * (rule.raised_after > 1)) if rule.by_passes else "epoch" + "s" * (rule.raised_after > 1)
+    value = measured(rule.when, seed)
+    assert value is not None  # a condition that holds was known
+    found = f"{rule.when}{level} for {rule.raised_after} {unit}"
+    own = f"{MEASURES[rule.when].words} is {value:.3g}" if rule.when in MEASURES.keys() - RATIO_IS_SAID else ""
+    out_of_reach = ON_THE_SEED if seed.stage in OUT_OF_REACH else ()
     return Alert(
         rule=rule.name,
         severity=rule.severity,
@@ -174,8 +192,7 @@ def _alert(rule: Rule, since: int, seed: SeedTelemetry) -> Alert:
         seed_id=seed.seed_id,
         blueprint_id=seed.blueprint_id,
         since_epoch=since,
-        value=seed.grad_ratio,
-        evidence="; ".join(part for part in (sustained, seed.evidence) if part),
-        # What is fossilised is a part of its host: nothing can be done to it any more.
-        actions=() if seed.stage is SeedStage.FOSSILIZED else tuple(action.value for action in rule.actions),
+        value=value,
+        evidence="; ".join(part for part in (found, own, seed.measurement_reason, seed.evidence) if part),
+        actions=tuple(str(action) for action in rule.actions if action.kind not in out_of_reach),
     )
