@@ -22,8 +22,9 @@ from sapflow.growth.placing import Place, PlacedSlot, place_slots
 from sapflow.growth.seed_trainer import SeedTraining
 from sapflow.growth.shadow import Closure, learn_shapes
 from sapflow.health.policy import Policy
+from sapflow.health.rule_file import DECIDE_EVERY
 from sapflow.health.rules import DEFAULT_RULES, Rule
-from sapflow.telemetry.events import EnvCompleted, EpochCompleted, RunCompleted, RunStarted
+from sapflow.telemetry.events import Alert, EnvCompleted, EpochCompleted, RunCompleted, RunStarted
 from sapflow.telemetry.keeping import Keeping
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def grow(
     controller: Controller | None = None,
     training: SeedTraining | None = None,
     rules: Iterable[Rule] = DEFAULT_RULES,
+    decide_every: int = DECIDE_EVERY,
+    functions: Mapping[str, Callable[[Alert], object]] | None = None,
     policy: Policy | None = None,
     epochs: int = 0,
     random_seed: int = 0,
@@ -59,6 +62,8 @@ def grow(
         controller: decides at the end of each epoch; a `ScheduledController` by default.
         training: how seeds are trained.
         rules: raise alerts and ask for actions.
+        decide_every: steps from one decision to the next within an epoch, if there are rules for passes.
+        functions: that rules may call, by name ("call:NAME"), with the alert.
         policy: judges the seeds; the record's band by default.
         epochs: how many there will be; 0 where nobody knows.
         random_seed: determines what is chosen and what seeds are born with.
@@ -88,6 +93,8 @@ def grow(
         random_name=str(random_seed),
         how=training if training is not None else SeedTraining(),
         rules=rules,
+        decide_every=decide_every,
+        functions=functions,
         policy=policy,
         epochs=epochs,
         optimizer=optimizer,
@@ -110,6 +117,11 @@ class Growth:
     def run_dir(self) -> Path | None:
         """Where the telemetry is kept; None if nowhere."""
         return self._keeping.run_dir
+
+    @property
+    def stop_reason(self) -> str:
+        """Why a rule asks for the training to stop; empty while none does."""
+        return self._grower.responses.stop_reason
 
     @property
     def actions(self) -> SlotActions:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from msgspec.structs import asdict, replace
 from torch import Tensor, nn
 
 from sapflow.control.actions import SlotActions
 from sapflow.control.controller import Controller, EpochOutcome
-from sapflow.control.responses import Responses
+from sapflow.control.responses import Notifying, Responses
 from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.gradients.sampling import Sampler
 from sapflow.growth.guard import device_of
@@ -19,7 +20,8 @@ from sapflow.growth.seed_trainer import SeedTrainer, SeedTraining, summed_over_r
 from sapflow.growth.shadow import Closure, uncompiled
 from sapflow.growth.slot import SeedSlot
 from sapflow.health.policy import Policy
-from sapflow.health.rules import DEFAULT_RULES, Rule, RuleBook
+from sapflow.health.rule_file import DECIDE_EVERY
+from sapflow.health.rules import DEFAULT_RULES, Outcome, Rule, RuleBook
 from sapflow.telemetry.events import Alert, AlertCleared, AlertRaised, EnvStarted, EpochCompleted
 from sapflow.telemetry.stream import EventStream
 from sapflow.telemetry.vocabulary import SeedStage
@@ -51,6 +53,9 @@ class Grower:
         random_name: determines what seeds are born with.
         how: the training of seeds.
         rules: raise alerts and ask for actions.
+        decide_every: steps from one decision to the next within an epoch, if there are rules for passes.
+        functions: that rules may call, by name.
+        notifier: tells people, where rules ask for it.
         policy: judges the gradient flow of seeds; the record's band by default.
         epochs: that there will be, 0 where nobody knows.
         optimizer: of the host: its step closes a pass; without one, `monitor.step()` does.
@@ -69,6 +74,9 @@ class Grower:
         random_name: str,
         how: SeedTraining,
         rules: Iterable[Rule] = DEFAULT_RULES,
+        decide_every: int = DECIDE_EVERY,
+        functions: Mapping[str, Callable[[Alert], object]] | None = None,
+        notifier: Notifying | None = None,
         policy: Policy | None = None,
         epochs: int = 0,
         optimizer: torch.optim.Optimizer | None = None,
@@ -81,14 +89,16 @@ class Grower:
         self.stream = stream
         self.epochs = epochs
         self.epoch = 0
+        self.rules = RuleBook(rules)
+        self._decide_every = decide_every if self.rules.needs_windows else 0
         self.monitor = GradientMonitor(
             policy=policy,
             optimizer=optimizer,
             grad_scaler=grad_scaler,
             on_closing=self._after_pass,
             process_group=process_group,
+            windows=self._decide_every > 0,
         )
-        self.rules = RuleBook(rules)
         self.trainer = SeedTrainer(
             model, host, slots, self.monitor, how, grad_scaler=grad_scaler, process_group=process_group
         )
@@ -102,10 +112,11 @@ class Grower:
             random_name=random_name,
             process_group=process_group,
         )
-        self.responses = Responses(self.actions, stream)
+        self.responses = Responses(self.actions, stream, functions, notifier)
         self._process_group = process_group
         self._sampler = Sampler(self.monitor, stream, self._seed_in)
         self._graphs_before = compiled_graphs()
+        self._epoch_steps = 0
         self._total_passes = 0
         self._total_alerts = 0
 
@@ -138,7 +149,8 @@ class Grower:
         self.epoch += 1
         self._observe()
         evaluation = self._evaluate(evaluate)
-        raised = self._apply_rules()
+        growing = [slot.state.telemetry() for slot in self.slots.values() if slot.alive]
+        raised = self._say_of_rules(self.epoch, self.rules.evaluate(self.epoch, growing))
         said = EpochCompleted(
             epoch=self.epoch,
             epochs=self.epochs,
@@ -201,6 +213,19 @@ class Grower:
     def _after_pass(self) -> None:
         self.trainer.step()
         self._sampler.poll(self.epoch + 1)
+        self._epoch_steps += 1
+        if self._decide_every and self._epoch_steps % self._decide_every == 0:
+            self._decide_within_epoch()
+
+    def _decide_within_epoch(self) -> None:
+        """Judge the passes since the last decision, and act; waits for the device, and ranks meet."""
+        epoch, states = self.epoch + 1, {slot_id: slot.state for slot_id, slot in self.slots.items()}
+        window = [
+            replace(states[slot_id].telemetry(), masked_values=0, **asdict(health))
+            for slot_id, health in self.monitor.close_window().items()
+        ]
+        outcome = self.rules.evaluate_window(epoch, self._decide_every, window)
+        self.responses.carry_out(epoch, self._say_of_rules(epoch, outcome))
 
     def _seed_in(self, slot_id: str) -> tuple[str, str]:
         state = self.slots[slot_id].state
@@ -208,6 +233,7 @@ class Grower:
 
     def _observe(self) -> None:
         """Close the monitor's epoch and bring what it saw into the slots' states."""
+        self._epoch_steps = 0
         self.monitor.end_open_pass()
         self._sampler.finish(self.epoch)
         self._total_passes += self.monitor.passes
@@ -243,15 +269,14 @@ class Grower:
                 self.actions.weigh(slot.state.slot_id, evaluation.accuracy - without)
         return evaluation
 
-    def _apply_rules(self) -> list[Alert]:
-        growing = [slot.state.telemetry() for slot in self.slots.values() if slot.alive]
-        outcome = self.rules.evaluate(self.epoch, growing)
+    def _say_of_rules(self, epoch: int, outcome: Outcome) -> list[Alert]:
+        """Say what the rules found, let go what they held, and give the alerts that are new."""
         self._total_alerts += len(outcome.raised)
         for alert in outcome.raised:
-            self.stream.emit(AlertRaised(epoch=self.epoch, alert=alert))
+            self.stream.emit(AlertRaised(epoch=epoch, alert=alert))
         for alert in outcome.cleared:
-            self.stream.emit(AlertCleared(epoch=self.epoch, alert=alert, reason="back to normal"))
-        self.responses.clear(self.epoch, outcome.cleared)
+            self.stream.emit(AlertCleared(epoch=epoch, alert=alert, reason="back to normal"))
+        self.responses.clear(epoch, outcome.cleared)
         return outcome.raised
 
 

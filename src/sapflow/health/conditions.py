@@ -135,7 +135,8 @@ def _state(condition: Condition, seed: SeedTelemetry) -> bool | None:
         case Condition.EXPLODING:
             holds = seed.has_exploding
         case Condition.NON_FINITE:
-            holds = seed.non_finite_passes > 0 or seed.masked_values > 0
+            # A GradScaler's overflows are its normal business until the policy flags them.
+            holds = (seed.non_finite_passes > 0 and seed.has_exploding) or seed.masked_values > 0
         case _:
             blocked = is_measured and seed.entering_norm > 0 and seed.leaving_norm == 0
             holds = blocked or seed.parameter_liveness == 0

@@ -140,6 +140,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         if not 1 <= len(self.name) <= LONGEST_NAME or not self.name.isprintable():
             raise InputError(f"the name of a rule has 1 to {LONGEST_NAME} printable characters")
         try:
+            # Written as plain strings, too, where rules are made in code.
+            msgspec.structs.force_setattr(self, "actions", tuple(Action(action) for action in self.actions))
             self._check()
         except InputError as error:
             raise InputError(f"rule {self.name!r}: {error}") from None
