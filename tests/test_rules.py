@@ -93,8 +93,12 @@ def test_a_flag_alone_is_no_verdict_of_death():
     assert prunes([100.0] * 3)
 
 
+def test_overflows_that_the_policy_takes_for_a_grad_scaler_s_business_raise_nothing():
+    assert RuleBook(DEFAULT_RULES).evaluate(1, [seed(1.0, non_finite_passes=1)]).raised == []
+
+
 def test_non_finite_gradients_and_masked_values_prune_at_once():
-    for fields in ({"non_finite_passes": 1}, {"masked_values": 2}):
+    for fields in ({"non_finite_passes": 1, "has_exploding": True}, {"masked_values": 2}):
         book = RuleBook(DEFAULT_RULES)
         (alert,) = book.evaluate(1, [seed(1.0, **fields)]).raised
         assert alert.actions == ("prune",)

@@ -94,6 +94,8 @@ class SeedTrainer:
     def loss(self, closure: Closure) -> Tensor:
         """The host's loss of a (micro-)batch, for a backward pass; seeds that incubate have had theirs by then."""
         for slot in self._growing(SeedStage.BLENDING):
+            if slot.state.paused and slot.state.alpha > 0:
+                continue
             slot.blend(blend_weight(self.how.blending, slot.state.blended_steps, self.how.blending_steps))
         due = self._due()
         random_state = RandomState.capture() if due else None
