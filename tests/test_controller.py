@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from sapflow.control.actions import SlotActions
-from sapflow.control.controller import EpochOutcome, GrowthPlan, ScheduledController
+from sapflow.control.controller import EpochOutcome
+from sapflow.control.controllers import ScheduledController
+from sapflow.control.life_cycle import GrowthPlan
 from sapflow.control.responses import Responses
 from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.growth.host import slots_of
@@ -57,7 +59,7 @@ class Garden:
         self.responses = Responses(self.actions, self.actions.stream)
         sample = torch.randn(8, 6)
         self.actions.closure = lambda net: net(sample).square().mean()
-        self.controller = ScheduledController(PLAN, plants or {}, random_seed=0)
+        self.controller = ScheduledController(PLAN, 0, plants=plants)
         self.epoch, self.epochs = 0, epochs
         self.decide()
 
@@ -209,7 +211,7 @@ def test_germination_leaves_the_measurement_and_the_buffers_of_other_seeds_alone
         late.blend(1.0)
         garden.monitor.attach("s1", late.seed)
         if disturb:
-            garden.controller._germinate(1, garden.slot, garden.actions)
+            garden.controller.germinate(1, garden.slot, garden.actions)
         host = garden.actions.host
         host(torch.linspace(-1, 1, 24).view(4, 6)).square().mean().backward()
         return garden.monitor.close_epoch()["s1"], [buffer.clone() for buffer in late.seed.buffers()]

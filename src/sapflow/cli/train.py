@@ -46,6 +46,7 @@ def train(
     plant: Annotated[tuple[str, ...], Parameter(help="ENV:SLOT:BLUEPRINT, may be repeated.")] = (),
     rng_seed: WholeNumber = 0,
     data: Path | None = None,
+    controller: str = "scheduled",
     run_dir: Path | None = None,
     checkpoint_every: WholeNumber = 1,
     resume: Path | None = None,
@@ -69,6 +70,9 @@ def train(
         Determines everything random: the same seed gives the same telemetry.
     data:
         The directory with the files of a task that reads files; nothing is downloaded.
+    controller:
+        Who decides what germinates and when: scheduled, heuristic (on plateaus, of what has worked), random, or
+        accuracy (which does not look at gradients).
     run_dir:
         Where to keep the run; must not exist yet. By default a new directory under runs/.
     checkpoint_every:
@@ -90,6 +94,7 @@ def train(
         rng_seed=rng_seed,
         plants=tuple(Plant.parse(text) for text in plant),
         data_dir="" if data is None else str(data.absolute()),
+        controller=controller,
         checkpoint_every=checkpoint_every,
     )
     if resume is not None and (plan != RunPlan() or run_dir is not None):

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 import sapflow
 from sapflow.control.actions import SlotActions
-from sapflow.control.controller import Controller, GrowthPlan, ScheduledController
+from sapflow.control.controller import Controller
+from sapflow.control.controllers import ScheduledController
 from sapflow.control.grower import Evaluation, Grower
+from sapflow.control.life_cycle import GrowthPlan
 from sapflow.errors import InputError
 from sapflow.gradients.selection import kind_of, unwrapped
 from sapflow.growth.export import export
@@ -88,7 +90,7 @@ def grow(
         model,
         host,
         {name: of_host.slot for name, of_host in placed.items()} or in_host,
-        controller if controller is not None else ScheduledController(GrowthPlan(), {}, random_seed),
+        controller if controller is not None else ScheduledController(GrowthPlan(), random_seed),
         keeping.env,
         random_name=str(random_seed),
         how=training if training is not None else SeedTraining(),

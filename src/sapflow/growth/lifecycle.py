@@ -1,5 +1,7 @@
 """The life of a seed: which stage may follow which, and the gates between them."""
 
+from enum import StrEnum
+
 from sapflow.errors import IllegalTransitionError
 from sapflow.telemetry.events import GradientHealth
 from sapflow.telemetry.vocabulary import Measurement, SeedStage
@@ -23,6 +25,16 @@ SOUND_EPOCHS_TO_BLEND = 2
 # The gate to FOSSILIZED lets a seed pass that costs the host no more accuracy than this, in percentage points: on some
 # hundreds of validation samples, less is noise.
 TOLERATED_COST = 1.0
+
+
+class Gate(StrEnum):
+    """A gate that a controller may leave open; that to HOLDING, α = 1, always stands."""
+
+    SOUND_FLOW = "sound_flow"  # to BLENDING
+    NO_COST = "no_cost"  # to FOSSILIZED
+
+
+ALL_GATES = frozenset(Gate)
 
 
 def is_sound(health: GradientHealth) -> bool:

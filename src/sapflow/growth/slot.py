@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from sapflow.errors import IllegalTransitionError
 from sapflow.growth.guard import Guard, device_of
-from sapflow.growth.lifecycle import SOUND_EPOCHS_TO_BLEND, TOLERATED_COST, check_transition, is_sound
+from sapflow.growth.lifecycle import (
+    ALL_GATES,
+    SOUND_EPOCHS_TO_BLEND,
+    TOLERATED_COST,
+    Gate,
+    check_transition,
+    is_sound,
+)
 from sapflow.telemetry.events import GradientHealth, SeedTelemetry
 from sapflow.telemetry.vocabulary import SeedStage
 
@@ -81,6 +88,7 @@ class SeedSlot(nn.Module):
         super().__init__()
         self.shape = shape
         self.state = SeedState(slot_id)
+        self.gates = ALL_GATES  # that stand
         self.bypassed = False  # the counterfactual: the host as if nothing grew here
         self.optimizer: torch.optim.Optimizer | None = None
         self.fossil: nn.Module | None = None
@@ -224,11 +232,13 @@ class SeedSlot(nn.Module):
         check_transition(self.state.stage, target)
         if self.state.paused and target is not SeedStage.PRUNED:
             return "it is paused"
-        if target is SeedStage.BLENDING and self.state.sound_epochs < SOUND_EPOCHS_TO_BLEND:
+        sound = self.state.sound_epochs >= SOUND_EPOCHS_TO_BLEND
+        if target is SeedStage.BLENDING and Gate.SOUND_FLOW in self.gates and not sound:
             return f"{self.state.sound_epochs} of {SOUND_EPOCHS_TO_BLEND} epochs in a row with sound gradient flow"
         if target is SeedStage.HOLDING and self.state.alpha < 1 - 1e-6:
             return f"it is blended in to {self.state.alpha:.2f}"
-        if target is SeedStage.FOSSILIZED and self.state.accuracy_delta < -TOLERATED_COST:
+        costly = self.state.accuracy_delta < -TOLERATED_COST
+        if target is SeedStage.FOSSILIZED and Gate.NO_COST in self.gates and costly:
             return f"it costs the host {-self.state.accuracy_delta:.2f} % accuracy"
         return ""
 

@@ -9,7 +9,8 @@ import msgspec
 import torch
 
 import sapflow
-from sapflow.control.controller import GrowthPlan, ScheduledController
+from sapflow.control.controllers import controller_named
+from sapflow.control.life_cycle import GrowthPlan
 from sapflow.errors import InputError, SapflowError
 from sapflow.growth.blueprints import blueprint_for, blueprints_for, check_fit
 from sapflow.growth.host import slots_of
@@ -57,6 +58,7 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
     rng_seed: int = 0
     plants: tuple[Plant, ...] = ()
     data_dir: str = ""  # what the task reads; empty for those that bring their data
+    controller: str = "scheduled"
     checkpoint_every: int = 1
 
     def check(self) -> Task:
@@ -72,6 +74,7 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
             raise InputError(f"--epochs {self.epochs}: a run needs at least 1 epoch")
         if max(self.envs, self.epochs) > MOST:
             raise InputError(f"--envs {self.envs} --epochs {self.epochs}: choose numbers up to {MOST}")
+        controller_named(self.controller)
         if not 0 <= self.checkpoint_every <= MOST:
             raise InputError(f"--checkpoint-every {self.checkpoint_every}: choose a number of epochs, or 0 for never")
         if not 0 <= self.rng_seed < 2**63:
@@ -203,10 +206,10 @@ def _contained(stream: EventStream, epoch: int) -> Iterator[None]:
 
 def _make_env(plan: RunPlan, task: Task, env_id: int, stream: EventStream) -> Env:
     growth = GrowthPlan()
-    controller = ScheduledController(
+    controller = controller_named(plan.controller)(
         growth,
-        {plant.slot_id: plant.blueprint_id for plant in plan.plants if plant.env_id == env_id},
         stream_seed(plan.rng_seed, "env", env_id, "controller"),
+        plants={plant.slot_id: plant.blueprint_id for plant in plan.plants if plant.env_id == env_id},
     )
     env_plan = EnvPlan(
         env_id=env_id, epochs=plan.epochs, rng_seed=plan.rng_seed, blending_epochs=growth.blending_epochs

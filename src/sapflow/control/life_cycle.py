@@ -1,0 +1,164 @@
+"""The life that controllers let seeds lead; where they differ is in what germinates, where, and when."""
+
+import logging
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sapflow.control.actions import SlotActions
+from sapflow.control.controller import EpochOutcome
+from sapflow.errors import BlueprintError
+from sapflow.growth.blueprints import Blueprint, blueprint_for, blueprints_for
+from sapflow.growth.lifecycle import ALL_GATES, Gate
+from sapflow.growth.slot import SeedSlot
+from sapflow.telemetry.vocabulary import SeedStage
+
+log = logging.getLogger("sapflow.control")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowthPlan:
+    """When things happen, in epochs."""
+
+    first_germination: int = 1
+    germination_interval: int = 2
+    training_epochs: int = 3
+    longest_training: int = 10
+    blending_epochs: int = 4
+    holding_epochs: int = 3
+    embargo_epochs: int = 3
+
+    @property
+    def shortest_life(self) -> int:
+        """Epochs from germination to a fossil, if nothing keeps the seed."""
+        return self.training_epochs + self.blending_epochs + self.holding_epochs
+
+
+class LifeCycle:
+    """A controller without a will to sow: embargoes end, seeds move on through their gates, hopeless ones are given up.
+
+    What a rule asks for was done before it decides. A paused seed is left where it is.
+
+    Args:
+        plan: the timing.
+        random_seed: of the stream that choices are drawn from.
+        plants: blueprints that are to grow in given slots first, by slot_id.
+        pool: what grows otherwise; by default the healthy blueprints that fit the slot.
+        gates: that stand; the others are open.
+    """
+
+    def __init__(
+        self,
+        plan: GrowthPlan,
+        random_seed: int,
+        *,
+        plants: Mapping[str, str] | None = None,
+        pool: Sequence[Blueprint] | None = None,
+        gates: frozenset[Gate] = ALL_GATES,
+    ) -> None:
+        self.plan = plan
+        self.plants = dict(plants or {})
+        self.gates = gates
+        self.random = random.Random(random_seed)
+        self._pool = pool
+        self._unfit: set[str] = set()
+
+    def decide(self, outcome: EpochOutcome, actions: SlotActions) -> None:
+        """Let the embargo run, cull, move on, sow; after the last epoch nothing is sown, since it could not learn."""
+        for slot in actions.slots.values():
+            slot.gates = self.gates
+            self._rest(outcome.epoch, slot, actions)
+        self.cull(outcome, actions)
+        for slot in actions.slots.values():
+            if not slot.state.paused:
+                self._move_on(outcome.epoch, slot, actions)
+        if not outcome.last:
+            self.sow(outcome, actions)
+
+    def cull(self, outcome: EpochOutcome, actions: SlotActions) -> None:
+        """Prune by other reasons than those of rules and gates; by none here."""
+
+    def sow(self, outcome: EpochOutcome, actions: SlotActions) -> None:
+        """Germinate what is to grow; nothing here."""
+
+    def choose(self, fitting: Sequence[Blueprint], actions: SlotActions) -> Blueprint:
+        """Which of those that fit is to grow."""
+        return self.random.choice(fitting)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is still to be planted, what does not fit, and the random stream."""
+        version, internal, gauss = self.random.getstate()
+        return {
+            "plants": dict(self.plants),
+            "unfit": sorted(self._unfit),
+            "random": [version, list(internal), gauss],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.plants = dict(state["plants"])
+        self._unfit = set(state["unfit"])
+        version, internal, gauss = state["random"]
+        self.random.setstate((version, tuple(internal), gauss))
+
+    def germinate(self, epoch: int, slot: SeedSlot, actions: SlotActions) -> None:
+        """Sow in an empty slot: what is to be planted there, or what is chosen. What does not fit is not chosen again.
+
+        Raises:
+            BlueprintError: what is to be planted is unknown or does not fit, or nothing fits.
+        """
+        planted = self.plants.pop(slot.state.slot_id, None)
+        if planted is not None:
+            actions.germinate(epoch, slot, blueprint_for(planted, slot.shape), planted=True)
+        else:
+            self._germinate_chosen(epoch, slot, actions)
+        actions.advance(epoch, slot, SeedStage.TRAINING, "it fits its slot")
+
+    def _germinate_chosen(self, epoch: int, slot: SeedSlot, actions: SlotActions) -> None:
+        while True:
+            pool = self._pool if self._pool is not None else blueprints_for(slot.shape)
+            fitting = [one for one in pool if one.dimensions == len(slot.shape) and one.blueprint_id not in self._unfit]
+            if not fitting:
+                raise BlueprintError(f"slot {slot.state.slot_id!r}: no blueprint of the pool fits {slot.shape}")
+            chosen = self.choose(fitting, actions)
+            try:
+                actions.germinate(epoch, slot, chosen)
+            except BlueprintError as error:
+                log.warning("%s; it is not chosen again", error)
+                self._unfit.add(chosen.blueprint_id)
+            else:
+                return
+
+    def _rest(self, epoch: int, slot: SeedSlot, actions: SlotActions) -> None:
+        embargo = self.plan.embargo_epochs
+        if slot.state.stage is SeedStage.PRUNED and slot.state.epochs_in_stage:  # shown as pruned for an epoch
+            actions.advance(epoch, slot, SeedStage.EMBARGOED, f"for {embargo} epochs")
+        elif slot.state.stage is SeedStage.EMBARGOED and slot.state.epochs_in_stage >= embargo:
+            actions.advance(epoch, slot, SeedStage.DORMANT, "the embargo is over")
+
+    def _move_on(self, epoch: int, slot: SeedSlot, actions: SlotActions) -> None:
+        plan, epochs = self.plan, slot.state.epochs_in_stage
+        match slot.state.stage:
+            case SeedStage.TRAINING if epochs >= plan.longest_training and slot.closed_gate(SeedStage.BLENDING):
+                evidence = f"{slot.closed_gate(SeedStage.BLENDING)} after {epochs} epochs"
+                actions.prune(epoch, slot, rule="never ready", evidence=evidence)
+            case SeedStage.TRAINING if epochs >= plan.training_epochs and not slot.closed_gate(SeedStage.BLENDING):
+                reason = "sound gradient flow, measured" if Gate.SOUND_FLOW in self.gates else "it has had its time"
+                actions.advance(epoch, slot, SeedStage.BLENDING, reason)
+            case SeedStage.BLENDING if epochs >= plan.blending_epochs and not slot.closed_gate(SeedStage.HOLDING):
+                actions.advance(epoch, slot, SeedStage.HOLDING, "blended in whole")
+            case SeedStage.HOLDING if epochs >= plan.holding_epochs:
+                closed = slot.closed_gate(SeedStage.FOSSILIZED)
+                if closed:
+                    actions.prune(epoch, slot, rule="no gain", evidence=closed)
+                else:
+                    reason = f"accuracy {slot.state.accuracy_delta:+.2f} %"
+                    actions.advance(epoch, slot, SeedStage.FOSSILIZED, reason)
+            case _:
+                pass
+
+
+def dormant(actions: SlotActions) -> list[SeedSlot]:
+    """The slots in which something may germinate, in the order of the host's forward."""
+    return [slot for slot in actions.slots.values() if slot.state.stage is SeedStage.DORMANT]
