@@ -116,7 +116,7 @@ def test_accuracy_alone_lets_a_dying_seed_blend_and_gives_it_up_when_it_costs():
     garden = Watched(AccuracyOnlyController(PLAN, 0, pool=POOL))
     garden.rules.rules = ()
     stages = garden.live([50.0] * 7, health=flow(0.001), delta=-3.0)
-    assert stages == [S.TRAINING] * 2 + [S.BLENDING] * 2 + [S.HOLDING] * 2 + [S.PRUNED]
+    assert stages[:5] == [S.TRAINING] * 2 + [S.BLENDING] * 2 + [S.PRUNED]
     (pruned,) = garden.of(SeedPruned)
     assert pruned.rule == "no gain"
 

@@ -9,7 +9,7 @@ from sapflow.control.controller import EpochOutcome
 from sapflow.control.life_cycle import GrowthPlan, LifeCycle, dormant
 from sapflow.errors import InputError
 from sapflow.growth.blueprints import Blueprint
-from sapflow.growth.lifecycle import Gate
+from sapflow.growth.lifecycle import TOLERATED_COST, Gate
 from sapflow.telemetry.vocabulary import SeedStage
 
 # The host is on a plateau when its metric has not risen by more than this for so many epochs: points of accuracy, or
@@ -17,6 +17,7 @@ from sapflow.telemetry.vocabulary import SeedStage
 PLATEAU_EPOCHS = 3
 PLATEAU_POINTS = 0.25
 PLATEAU_SHARE = 0.01
+COSTLY_EPOCHS = 2
 
 
 class ScheduledController(LifeCycle):
@@ -125,10 +126,30 @@ class RandomController(LifeCycle):
 
 
 class AccuracyOnlyController(ScheduledController):
-    """A baseline: does not look at gradients, and prunes what costs accuracy once the host sees it whole."""
+    """A baseline: does not look at gradients, and prunes what costs the host accuracy for COSTLY_EPOCHS in a row."""
 
     def __init__(self, plan: GrowthPlan, random_seed: int, **options: Any) -> None:
         super().__init__(plan, random_seed, gates=frozenset({Gate.NO_COST}), **options)
+        self._costly: dict[str, int] = {}  # epochs in a row, by seed
+
+    def cull(self, outcome: EpochOutcome, actions: SlotActions) -> None:
+        """What the host would do better without."""
+        for slot in actions.slots.values():
+            state = slot.state
+            costs = state.accuracy_delta < -TOLERATED_COST and state.stage in (SeedStage.BLENDING, SeedStage.HOLDING)
+            self._costly[state.seed_id] = self._costly.get(state.seed_id, 0) + 1 if costs else 0
+            if self._costly[state.seed_id] >= COSTLY_EPOCHS:
+                evidence = f"it costs the host {-state.accuracy_delta:.2f} % accuracy"
+                actions.prune(outcome.epoch, slot, rule="no gain", evidence=evidence)
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of every life cycle, and what has been costly."""
+        return super().state_dict() | {"costly": dict(self._costly)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        super().load_state_dict(state)
+        self._costly = dict(state["costly"])
 
 
 CONTROLLERS: Mapping[str, type[LifeCycle]] = {

@@ -19,6 +19,7 @@ from sapflow.growth.seed_trainer import SeedTraining
 from sapflow.growth.shadow import Closure
 from sapflow.growth.slot import SeedSlot
 from sapflow.health.policy import Policy
+from sapflow.health.rule_file import DECIDE_EVERY
 from sapflow.health.rules import DEFAULT_RULES, Rule
 from sapflow.telemetry.events import EnvCompleted
 from sapflow.telemetry.stream import EventStream
@@ -51,6 +52,7 @@ class Env:
         stream: of this env's events.
         policy: judges the seeds; the record's band by default.
         rules: raise alerts and ask for actions.
+        decide_every: steps from one decision to the next within an epoch, if there are rules for passes.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Env:
         stream: EventStream,
         policy: Policy | None = None,
         rules: Iterable[Rule] = DEFAULT_RULES,
+        decide_every: int = DECIDE_EVERY,
     ) -> None:
         self.plan = plan
         self.stream = stream
@@ -91,6 +94,7 @@ class Env:
             ),
             policy=policy,
             rules=rules,
+            decide_every=decide_every,
             epochs=plan.epochs,
         )
 
