@@ -132,10 +132,8 @@ HYSTERESIS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("fields", "ratios", "marks"), [case[1:] for case in HYSTERESIS], ids=[c[0] for c in HYSTERESIS]
-)
-def test_levels_times_and_units(fields, ratios, marks):
+@pytest.mark.parametrize(("name", "fields", "ratios", "marks"), HYSTERESIS, ids=[case[0] for case in HYSTERESIS])
+def test_levels_times_and_units(name, fields, ratios, marks):
     rule = Rule(name=name, **{**fields, "when": Condition(fields["when"])})
     book, seen = RuleBook([rule]), ""
     assert book.needs_windows is rule.by_passes

@@ -24,14 +24,15 @@ def check(file: Path, /, *, run_dir: Annotated[Path | None, Parameter(name="--ru
         A run directory, or the journal in it: say what these rules would have raised there. Nothing is changed.
     """
     found = load_rules(file)
+    replay = None if run_dir is None else _replayed(found, run_dir)  # first what is wrong with the run
     for rule in found.rules:
         say(sentence(rule))
     if found.decide_every:
         say(f"rules for passes are judged every {found.decide_every} passes of an epoch, and at its end.")
     if found.notify:
         say(f"notifications go by {', '.join(_scheme(url) for url in found.notify)}.")
-    if run_dir is not None:
-        _try(found, run_dir)
+    if replay is not None:
+        _say_outcome(found, *replay)
 
 
 def default() -> None:
@@ -39,20 +40,27 @@ def default() -> None:
     say(dump_rules(DEFAULT_RULES).rstrip("\n"))
 
 
-def _try(found: RuleFile, run_dir: Path) -> None:
+def _replayed(found: RuleFile, run_dir: Path) -> tuple[Replay, str]:
+    """The rules after the whole run, and what of it could not be seen."""
     replay = Replay(found.rules, found.decide_every)
     with Source(run_dir) as source:
         while events := source.read():
             for event in events:
                 replay.take(event)
         skipped, dropped = source.skipped.total(), source.status().dropped_events
+    if not (skipped or dropped):
+        return replay, ""
+    return replay, f"events that could not be read: {skipped}, never written: {dropped}; alerts may be missing."
+
+
+def _say_outcome(found: RuleFile, replay: Replay, unseen: str) -> None:
     say("")
     for firing in replay.firings:
         say(_fired(firing))
     fired = len({firing.alert.rule for firing in replay.firings})
     say(
         f"alerts: {len(replay.firings)}, from {fired} of {len(found.rules)} rules, in {replay.epochs} epochs of all "
-        f"envs of {run_dir}; what the run itself did stands, and what these rules ask for was not done."
+        "envs; what the run itself did stands, and what these rules ask for was not done."
     )
     if found.decide_every:
         say(
@@ -61,8 +69,8 @@ def _try(found: RuleFile, run_dir: Path) -> None:
         )
     for rule in blind_spots(found.rules):
         say(f"rule {rule.name!r} was not tried: samples do not tell of {rule.when!s} within an epoch.")
-    if skipped or dropped:
-        say(f"events that could not be read: {skipped}, never written: {dropped}; alerts may be missing.")
+    if unseen:
+        say(unseen)
 
 
 def _fired(firing: Firing) -> str:
