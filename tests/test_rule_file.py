@@ -104,6 +104,7 @@ BAD = {
         RULE.replace("vanishing", "accuracy_below") + "level = 1\nfor_passes = 3",
         ["accuracy_below is known at epoch ends", "for_epochs"],
     ),
+    "masked by passes": (RULE.replace("vanishing", "masked") + "for_passes = 3", ["masked is known at epoch ends"]),
     "notify nobody": (GOOD + 'actions = ["notify"]', ["rule 'r'", "notify tells nobody", "[notify]"]),
     "urls no list": (GOOD + '[notify]\nurls = "json://x"', ["notify.urls must be a list, not a string"]),
     "url a number": (GOOD + "[notify]\nurls = [1]", ["notify.urls[0] must be a string"]),
@@ -281,7 +282,7 @@ def done(tmp_path_factory):
     """What the command said, by name, of a directory with good and bad files and two recorded runs."""
     cwd = tmp_path_factory.mktemp("rules")
     write(cwd / "whole.toml", WHOLE)
-    write(cwd / "masked.toml", RULE.replace("vanishing", "masked") + "for_passes = 5")
+    write(cwd / "liveness.toml", RULE.replace("vanishing", "liveness_below") + "level = 0.5\nfor_passes = 5")
     write(cwd / "bad.toml", BAD["unknown key"][0])
     write(cwd / "loud.toml", BAD["name that beeps"][0])
     (cwd / "folder").mkdir()
@@ -294,7 +295,7 @@ def done(tmp_path_factory):
             "explained": ((*check, "whole.toml"), cwd),
             "tried": ((*check, "whole.toml", "--run", "run"), cwd),
             "tried by passes": ((*check, "whole.toml", "--run", "samples"), cwd),
-            "not tried": ((*check, "masked.toml", "--run", "samples"), cwd),
+            "not tried": ((*check, "liveness.toml", "--run", "samples"), cwd),
             "default": ((*SAPFLOW, "rules", "default"), cwd),
             "without torch": (without("torch", "rules", "check", "whole.toml", "--run", "run"), cwd),
             "bad": ((*check, "bad.toml"), cwd),
@@ -358,7 +359,7 @@ def test_rules_for_passes_say_what_they_saw(done):
     assert "'thin' would have fired in env 0, epoch 1 after pass 30, slot mid" in lines[0]
     assert lines[2].startswith("rules for passes saw 55 of 60 measured passes")
     last = done["not tried"].stdout.splitlines()[-1]
-    assert last == "rule 'r' was not tried: samples do not tell of masked within an epoch."
+    assert last == "rule 'r' was not tried: samples do not tell of liveness_below within an epoch."
 
 
 def test_the_default_rules_come_as_a_rule_file(done, tmp_path):

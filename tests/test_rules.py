@@ -148,6 +148,7 @@ def test_levels_times_and_units(name, fields, ratios, marks):
     assert seen == marks
 
 
+NON_FINITE = {"measurement": Measurement.NON_FINITE}
 DETACHED = {"measurement": Measurement.INPUT_DETACHED}
 BLENDING = {"stage": SeedStage.BLENDING}
 # The condition with its level, what is told of a seed, and whether it holds (None: nobody knows).
@@ -162,7 +163,9 @@ STATES = [
     ("masked", None, {"masked_values": 1} | DETACHED, True),
     ("masked", None, DETACHED, False),
     ("non_finite", None, {"masked_values": 1} | DETACHED, True),
-    ("non_finite", None, {"non_finite_passes": 1, "measurement": Measurement.NON_FINITE}, True),
+    ("non_finite", None, {"non_finite_passes": 1, "has_exploding": True} | NON_FINITE, True),
+    ("non_finite", None, {"non_finite_passes": 1} | NON_FINITE, None),  # the policy has taken it for overflow
+    ("non_finite", None, {"non_finite_passes": 1}, False),
     ("non_finite", None, {}, False),
     ("non_finite", None, DETACHED, None),
     *(("unmeasured", None, {"measurement": m} | BLENDING, m is not Measurement.MEASURED) for m in Measurement),

@@ -21,7 +21,7 @@ from sapflow.telemetry.events import (
 from sapflow.telemetry.vocabulary import Measurement
 
 # What samples do not have of their passes; a rule that goes by it finds nothing in a replay.
-NOT_SAMPLED = frozenset({Condition.MASKED, Condition.LIVENESS_BELOW})
+NOT_SAMPLED = frozenset({Condition.LIVENESS_BELOW})
 RATIOS_KNOWN = frozenset({Measurement.MEASURED, Measurement.NON_FINITE})
 
 
