@@ -215,6 +215,18 @@ def test_variables_are_filled_in_quoted_and_never_said(outcomes, monkeypatch, ca
     assert "s3cret" not in detail + caplog.text
 
 
+def test_a_secret_that_a_service_quotes_is_masked(outcomes, monkeypatch):
+    with served() as endpoint:
+        _, _, port = endpoint.url.removesuffix("/hook").rpartition(":")  # at which nobody listens any more
+    monkeypatch.setenv("SAPFLOW_HOST", "localhost")
+    notifier = Notifier([f"json://${{SAPFLOW_HOST}}:{port}/hook"])
+    notifier.notify(alert(), 0, "run", outcomes)
+    _, detail = outcomes.next()
+    notifier.close(PATIENCE)
+    assert "***" in detail
+    assert "localhost" not in detail
+
+
 @pytest.mark.parametrize(
     ("url", "words"),
     [

@@ -1,5 +1,6 @@
 """Rule files: what stands in one is read whole or refused in one line, explained, and tried on a recorded run."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -275,6 +276,24 @@ def test_rules_for_passes_see_windows_of_samples():
     assert (firing.epoch, firing.passes, firing.end) == (1, 30, "would clear in epoch 2")
     assert firing.alert.value == pytest.approx(0.1)
     assert (replay.sampled, replay.passes) == (55, 60)
+
+
+def test_the_rest_of_an_epoch_is_a_shorter_window():
+    def fired(for_passes: int) -> list:
+        rule = Rule(name="thin", when=Condition.RATIO_BELOW, level=0.3, for_passes=for_passes)
+        return replayed((rule,), 15, (sampled(1, range(20), 0.1), epoch(1, 0.1, passes=20))).firings
+
+    assert [firing.passes for firing in fired(20)] == [20]
+    assert fired(21) == []
+
+
+def test_samples_of_a_seed_whose_ratio_cannot_be_known_are_no_faults():
+    detached = SeedTelemetry(
+        slot_id="mid", seed_id="mid-1", stage=SeedStage.BLENDING, measurement=Measurement.INPUT_DETACHED
+    )
+    rules = tuple(Rule(name=when, when=when, for_passes=10) for when in (Condition.NON_FINITE, Condition.UNMEASURED))
+    events = (sampled(1, range(10), math.nan), event(EpochCompleted(epoch=1, epochs=1, seeds=(detached,))))
+    assert [firing.alert.rule for firing in replayed(rules, 10, events).firings] == ["unmeasured"]
 
 
 @pytest.fixture(scope="module")

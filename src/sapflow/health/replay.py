@@ -61,7 +61,8 @@ class Replay:
 
     Rules for epochs see what EPOCH_COMPLETED has. Rules for passes see samples: cut into windows of `decide_every`
     passes from the beginning of each epoch, the rest of an epoch being the last, and flagged by the record's band. What
-    the run did about its own alerts stands; what these would have asked for is not done.
+    the run did about its own alerts stands; what these would have asked for is not done. Of the epoch within which the
+    run pruned a seed, rules for passes see nothing of that seed.
 
     Args:
         rules: to try.
