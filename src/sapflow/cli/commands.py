@@ -20,6 +20,7 @@ app = cyclopts.App(
 records = cyclopts.App(
     name="records", help="List the telemetry records: what each field of a seed means, and whether its wires hold."
 )
+rules = cyclopts.App(name="rules", help="Explain alert rules, and try them on a recorded run.")
 
 # The help stands here as well, so that an overview of the commands imports none of them.
 app.command("sapflow.cli.train:train", name="train", help="Train hosts in whose slots seeds grow, and record it.")
@@ -27,6 +28,9 @@ app.command("sapflow.cli.sanctum:sanctum", name="sanctum", help="Show a run in t
 app.command(records)
 records.command("sapflow.cli.records:show", name="show", help="Print a record's page.")
 records.command("sapflow.cli.records:verify", name="verify", help="Follow values from a backward pass to the card.")
+app.command(rules)
+rules.command("sapflow.cli.rules:check", name="check", help="Explain a rule file, and try it on a recorded run.")
+rules.command("sapflow.cli.rules:default", name="default", help="Print the default rules as a rule file.")
 
 
 @records.default

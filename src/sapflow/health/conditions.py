@@ -58,8 +58,8 @@ MEASURES = {
         words="what the seed adds to the accuracy", lowest=-100.0, highest=100.0, below=True, unit=" points"
     ),
 }
-# Accuracy is validated at the end of an epoch; within one it is that of the epoch before.
-ONLY_AT_EPOCH_ENDS = frozenset({Condition.ACCURACY_BELOW})
+# Accuracy is validated, and masked values are counted over all ranks, at the end of an epoch alone.
+ONLY_AT_EPOCH_ENDS = frozenset({Condition.ACCURACY_BELOW, Condition.MASKED})
 
 
 def check_levels(condition: Condition, level: float | None, clear_level: float | None) -> None:

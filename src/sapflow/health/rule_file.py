@@ -167,7 +167,7 @@ def _check_word(word: str, known: list[str], where: str) -> None:
     if word in known:
         return
     by_lower = {each.lower(): each for each in known}
-    near = [by_lower[each] for each in get_close_matches(word[:80].lower(), by_lower, cutoff=0.75)]
+    near = [by_lower[each] for each in get_close_matches(word[:80].lower(), by_lower)]
     hint = f"did you mean {' or '.join(near)}?" if near else f"use {', '.join(known)}"
     raise InputError(f"{where} {word[:80]!r} is unknown: {hint}")
 

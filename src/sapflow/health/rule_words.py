@@ -8,7 +8,7 @@ from sapflow.health.rule import Action, ActionKind, Rule
 STATES = {
     Condition.VANISHING: "the gradient vanishes (the policy's flag)",
     Condition.EXPLODING: "the gradient explodes or is not finite (the policy's flag)",
-    Condition.NON_FINITE: "passes have non-finite gradients, or non-finite values were kept from the host",
+    Condition.NON_FINITE: "gradients are not finite (the policy's flag), or non-finite values were kept from the host",
     Condition.MASKED: "non-finite values were kept from the host",
     Condition.UNMEASURED: "a seed that is trained is not measured",
     Condition.DEAD: "gradient enters and nothing leaves, or no parameter gets any",
