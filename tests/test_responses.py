@@ -144,6 +144,12 @@ class TestDecisionsWithinAnEpoch:
         assert "for 8 passes" in pruned.evidence
         assert run.growth._grower.trainer.shadows == 8  # pruned after the eighth step of the first epoch
 
+    def test_come_at_the_end_of_an_epoch_too_for_the_passes_that_are_left(self, tmp_path):
+        run = Run(tmp_path, [above(2.0, "prune", for_passes=8)], epochs=1, decide_every=1000)
+        (pruned,) = run.of(SeedPruned)
+        assert pruned.epoch == 1
+        assert run.growth._grower.trainer.shadows == len(run.losses)
+
     def test_are_the_same_in_every_run(self, tmp_path):
         rules = [
             above(4.0, "slow_down:0.9", for_passes=6, clear_after=6),

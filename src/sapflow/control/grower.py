@@ -146,6 +146,10 @@ class Grower:
             evaluate: how the host does now; called again for each slot whose seed the host sees, without it.
             train_loss: of the epoch.
         """
+        self.monitor.end_open_pass()
+        if self._decide_every and (rest := self._epoch_steps % self._decide_every):
+            self._decide_within_epoch(rest)
+        self._epoch_steps = 0
         self.epoch += 1
         self._observe()
         evaluation = self._evaluate(evaluate)
@@ -215,16 +219,16 @@ class Grower:
         self._sampler.poll(self.epoch + 1)
         self._epoch_steps += 1
         if self._decide_every and self._epoch_steps % self._decide_every == 0:
-            self._decide_within_epoch()
+            self._decide_within_epoch(self._decide_every)
 
-    def _decide_within_epoch(self) -> None:
+    def _decide_within_epoch(self, passes: int) -> None:
         """Judge the passes since the last decision, and act; waits for the device, and ranks meet."""
         epoch, states = self.epoch + 1, {slot_id: slot.state for slot_id, slot in self.slots.items()}
         window = [
             replace(states[slot_id].telemetry(), masked_values=0, **asdict(health))
             for slot_id, health in self.monitor.close_window().items()
         ]
-        outcome = self.rules.evaluate_window(epoch, self._decide_every, window)
+        outcome = self.rules.evaluate_window(epoch, passes, window)
         self.responses.carry_out(epoch, self._say_of_rules(epoch, outcome))
 
     def _seed_in(self, slot_id: str) -> tuple[str, str]:
@@ -233,8 +237,6 @@ class Grower:
 
     def _observe(self) -> None:
         """Close the monitor's epoch and bring what it saw into the slots' states."""
-        self._epoch_steps = 0
-        self.monitor.end_open_pass()
         self._sampler.finish(self.epoch)
         self._total_passes += self.monitor.passes
         for slot_id, health in self.monitor.close_epoch().items():
