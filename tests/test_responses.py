@@ -5,12 +5,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from journals import PATIENCE
 from sapflow import SeedTraining, grow
+from sapflow.errors import InputError
 from sapflow.health.rules import Condition, Rule
 from sapflow.telemetry.events import ActionTaken, AlertCleared, AlertRaised, Payload, SeedPruned
 from sapflow.telemetry.source import Source
 from sapflow.telemetry.vocabulary import SeedStage
 from test_grow import Script, batches
+from test_notify import served
 
 S = SeedStage
 
@@ -116,9 +119,35 @@ def test_a_function_is_called_with_the_alert_and_may_fail(tmp_path):
     assert len(run.losses) == 40
 
 
-@pytest.mark.parametrize("action", ["call:nobody", "notify"])
-def test_what_cannot_be_done_is_said(tmp_path, action):
-    run = Run(tmp_path, [above(2.0, action)])
+def test_a_function_that_nobody_registered_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no function is registered as 'nobody'"):
+        Run(tmp_path, [above(2.0, "call:nobody")])
+
+
+def test_a_rule_file_tells_people_and_what_came_of_it_is_said_aside(tmp_path):
+    with served() as endpoint:
+        (tmp_path / "rules.toml").write_text(
+            f"""
+            [notify]
+            urls = ["{endpoint.url}"]
+            [[rules]]
+            name = "loud"
+            when = "ratio_above"
+            level = 2.0
+            for_epochs = 2
+            actions = ["notify", "prune"]
+            """
+        )
+        run = Run(tmp_path, tmp_path / "rules.toml")
+        _, body = endpoint.got.get(timeout=PATIENCE)
+    assert body["title"] == "Sapflow warning: loud"
+    assert {(taken.action, taken.done) for taken in run.of(ActionTaken)} == {("notify", True), ("prune", True)}
+    (aside,) = [event for event in run.events if isinstance(event.payload, ActionTaken) and event.sequence is None]
+    assert aside.payload.action == "notify"  # the sequence counts what the run determines
+
+
+def test_what_cannot_be_done_is_said(tmp_path):
+    run = Run(tmp_path, [above(2.0, "notify")])
     (taken,) = run.of(ActionTaken)
     assert not taken.done
     assert taken.outcome.startswith(("KeyError", "LookupError"))

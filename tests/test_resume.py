@@ -194,6 +194,36 @@ def test_drops_that_were_counted_stay_counted(tmp_path):
         assert source.status().dropped_events == 1
 
 
+def test_an_env_that_a_rule_has_ended_stays_ended(tmp_path):
+    rules = """
+    [[rules]]
+    name = "enough"
+    when = "ratio_above"
+    level = 20.0
+    for_epochs = 1
+    actions = ["stop"]
+    """
+    plan = RunPlan(task="digits-mlp", envs=2, epochs=6, plants=(Plant(0, "early", "explosive"),), rules=rules)
+    recording.prepare(plan, tmp_path / "whole")
+    outcome = recording.record(plan, tmp_path / "whole")
+    assert {env_id: env.epoch for env_id, env in outcome.completed.items()} == {0: 2, 1: 6}
+    ended = {
+        event.env_id: event.payload.epoch for event in events_of(tmp_path / "whole") if event.type == "ENV_COMPLETED"
+    }
+    assert ended == {0: 2, 1: 6}
+
+    recording.prepare(plan, tmp_path / "run")
+
+    def stop(env):
+        if env.epoch == 4:
+            raise Stop
+
+    with pytest.raises(Stop):
+        recording.record(plan, tmp_path / "run", stop)
+    recording.record(recording.plan_of(tmp_path / "run"), tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 class TestTheCommand:
     def test_resumes(self, tmp_path, whole):
         run_dir = stopped_after(3, tmp_path / "run")

@@ -14,6 +14,7 @@ import sapflow
 from sapflow import HealthPolicy
 from sapflow.errors import InputError
 from sapflow.gradients.report import HISTORY
+from sapflow.health.rules import Condition, Rule
 from sapflow.sanctum.aggregator import SanctumAggregator
 from sapflow.telemetry.events import AlertRaised, EpochCompleted, GradientSampled
 from sapflow.telemetry.source import RunState, Source
@@ -325,3 +326,15 @@ def test_modules_that_share_a_reason_share_one_line_of_warning(caplog):
         watcher.epoch()
     (warning,) = [record.getMessage() for record in caplog.records if "NO_GRADIENT" in record.getMessage()]
     assert warning.startswith("not measured: 0, 1, 2 and 3 more")
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (Rule(name="soon", when=Condition.EXPLODING, for_passes=5), "say for_epochs"),
+        (Rule(name="hard", when=Condition.EXPLODING, for_epochs=1, actions=("prune",)), "acts on nothing"),
+    ],
+)
+def test_rules_that_watch_would_pass_over_in_silence_are_refused(rule, said):
+    with pytest.raises(InputError, match=said):
+        sapflow.watch(nn.Linear(2, 2), "**", rules=[rule])

@@ -17,6 +17,7 @@ from sapflow.cli import EXIT_FAILED, EXIT_INTERRUPTED, complain
 from sapflow.cli.console import console, say
 from sapflow.cli.extras import needs
 from sapflow.errors import InputError
+from sapflow.health.rule_file import read_rules
 from sapflow.telemetry.run_directory import LOG_NAME, RUNS
 from sapflow.telemetry.vocabulary import SeedStage
 
@@ -47,6 +48,7 @@ def train(
     rng_seed: WholeNumber = 0,
     data: Path | None = None,
     controller: str = "scheduled",
+    rules: Path | None = None,
     run_dir: Path | None = None,
     checkpoint_every: WholeNumber = 1,
     resume: Path | None = None,
@@ -73,6 +75,8 @@ def train(
     controller:
         Who decides what germinates and when: scheduled, heuristic (on plateaus, of what has worked), random, or
         accuracy (which does not look at gradients).
+    rules:
+        Alert rules in TOML, in place of the default ones: see `sapflow rules`.
     run_dir:
         Where to keep the run; must not exist yet. By default a new directory under runs/.
     checkpoint_every:
@@ -95,6 +99,7 @@ def train(
         plants=tuple(Plant.parse(text) for text in plant),
         data_dir="" if data is None else str(data.absolute()),
         controller=controller,
+        rules=read_rules(rules) if rules is not None else "",
         checkpoint_every=checkpoint_every,
     )
     if resume is not None and (plan != RunPlan() or run_dir is not None):

@@ -14,8 +14,10 @@ import sapflow
 from sapflow.control.actions import SlotActions
 from sapflow.control.controller import Controller
 from sapflow.control.controllers import ScheduledController
+from sapflow.control.functions import check_functions
 from sapflow.control.grower import Evaluation, Grower
 from sapflow.control.life_cycle import GrowthPlan
+from sapflow.control.notify import NOTIFYING_SECONDS, Notifier
 from sapflow.errors import InputError
 from sapflow.gradients.selection import kind_of, unwrapped
 from sapflow.growth.export import export
@@ -24,7 +26,7 @@ from sapflow.growth.placing import Place, PlacedSlot, place_slots
 from sapflow.growth.seed_trainer import SeedTraining
 from sapflow.growth.shadow import Closure, learn_shapes
 from sapflow.health.policy import Policy
-from sapflow.health.rule_file import DECIDE_EVERY
+from sapflow.health.rule_file import DECIDE_EVERY, RuleFile, load_rules
 from sapflow.health.rules import DEFAULT_RULES, Rule
 from sapflow.telemetry.events import Alert, EnvCompleted, EpochCompleted, RunCompleted, RunStarted
 from sapflow.telemetry.keeping import Keeping
@@ -41,7 +43,7 @@ def grow(
     run_dir: str | Path | None = None,
     controller: Controller | None = None,
     training: SeedTraining | None = None,
-    rules: Iterable[Rule] = DEFAULT_RULES,
+    rules: Iterable[Rule] | str | Path = DEFAULT_RULES,
     decide_every: int = DECIDE_EVERY,
     functions: Mapping[str, Callable[[Alert], object]] | None = None,
     policy: Policy | None = None,
@@ -63,7 +65,7 @@ def grow(
         run_dir: where to keep the telemetry, for `sapflow sanctum`; if it exists, a new one beside it. None keeps none.
         controller: decides at the end of each epoch; a `ScheduledController` by default.
         training: how seeds are trained.
-        rules: raise alerts and ask for actions.
+        rules: raise alerts and ask for actions; or the rule file that they stand in, with its own `decide_every`.
         decide_every: steps from one decision to the next within an epoch, if there are rules for passes.
         functions: that rules may call, by name ("call:NAME"), with the alert.
         policy: judges the seeds; the record's band by default.
@@ -75,6 +77,8 @@ def grow(
     Raises:
         InputError: there is no such module, no slot at all, or the directory cannot be made.
     """
+    rule_file = load_rules(Path(rules)) if isinstance(rules, str | Path) else RuleFile(rules=tuple(rules))
+    check_functions(rule_file.rules, functions or {})
     host = unwrapped(model)
     placed = place_slots(host, slots) if slots is not None else {}
     in_host = {} if placed else slots_of(host)
@@ -82,8 +86,9 @@ def grow(
         raise InputError("slots: the model has none; name modules to grow at, as in {'layers.3': 'after'}")
     if process_group is None and isinstance(model, nn.parallel.DistributedDataParallel):
         process_group = model.process_group
-    keeps = run_dir is not None and (process_group is None or dist.get_rank(process_group) == 0)
-    keeping = Keeping(Path(run_dir).resolve() if run_dir is not None and keeps else None, "grow")
+    leads = process_group is None or dist.get_rank(process_group) == 0
+    keeping = Keeping(Path(run_dir).resolve() if run_dir is not None and leads else None, "grow")
+    notifier = Notifier(rule_file.notify) if rule_file.notify and leads else None
     versions = {"sapflow": sapflow.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
     keeping.run.emit(RunStarted(task=kind_of(model), envs=1, epochs=epochs, rng_seed=random_seed, versions=versions))
     grower = Grower(
@@ -94,25 +99,29 @@ def grow(
         keeping.env,
         random_name=str(random_seed),
         how=training if training is not None else SeedTraining(),
-        rules=rules,
-        decide_every=decide_every,
+        rules=rule_file.rules,
+        decide_every=rule_file.decide_every or decide_every,
         functions=functions,
+        notifier=notifier.of_env(0, keeping.env.run_id) if notifier is not None else None,
         policy=policy,
         epochs=epochs,
         optimizer=optimizer,
         grad_scaler=grad_scaler,
         process_group=process_group,
     )
-    return Growth(grower, placed, keeping)
+    return Growth(grower, placed, keeping, notifier)
 
 
 class Growth:
     """Seeds that grow in a model; made by `grow`, a context manager."""
 
-    def __init__(self, grower: Grower, placed: Mapping[str, PlacedSlot], keeping: Keeping) -> None:
+    def __init__(
+        self, grower: Grower, placed: Mapping[str, PlacedSlot], keeping: Keeping, notifier: Notifier | None
+    ) -> None:
         self._grower = grower
         self._placed = placed
         self._keeping = keeping
+        self._notifier = notifier
         self._begun = self._closed = False
 
     @property
@@ -174,6 +183,8 @@ class Growth:
         self._keeping.env.emit(EnvCompleted(epoch=self._grower.epoch))
         self._keeping.run.emit(RunCompleted(completed_envs=1))
         self._grower.monitor.close()
+        if self._notifier is not None:
+            self._notifier.close(NOTIFYING_SECONDS)  # before the journal, which is told what came of it
         self._keeping.close()
 
     def __enter__(self) -> "Growth":

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sapflow.control.actions import SlotActions
 from sapflow.control.controller import Controller, EpochOutcome
+from sapflow.control.functions import check_functions
 from sapflow.control.responses import Notifying, Responses
 from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.gradients.sampling import Sampler
@@ -61,6 +62,9 @@ class Grower:
         optimizer: of the host: its step closes a pass; without one, `monitor.step()` does.
         grad_scaler: of the host's loss: its update closes a pass.
         process_group: the ranks that train the host together.
+
+    Raises:
+        InputError: a rule calls a function that is not there, or two rules have one name.
     """
 
     def __init__(
@@ -90,6 +94,7 @@ class Grower:
         self.epochs = epochs
         self.epoch = 0
         self.rules = RuleBook(rules)
+        check_functions(self.rules.rules, functions or {})
         self._decide_every = decide_every if self.rules.needs_windows else 0
         self.monitor = GradientMonitor(
             policy=policy,

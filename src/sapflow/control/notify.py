@@ -28,6 +28,7 @@ REMEMBERED = 4096  # alerts that are not sent a second time
 SENT_BEFORE = "not sent again: it was sent before"
 SECONDS_TO_CONNECT = 5.0
 SECONDS_TO_ANSWER = 5.0
+NOTIFYING_SECONDS = 5.0  # that alerts have to get away when the training is over
 
 # A rule file may come from a stranger, who is not to have other variables sent to a place of their choosing.
 PREFIX = "SAPFLOW_"

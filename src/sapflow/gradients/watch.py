@@ -25,7 +25,7 @@ from sapflow.gradients.selection import Selector, kind_of, select
 from sapflow.gradients.watch_journal import WatchJournal
 from sapflow.health.calibrated import CalibratedPolicy, chain_verdict
 from sapflow.health.policy import Policy, Verdict
-from sapflow.health.rules import WATCH_RULES, Rule, RuleBook
+from sapflow.health.rules import WATCH_RULES, Rule, RuleBook, check_watch_rules
 from sapflow.telemetry.events import GradientHealth, NonFiniteOrigin, SeedTelemetry
 from sapflow.telemetry.vocabulary import Measurement, SeedStage
 
@@ -69,7 +69,7 @@ def watch(
         grad_scaler: closes a pass with each update instead; its scale is divided out of the norms.
         policy: judges the readings; `CalibratedPolicy` by default, since the record's band does not fit modules that
             nobody built for it.
-        rules: raise alerts.
+        rules: raise alerts, at the ends of epochs; what is watched is not acted on.
         on_verdict: called with name and telemetry of every module at the end of each epoch; what it raises is logged.
         every: measure one pass of so many; the others cost next to nothing.
         epoch_every: passes after which an epoch is closed, unless `epoch()` was called before.
@@ -80,11 +80,12 @@ def watch(
             rank's own gain.
 
     Raises:
-        InputError: a selector means no module (the message shows what comes near), the directory cannot be made, or
-            this rank is not in the group.
+        InputError: a selector means no module (the message shows what comes near), a rule is for passes or has actions,
+            the directory cannot be made, or this rank is not in the group.
     """
     if epoch_every < 1:
         raise InputError(f"epoch_every={epoch_every}: an epoch needs at least 1 pass")
+    rule_book = RuleBook(check_watch_rules(rules))
     modules = select(model, what)
     keeps = process_group is None or dist.get_rank(process_group) == 0
     asked = Path(run_dir).resolve() if run_dir is not None and keeps else None
@@ -102,7 +103,7 @@ def watch(
         keep_passes=asked is not None,
         process_group=process_group,
     )
-    watcher = Watcher(model, monitor, WatchJournal(asked, model), RuleBook(rules), on_verdict, epoch_every)
+    watcher = Watcher(model, monitor, WatchJournal(asked, model), rule_book, on_verdict, epoch_every)
     if optimizer is None and grad_scaler is None:
         watcher._kept.callback(closing.at_any_optimizer_step(model, monitor.step))
     if asked is not None:

@@ -66,10 +66,36 @@ def load_rules(path: Path) -> RuleFile:
     Raises:
         InputError: there is no such file, it is no TOML, or something in it cannot be; the message names file and rule.
     """
+    return parse_rules(read_rules(path))
+
+
+def read_rules(path: Path) -> str:
+    """The text of a rule file that has been found to be one.
+
+    Raises:
+        InputError: as `load_rules`.
+    """
     try:
-        return _rule_file(_tables(path))
+        text = _text(path)
+        parse_rules(text)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    return text
+
+
+def parse_rules(text: str) -> RuleFile:
+    """The rules in the text of a rule file.
+
+    Raises:
+        InputError: it is no TOML, or something in it cannot be; the message names the rule.
+    """
+    try:
+        tables = tomllib.loads(text)
+    except RecursionError as error:
+        raise InputError("is nested too deeply") from error
+    except ValueError as error:  # TOML's own errors, and integers of too many digits
+        raise InputError(f"is no TOML: {' '.join(str(error).split())}") from error
+    return _rule_file(tables)
 
 
 def dump_rules(rules: Iterable[Rule]) -> str:
@@ -77,7 +103,7 @@ def dump_rules(rules: Iterable[Rule]) -> str:
     return "\n".join(_dumped(rule) for rule in rules)
 
 
-def _tables(path: Path) -> dict[str, Any]:
+def _text(path: Path) -> str:
     try:
         if path.exists() and not path.is_file():
             raise InputError("is no file: name a rule file in TOML")
@@ -88,13 +114,9 @@ def _tables(path: Path) -> dict[str, Any]:
     if len(content) > MAX_FILE_BYTES:
         raise InputError(f"is larger than {MAX_FILE_BYTES // 2**10} KiB, which no rule file is")
     try:
-        return tomllib.loads(content.decode())
+        return content.decode()
     except UnicodeDecodeError as error:
         raise InputError(f"is no text in UTF-8 (byte {error.start})") from error
-    except RecursionError as error:
-        raise InputError("is nested too deeply") from error
-    except ValueError as error:  # TOML's own errors, and integers of too many digits
-        raise InputError(f"is no TOML: {' '.join(str(error).split())}") from error
 
 
 def _rule_file(tables: dict[str, Any]) -> RuleFile:

@@ -164,6 +164,20 @@ class RuleBook:
             streak.alert, streak.cooling = None, rule.cool_down
 
 
+def check_watch_rules(rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    """The rules, if they are such that `sapflow.watch` passes nothing of them over in silence.
+
+    Raises:
+        InputError: one is judged within epochs, or asks for an action.
+    """
+    for rule in (checked := tuple(rules)):
+        if rule.by_passes:
+            raise InputError(f"rule {rule.name!r}: watch judges at the ends of epochs: say for_epochs")
+        if rule.actions:
+            raise InputError(f"rule {rule.name!r}: watch acts on nothing: remove its actions, or use on_verdict")
+    return checked
+
+
 def check_names(rules: Iterable[Rule]) -> None:
     """Make sure that every rule has a name of its own, by which alerts and memory are told apart.
 

@@ -1,6 +1,6 @@
 """One env: a host that trains epoch by epoch while seeds grow in its slots, and says what it sees."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from sapflow.control.actions import SlotActions
 from sapflow.control.controller import Controller
+from sapflow.control.functions import Function
 from sapflow.control.grower import Evaluation, Grower
+from sapflow.control.responses import Notifying
 from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.growth.blending import Schedule
 from sapflow.growth.host import slots_of
@@ -53,6 +55,8 @@ class Env:
         policy: judges the seeds; the record's band by default.
         rules: raise alerts and ask for actions.
         decide_every: steps from one decision to the next within an epoch, if there are rules for passes.
+        functions: that rules may call, by name.
+        notifier: tells people, where rules ask for it.
     """
 
     def __init__(
@@ -64,6 +68,8 @@ class Env:
         policy: Policy | None = None,
         rules: Iterable[Rule] = DEFAULT_RULES,
         decide_every: int = DECIDE_EVERY,
+        functions: Mapping[str, Function] | None = None,
+        notifier: Notifying | None = None,
     ) -> None:
         self.plan = plan
         self.stream = stream
@@ -95,6 +101,8 @@ class Env:
             policy=policy,
             rules=rules,
             decide_every=decide_every,
+            functions=functions,
+            notifier=notifier,
             epochs=plan.epochs,
         )
 

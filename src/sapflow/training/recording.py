@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from sapflow.control.notify import NOTIFYING_SECONDS, Notifier
 from sapflow.errors import InputError
 from sapflow.telemetry import run_directory
 from sapflow.telemetry.journal import Journal, JournalReport
@@ -50,6 +51,8 @@ def prepare(plan: RunPlan, run_dir: Path) -> None:
         ModuleNotFoundError: what the task's data come from is not installed; likewise.
     """
     plan.check().load()
+    if urls := plan.rule_file().notify:
+        Notifier(urls).close(0.0)  # so that what is wrong with one is known before anything is made
     run_directory.create(run_dir)
     (run_dir / run_directory.PLAN_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(plan)))
 
@@ -103,10 +106,14 @@ def record(
         if known is not None:
             sink, run_id = known.before(journal), known.run_id or run_id
         kept = (known.last_sequence if known is not None else {}) if resume else None
+        urls = plan.rule_file().notify
+        notifier = Notifier(urls) if urls else None
         try:
-            completed = run(plan, run_id, sink, on_epoch, checkpoints=checkpoints, resumed=kept)
+            completed = run(plan, run_id, sink, on_epoch, checkpoints=checkpoints, notifier=notifier, resumed=kept)
         finally:
             with _undisturbed():
+                if notifier is not None:
+                    notifier.close(NOTIFYING_SECONDS)  # before the journal, which is told what came of it
                 report = journal.close()
     return RecordedRun(completed, report)
 

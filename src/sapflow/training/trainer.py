@@ -4,17 +4,22 @@ import logging
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import msgspec
 import torch
 
 import sapflow
 from sapflow.control.controllers import controller_named
+from sapflow.control.functions import check_functions, registered_functions
 from sapflow.control.life_cycle import GrowthPlan
+from sapflow.control.notify import Notifier
 from sapflow.errors import InputError, SapflowError
 from sapflow.growth.blueprints import blueprint_for, blueprints_for, check_fit
 from sapflow.growth.host import slots_of
 from sapflow.growth.randomness import RandomState, stream_seed
+from sapflow.health.rule_file import RuleFile, parse_rules
+from sapflow.health.rules import DEFAULT_RULES
 from sapflow.telemetry.events import EnvFailed, RunCompleted, RunResumed, RunStarted
 from sapflow.telemetry.stream import EventStream, Sink
 from sapflow.training.checkpoint import Checkpoints
@@ -59,7 +64,16 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
     plants: tuple[Plant, ...] = ()
     data_dir: str = ""  # what the task reads; empty for those that bring their data
     controller: str = "scheduled"
+    rules: str = ""  # the text of a rule file; the default rules where it is empty
     checkpoint_every: int = 1
+
+    def rule_file(self) -> RuleFile:
+        """The rules that the envs live by.
+
+        Raises:
+            InputError: the text is no rule file.
+        """
+        return parse_rules(self.rules) if self.rules else RuleFile(rules=DEFAULT_RULES)
 
     def check(self) -> Task:
         """Everything that can be known to be wrong before anything is made.
@@ -75,6 +89,8 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
         if max(self.envs, self.epochs) > MOST:
             raise InputError(f"--envs {self.envs} --epochs {self.epochs}: choose numbers up to {MOST}")
         controller_named(self.controller)
+        rules = self.rule_file()
+        check_functions(rules.rules, registered_functions(rules.rules))
         if not 0 <= self.checkpoint_every <= MOST:
             raise InputError(f"--checkpoint-every {self.checkpoint_every}: choose a number of epochs, or 0 for never")
         if not 0 <= self.rng_seed < 2**63:
@@ -105,6 +121,7 @@ def run(
     on_epoch: Callable[[Env], None] = lambda _env: None,
     *,
     checkpoints: Checkpoints | None = None,
+    notifier: Notifier | None = None,
     resumed: Mapping[int | None, int] | None = None,
 ) -> dict[int, Env]:
     """Train all envs to their end and return those that came there, by env_id.
@@ -117,6 +134,7 @@ def run(
         sink: where the events go.
         on_epoch: called with an env after each of its epochs.
         checkpoints: where the state is kept after each round of epochs.
+        notifier: tells people, where rules ask for it.
         resumed: go on from the newest checkpoint that can be used, or from the beginning where there is none; the last
             sequence that was kept of each env, and of the run itself under None.
 
@@ -127,16 +145,17 @@ def run(
     torch.set_num_threads(THREADS)
     stream = EventStream(sink, run_id)
     streams = {env_id: EventStream(sink, run_id, env_id) for env_id in range(plan.envs)}
+    make = partial(_make_env, plan, task, notifier)
     done, envs = 0, None
     if resumed is not None and checkpoints is not None:
-        done, envs = _restored(plan, task, streams, checkpoints, resumed)
+        done, envs = _restored(make, streams, checkpoints, resumed)
         stream.next_sequence = resumed.get(None, -1) + 1
     if stream.next_sequence:
         stream.emit(RunResumed(from_epoch=done))
     else:
         stream.emit(_started(plan, task))
     if envs is None:
-        envs = _begun(plan, task, streams)
+        envs = _begun(make, streams)
     for epoch in range(done + 1, plan.epochs + 1):
         for env_id, env in list(envs.items()):
             if env.stopped:
@@ -160,20 +179,19 @@ def _started(plan: RunPlan, task: Task) -> RunStarted:
     return RunStarted(task=task.name, envs=plan.envs, epochs=plan.epochs, rng_seed=plan.rng_seed, versions=versions)
 
 
-def _begun(plan: RunPlan, task: Task, streams: Mapping[int, EventStream]) -> dict[int, Env]:
+def _begun(make: Callable[[EventStream], Env], streams: Mapping[int, EventStream]) -> dict[int, Env]:
     """Every env at its beginning."""
     envs: dict[int, Env] = {}
     for env_id, stream in streams.items():
         with _contained(stream, epoch=0):
-            env = _make_env(plan, task, env_id, stream)
+            env = make(stream)
             env.start()
             envs[env_id] = env
     return envs
 
 
 def _restored(
-    plan: RunPlan,
-    task: Task,
+    make: Callable[[EventStream], Env],
     streams: Mapping[int, EventStream],
     checkpoints: Checkpoints,
     kept: Mapping[int | None, int],
@@ -181,7 +199,7 @@ def _restored(
     """The envs as the newest checkpoint has them that can be used, and after which epoch; None where there is none."""
     for epoch, state in checkpoints.newest_first():
         try:
-            envs = {env_id: _make_env(plan, task, env_id, streams[env_id]) for env_id in state["envs"]}
+            envs = {env_id: make(streams[env_id]) for env_id in state["envs"]}
             for env_id, env in envs.items():
                 env.load_state_dict(state["envs"][env_id])
                 if streams[env_id].next_sequence > kept.get(env_id, -1) + 1:
@@ -204,8 +222,9 @@ def _contained(stream: EventStream, epoch: int) -> Iterator[None]:
         stream.emit(EnvFailed(epoch=epoch, error=f"{type(error).__name__}: {error}"))
 
 
-def _make_env(plan: RunPlan, task: Task, env_id: int, stream: EventStream) -> Env:
-    growth = GrowthPlan()
+def _make_env(plan: RunPlan, task: Task, notifier: Notifier | None, stream: EventStream) -> Env:
+    env_id, growth, rules = stream.env_id, GrowthPlan(), plan.rule_file()
+    assert env_id is not None
     controller = controller_named(plan.controller)(
         growth,
         stream_seed(plan.rng_seed, "env", env_id, "controller"),
@@ -214,4 +233,13 @@ def _make_env(plan: RunPlan, task: Task, env_id: int, stream: EventStream) -> En
     env_plan = EnvPlan(
         env_id=env_id, epochs=plan.epochs, rng_seed=plan.rng_seed, blending_epochs=growth.blending_epochs
     )
-    return Env(task, env_plan, controller, stream)
+    return Env(
+        task,
+        env_plan,
+        controller,
+        stream,
+        rules=rules.rules,
+        decide_every=rules.decide_every,
+        functions=registered_functions(rules.rules),
+        notifier=notifier.of_env(env_id, stream.run_id) if notifier is not None else None,
+    )
