@@ -21,6 +21,7 @@ from sapflow.control.actions import SlotActions
 from sapflow.control.controller import EpochOutcome
 from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.growth.blueprints import Blueprint
+from sapflow.growth.randomness import single_threaded
 from sapflow.growth.slot import SeedSlot, SeedState
 from sapflow.health.policy import HealthPolicy, Need
 from sapflow.sanctum import schema
@@ -114,13 +115,8 @@ def is_tested(record_id: str) -> bool:
 
 def _drive() -> _Street:
     """Train the host and collect what every station holds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            return _drive_in(Path(folder))
-    finally:
-        torch.set_num_threads(threads)
+    with single_threaded(), tempfile.TemporaryDirectory() as folder:
+        return _drive_in(Path(folder))
 
 
 def _drive_in(run_dir: Path) -> _Street:

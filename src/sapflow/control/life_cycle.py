@@ -68,7 +68,7 @@ class LifeCycle:
         """Let the embargo run, cull, move on, sow; after the last epoch nothing is sown, since it could not learn."""
         for slot in actions.slots.values():
             slot.gates = self.gates
-            self._rest(outcome.epoch, slot, actions)
+            self.rest(outcome.epoch, slot, actions)
         self.cull(outcome, actions)
         for slot in actions.slots.values():
             if not slot.state.paused:
@@ -130,7 +130,8 @@ class LifeCycle:
             else:
                 return
 
-    def _rest(self, epoch: int, slot: SeedSlot, actions: SlotActions) -> None:
+    def rest(self, epoch: int, slot: SeedSlot, actions: SlotActions) -> None:
+        """Show a pruned slot as such for an epoch, and let its embargo run."""
         embargo = self.plan.embargo_epochs
         if slot.state.stage is SeedStage.PRUNED and slot.state.epochs_in_stage:  # shown as pruned for an epoch
             actions.advance(epoch, slot, SeedStage.EMBARGOED, f"for {embargo} epochs")

@@ -1,4 +1,4 @@
-"""Random streams that do not disturb each other: capture torch's state, replay it, draw from a stream of one's own."""
+"""What makes a run the same again: random streams that do not disturb each other, and sums in one order."""
 
 import hashlib
 from collections.abc import Iterator
@@ -52,3 +52,14 @@ class RandomState:
             yield
         finally:
             before.restore()
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Inside, torch computes in one thread: the sums of a parallel kernel depend on how many there are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
