@@ -33,6 +33,7 @@ IDS = {
     "TELE-565": "entering_norm", "TELE-566": "leaving_norm", "TELE-567": "min_ratio", "TELE-568": "max_ratio",
     "TELE-569": "last_ratio", "TELE-570": "ratio_histogram", "TELE-571": "evidence",
     "TELE-572": "output_input_rms", "TELE-573": "parameter_liveness", "TELE-574": "masked_values", "TELE-575": "paused",
+    "TELE-576": "fault",
 }  # fmt: skip
 SECTIONS = [
     "Identity", "Purpose", "Data Specification", "Data Flow", "Wiring Verification", "Dependencies", "History", "Notes",
@@ -48,7 +49,7 @@ every_record = pytest.mark.parametrize("each", all_records(), ids=lambda each: e
 
 def annotation_of(field: str) -> str:
     hint = get_type_hints(SeedTelemetry)[field]
-    return hint.__name__ if isinstance(hint, type) else str(hint)
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("sapflow.telemetry.vocabulary.", "")
 
 
 # The records, the contract and the state it is filled from

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from sapflow.gradients.gradient_monitor import GradientMonitor
-from sapflow.gradients.vitals import VITALS_EVERY
 from sapflow.health.policy import HealthPolicy, Need
 
 
@@ -80,15 +79,36 @@ def test_what_has_moved_since_it_was_attached(policy):
     assert [reading.parameters_moved for reading in policy.readings] == [False, True]
 
 
-def test_one_pass_of_many_is_measured(policy):
+def test_few_passes_of_many_are_measured_and_more_of_them_while_a_module_is_young(policy):
     layer, tripled = scaled_orthogonal(1.0), scaled_orthogonal(3.0)
     once, thrice = layer.weight.detach().clone(), tripled.weight.detach()
+    noted = {0, 1, 2, 4, 8, 16, 32, 64, 128}
     monitor = GradientMonitor({"m": layer}, policy=policy)
-    for index in range(2 * VITALS_EVERY + 1):
-        layer.weight.data.copy_(once if index % VITALS_EVERY == 0 else thrice)
+    for index in range(129):
+        layer.weight.data.copy_(once if index in noted else thrice)
         layer(torch.randn(2, 8, requires_grad=True)).sum().backward()
         monitor.step()
     assert monitor.close_epoch()["m"].output_input_rms == pytest.approx(1.0, rel=1e-5)
+
+
+def test_a_module_that_comes_later_is_young_again_and_a_window_begins_with_a_look(policy):
+    def run(passes):
+        for _ in range(passes):
+            for layer in layers.values():
+                layer(torch.randn(2, 8, requires_grad=True)).sum().backward()
+            monitor.step()
+
+    layers = {"old": scaled_orthogonal(2.0)}
+    monitor = GradientMonitor(layers, policy=policy, windows=True)
+    run(10)
+    monitor.close_window()
+    run(1)
+    assert monitor.close_window()["old"].output_input_rms == pytest.approx(2.0, rel=1e-5)
+    run(9)
+    layers["new"] = scaled_orthogonal(3.0)
+    monitor.attach("new", layers["new"])
+    run(2)
+    assert monitor.close_window()["new"].output_input_rms == pytest.approx(3.0, rel=1e-5)
 
 
 def test_a_policy_that_needs_nothing_has_nothing_measured_and_nothing_is_left():

@@ -32,7 +32,7 @@ from sapflow.telemetry.journal import Journal
 from sapflow.telemetry.records import Record, all_records, record
 from sapflow.telemetry.source import Source
 from sapflow.telemetry.stream import EventStream
-from sapflow.telemetry.vocabulary import SeedStage
+from sapflow.telemetry.vocabulary import Fault, SeedStage
 from sapflow.training.env import Env, EnvPlan
 from sapflow.training.tasks.task import Data, Task
 
@@ -55,6 +55,7 @@ TRUTHS: Mapping[str, Mapping[str, object]] = {
     "output_input_rms": {"healthy": 0.85},
     "parameter_liveness": {"learning": 1.0},
     "paused": {"learning": True},
+    "fault": {"vanishing": Fault.VANISHING, "exploding": Fault.EXPLODING},
 }
 
 

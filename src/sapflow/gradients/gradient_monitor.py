@@ -20,7 +20,7 @@ from sapflow.gradients.pass_sums import TAKEN, PassSums, Row, expected_device
 from sapflow.gradients.probe import Probe
 from sapflow.gradients.ranks import Ranks
 from sapflow.gradients.reading import Watched, health_of
-from sapflow.gradients.vitals import VITALS_EVERY, Vitals, VitalSigns, note_liveness, signs_of
+from sapflow.gradients.vitals import Vitals, VitalSigns, note_liveness, signs_of, vitals_due
 from sapflow.health.policy import OVERFLOWS_IN_A_ROW, HealthPolicy, Need, Policy
 from sapflow.telemetry.events import GradientHealth
 
@@ -110,6 +110,8 @@ class GradientMonitor:
         self._closers.callback(closing.arranged(grad_scaler, optimizer, root, self._close_pass, self._close_at_root))
         self._root_closes = True
         self._alarmed = self._failed = False
+        self._age = 0  # passes since a module was attached
+        self._choose_vitals()
         for name, module in (modules or {}).items():
             self.attach(name, module)
 
@@ -137,6 +139,8 @@ class GradientMonitor:
         probe = Probe(module, self._sums, row)
         vitals = Vitals(module) if Need.PARAMETER_LIVENESS in self.policy.needs else None
         self._watched[name] = Watched(module, probe, row, self.policy.new_memory(name), vitals)
+        self._age = 0
+        self._choose_vitals()
 
     def detach(self, name: str) -> None:
         """Stop measuring a module and leave nothing on it; what its epoch had so far is gone."""
@@ -196,6 +200,7 @@ class GradientMonitor:
         epochs.
         """
         window, signs = self._decide()
+        self._choose_vitals(window_begins=True)
         return self._verdicts(window, signs)
 
     def close_epoch(self) -> dict[str, GradientHealth]:
@@ -206,7 +211,7 @@ class GradientMonitor:
         self._epoch = EpochSums(self._sums.rows)
         self.passes_before_epoch += self._sums.passes_closed
         self._sums.passes_closed = self._sums.passes_measured = self.closings = 0
-        self._choose_activations()
+        self._choose_vitals()
         self._unsampled = Unsampled()
         while self._retired_rows:
             self._sums.give_back(self._retired_rows.pop())
@@ -271,15 +276,17 @@ class GradientMonitor:
         if not (self._sums.open or (self._ranks.together and self._watched)):  # a pass on one rank is one on all
             return
         vitals = [watched.vitals for watched in self._watched.values() if watched.vitals is not None]
-        if vitals and not self._sums.paused and self._sums.passes_measured % VITALS_EVERY == 0:
+        if vitals and not self._sums.paused and self._vitals_due:
             note_liveness(vitals)
+        self._age += not self._sums.paused
         self._sums.close_pass()
-        self._choose_activations()
+        self._choose_vitals()
         self._sums.paused = (self.passes_before_epoch + self._sums.passes_closed) % self._every != 0
 
-    def _choose_activations(self) -> None:
-        """Whether the next pass is one that shows its activations."""
-        due = self._sums.every_activation or self._sums.passes_measured % VITALS_EVERY == 0
+    def _choose_vitals(self, *, window_begins: bool = False) -> None:
+        """Whether the next pass shows its parameters' gradients and its activations."""
+        self._vitals_due = window_begins or vitals_due(self._sums.passes_measured, self._age)
+        due = self._sums.every_activation or self._vitals_due
         self._sums.sees_activations = due and self._sums.columns > TAKEN
 
     def _receive(self, *, wait: bool) -> None:

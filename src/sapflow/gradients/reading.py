@@ -69,6 +69,7 @@ def health_of(reading: Reading, verdict: Verdict) -> GradientHealth:
         evidence=verdict.evidence,
         output_input_rms=reading.output_input_rms,
         parameter_liveness=reading.parameter_liveness,
+        fault=verdict.fault,
     )
 
 

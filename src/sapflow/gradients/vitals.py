@@ -1,6 +1,6 @@
 """Whether the parameters of a module are alive: reached by gradients, and moved by training.
 
-Noted on one pass of VITALS_EVERY, so that the others pay nothing. Nothing synchronises before `numbers` are asked for,
+Noted on few passes (`vitals_due`), so that the others pay nothing. Nothing synchronises before `numbers` are asked for,
 and nothing communicates: of what ranks hold together, each counts its part.
 """
 
@@ -15,6 +15,16 @@ from sapflow.gradients.parts import held_part
 VITALS_EVERY = 64
 # A parameter tensor is alive when the norm of its gradient exceeds this share of the largest among all watched ones.
 ALIVE_SHARE = 1e-4
+
+
+def vitals_due(passes: int, age: int) -> bool:
+    """Whether a pass is one to note vital signs on: one of VITALS_EVERY, and more of them while a module is young.
+
+    Args:
+        passes: measured in the epoch before it.
+        age: passes measured since a module was attached.
+    """
+    return passes % VITALS_EVERY == 0 or (age < VITALS_EVERY and age & (age - 1) == 0)
 
 
 class Vitals:

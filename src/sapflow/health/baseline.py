@@ -12,8 +12,10 @@ from sapflow.health.policy import Reading
 from sapflow.telemetry.events import HISTOGRAM_LOWEST_OCTAVE
 from sapflow.telemetry.vocabulary import Measurement
 
-# Passes that make a baseline; no module is called vanishing before it has so many, counted from when it first moved.
+# Passes that make a baseline, counted from when the parameters first moved, and those before which no module is called
+# vanishing.
 BASELINE_PASSES = 30
+GRACE_PASSES = 5
 # Below this gain a module is a candidate for vanishing, unless it was born so and rises.
 TINY = math.log2(1e-3)
 # Octaves that a branch born near 0 rises while its passes double, as long as it learns: in a straight line, one.
@@ -51,8 +53,8 @@ class Family:
         self.members: WeakValueDictionary[str, ModuleMemory] = WeakValueDictionary()
 
     def peers_of(self, name: str) -> list["ModuleMemory"]:
-        """Those that can be a standard for the member of that name."""
-        return [member for other, member in self.members.items() if other != name and member.is_standard]
+        """Those that the member of that name can be compared with: out of grace, and without an alarm."""
+        return [member for other, member in self.members.items() if other != name and member.at_ease]
 
 
 @dataclass(eq=False)
@@ -64,11 +66,13 @@ class ModuleMemory:
     passes: int = 0  # since its parameters moved, or could have
     waiting: bool = False  # some parameter gets a gradient, and none has moved yet
     gain: float = ZERO_OCTAVE  # of the last measured reading
-    born_tiny: bool | None = None
+    born: float | None = None  # its gain in its first pass, or the lowest of its first reading, in octaves
     baseline: float | None = None
+    risen_to: float | None = None  # octaves, of a branch that was born near 0
     rising: bool = True
-    next_mark: int = BASELINE_PASSES
+    next_mark: int = GRACE_PASSES
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=BASELINE_PASSES))
+    growth: float | None = None  # output over input, as last seen
     liveness: float | None = None
     peak_liveness: float = 0.0
     alarms: dict[str, Alarm] = field(default_factory=dict)
@@ -81,49 +85,57 @@ class ModuleMemory:
         return twin
 
     @property
+    def born_tiny(self) -> bool:
+        """Whether its first gain was near 0, as that of a branch whose last weight starts at 0."""
+        return self.born is not None and self.born < TINY
+
+    @property
     def excuse(self) -> str:
         """Why it cannot be called vanishing yet; "" if it can."""
         if self.waiting:
             return "its parameters have not moved yet"
-        if self.passes < BASELINE_PASSES:
-            return f"{self.passes} of the {BASELINE_PASSES} passes that make its baseline"
-        if self.born_tiny and self.rising and self.baseline is not None and self.gain > self.baseline - 1:
+        if self.passes < GRACE_PASSES:
+            return f"{self.passes} of the {GRACE_PASSES} passes before which nothing is called vanishing"
+        if self.born_tiny and self.rising and self.risen_to is not None and self.gain > self.risen_to - 1:
             return "it was born near 0 and rises"
         return ""
 
     @property
-    def is_standard(self) -> bool:
-        """Whether others may be judged by it: measured, out of grace and without an alarm."""
-        grown = self.baseline is not None and not self.excuse
-        return grown and not any(alarm.raised for alarm in self.alarms.values())
+    def at_ease(self) -> bool:
+        """Whether nothing excuses it, and nothing speaks against it."""
+        return not self.excuse and not any(alarm.raised for alarm in self.alarms.values())
 
     def take(self, reading: Reading) -> None:
         """Note a reading: how old the module is, its gain, baseline and liveness."""
         alive = reading.parameter_liveness
         if alive is not None:
             self.liveness, self.peak_liveness = alive, max(self.peak_liveness, alive)
+        if reading.output_input_rms is not None:
+            self.growth = reading.output_input_rms
         self.waiting = reading.parameters_moved is False and bool(alive)
         measured = reading.measurement is Measurement.MEASURED
         if measured:
             self.gain = typical_octave(reading)
-            if self.born_tiny is None:
-                lowest = reading.min_ratio if reading.histogram else reading.grad_ratio
-                self.born_tiny = octave_of(lowest) < TINY
+            if self.born is None:
+                self.born = octave_of(reading.min_ratio if reading.histogram else reading.grad_ratio)
         if not self.waiting:
             self.passes += weight_of(reading)
-            if measured and (self.baseline is None or self.born_tiny):
+            if measured:
                 self._calibrate()
 
     def _calibrate(self) -> None:
         """The baseline is that of the first passes; a branch born near 0 is held to the highest that it rose to."""
-        self.recent.append(self.gain)
-        if self.passes < self.next_mark:
+        if self.baseline is not None and not self.born_tiny:
             return
+        self.recent.append(self.gain)
         level = median(self.recent)
-        self.rising = self.baseline is None or level >= self.baseline + RISING
-        self.baseline = level if self.baseline is None else max(level, self.baseline)
-        self.next_mark = 2 * self.passes
-        self.recent.clear()
+        if self.born_tiny and self.passes >= self.next_mark:
+            self.rising = self.risen_to is None or level >= self.risen_to + RISING
+            self.risen_to = level if self.risen_to is None else max(level, self.risen_to)
+            self.next_mark = 2 * self.passes
+            self.recent.clear()
+        if self.passes >= BASELINE_PASSES:
+            self.baseline = self.risen_to if self.born_tiny else level
 
 
 def typical_octave(reading: Reading) -> float:

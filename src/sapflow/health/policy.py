@@ -1,12 +1,13 @@
 """The judging seam: a reading of one module and epoch goes in, flags and the evidence for them come out."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Protocol
 
 from sapflow.telemetry.records import Band, record_of
-from sapflow.telemetry.vocabulary import Measurement
+from sapflow.telemetry.vocabulary import Fault, Measurement
 
 # A ratio is measured from fp32 norms: one that differs from an end of the band by less than this, relatively, is on it.
 RELATIVE_TOLERANCE = 1e-6
@@ -56,11 +57,12 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The flags of TELE-557, and what a person can check them by."""
+    """The flags of TELE-557, what is wrong where one is set, and what a person can check it by."""
 
     has_vanishing: bool = False
     has_exploding: bool = False
     evidence: str = ""
+    fault: Fault | None = None
 
 
 class Policy(Protocol):
@@ -91,6 +93,11 @@ def non_finite_evidence(reading: Reading) -> str:
     return f"{reading.non_finite_passes} non-finite passes" if overflowed else ""
 
 
+def worst_of(faults: Iterable[Fault]) -> Fault | None:
+    """The first of them in the order of `Fault`; None if there are none."""
+    return min(faults, key=list(Fault).index, default=None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class HealthPolicy:
     """The record's band: healthy in [lower, upper], both ends included; it needs no memory.
@@ -109,12 +116,21 @@ class HealthPolicy:
     def judge(self, reading: Reading, memory: None) -> Verdict:
         """Flags by the band and by non-finite passes; nothing measured is no flag, and no evidence of health."""
         overflow = non_finite_evidence(reading)
-        findings = [overflow] if overflow else []
+        findings, faults = ([overflow], [Fault.NON_FINITE]) if overflow else ([], [])
         vanishing = exploding = False
         if reading.measurement is Measurement.MEASURED:
             ratio = reading.grad_ratio
             vanishing = ratio < self.lower * (1 - RELATIVE_TOLERANCE)
             exploding = ratio > self.upper * (1 + RELATIVE_TOLERANCE)
+            if vanishing:
+                faults.append(Fault.VANISHING if ratio else Fault.DEAD)
+            elif exploding:
+                faults.append(Fault.EXPLODING)
             place = f"< {self.lower:g}" if vanishing else f"> {self.upper:g}" if exploding else "in band"
             findings.append(f"ratio {ratio:.3g} {place}, {reading.passes} passes")
-        return Verdict(has_vanishing=vanishing, has_exploding=exploding or bool(overflow), evidence="; ".join(findings))
+        return Verdict(
+            has_vanishing=vanishing,
+            has_exploding=exploding or bool(overflow),
+            evidence="; ".join(findings),
+            fault=worst_of(faults),
+        )

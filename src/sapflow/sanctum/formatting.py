@@ -72,9 +72,16 @@ def seed_card(seed: SeedState, width: int, plot_rows: int = 3) -> list[Line]:
         histogram_line(seed, inner),
         vitals_line(seed),
         *ratio_plot(seed.ratio_history, inner, plot_rows),
-        fit(line((clean(seed.evidence, 200), DIM)), inner),
+        fit(evidence_line(seed), inner),
     ]
     return box(line((clean(seed.slot_id, inner - 6), "bold")), mark, body, width, CONDITION_STYLES[condition])
+
+
+def evidence_line(seed: SeedTelemetry) -> Line:
+    """What is wrong, in a word, and what the verdict rests on."""
+    evidence = (clean(seed.evidence, 200), DIM)
+    word = seed.fault.lower().replace("_", "-") if seed.fault else ""
+    return line((f"{word}: ", "bold"), evidence) if word else line(evidence)
 
 
 def card_height(plot_rows: int) -> int:

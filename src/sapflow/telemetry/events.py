@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from msgspec import Struct
 
-from sapflow.telemetry.vocabulary import EventType, Measurement, SeedStage, Severity
+from sapflow.telemetry.vocabulary import EventType, Fault, Measurement, SeedStage, Severity
 
 SCHEMA_VERSION = 1
 
@@ -24,7 +24,8 @@ class GradientHealth(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     entering = ‖∂L/∂y‖₂ at the module's output, leaving = ‖∂L/∂x‖₂ at its input; both norms are the square roots of the
     squares summed over the finite passes. `grad_ratio` = leaving / entering (TELE-557). Ratios of single passes are
-    `min_ratio`, `max_ratio`, `last_ratio` and `ratio_histogram` (HISTOGRAM_BINS counts, empty without a pass).
+    `min_ratio`, `max_ratio`, `last_ratio` and `ratio_histogram` (HISTOGRAM_BINS counts, empty without a pass). `fault`
+    says what is wrong where a flag is set, `evidence` what the verdict rests on.
     """
 
     grad_ratio: float = 0.0
@@ -43,6 +44,7 @@ class GradientHealth(Struct, frozen=True, kw_only=True, omit_defaults=True):
     evidence: str = ""
     output_input_rms: float | None = None
     parameter_liveness: float | None = None
+    fault: Fault | None = None
 
 
 class SeedTelemetry(GradientHealth, frozen=True, kw_only=True, omit_defaults=True):

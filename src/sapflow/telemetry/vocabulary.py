@@ -47,6 +47,17 @@ class Measurement(StrEnum):
     PROBE_LOST = "PROBE_LOST"  # the module ran forward and its probe never fired
 
 
+class Fault(StrEnum):
+    """What is wrong with a module's gradient flow; where several hold, the first of them."""
+
+    NON_FINITE = "NON_FINITE"  # NaN or infinity in a backward pass
+    DIVERGED = "DIVERGED"  # it amplifies, and did not when it was born
+    EXPLODING = "EXPLODING"  # it amplifies, from birth or for all that is known
+    DEAD = "DEAD"  # no gradient gets through, or most of its parameters get none
+    COLLAPSED = "COLLAPSED"  # it loses what enters, and did not when it was born
+    VANISHING = "VANISHING"  # it loses what enters, from birth or for all that is known
+
+
 class Severity(StrEnum):
     """How much an alert asks of the person who reads it."""
 
