@@ -1,6 +1,6 @@
 """The norm of a gradient, right for every dtype and layout, and the mean square of activations."""
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -41,8 +41,15 @@ def _flat(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1)
 
 
-def mean_square_of(value: Any, every: int = 1) -> Tensor | None:
-    """The mean of the squares of all numbers in a structure that this rank holds, fp32; None if it has none.
+class MeanSquare(NamedTuple):
+    """The mean of the squares of so many numbers, fp32 on their device."""
+
+    value: Tensor
+    numbers: int
+
+
+def mean_square_of(value: Any, every: int = 1) -> MeanSquare | None:
+    """That of all numbers in a structure that this rank holds; None if it has none.
 
     With `every` above 1, of the first part in so many of each tensor, along its first dimension: an estimate.
     """
@@ -53,7 +60,8 @@ def mean_square_of(value: Any, every: int = 1) -> Tensor | None:
         return None
     norms = [norm_of(tensor) for tensor in tensors]
     norm = norms[0] if len(norms) == 1 else cast(Tensor, vector_norm(torch.stack(norms)))
-    return norm.square() / sum(tensor.numel() for tensor in tensors)
+    numbers = sum(tensor.numel() for tensor in tensors)
+    return MeanSquare(norm.square() / numbers, numbers)
 
 
 def has_numbers(value: Any) -> bool:

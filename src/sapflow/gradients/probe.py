@@ -55,6 +55,7 @@ class Probe:
         self.sums = sums
         self.row = row
         self.muted = False
+        self.keeps_size = False  # in the last call whose activations were seen; not known of compiled ones
         # Of each call that is open: what was handed on for an input, and what tells whether it was changed in place.
         self.open_calls: list[list[tuple[Tensor, int, Node | None, int]]] = []
         self._handles: list[RemovableHandle] = []
@@ -154,8 +155,7 @@ class Probe:
         try:
             hooked = self._hook(output) if isinstance(output, Tensor) else map_tensors(self._hook, output)
             if sums.sees_activations:
-                self._see(TAKEN, (args, kwargs))
-                self._see(GIVEN, output)
+                self.keeps_size = self._see(TAKEN, (args, kwargs)) == self._see(GIVEN, output)
         except Exception as error:  # training comes first
             self._fail(error)
             return None
@@ -218,12 +218,14 @@ class Probe:
             part, factor = ranks.part_of(gradient, self.row.index, column)
         return norm_of(part) * factor
 
-    def _see(self, column: int, value: Any, every: int = 1) -> None:
-        """Add the mean square of a call's inputs or outputs, or of a part in `every` of them."""
-        mean_square = mean_square_of(value, every)
-        if mean_square is not None and self.row is not None:
-            cell = self.row.cells[column]
-            cell.add_(mean_square.to(cell.device, non_blocking=True))
+    def _see(self, column: int, value: Any, every: int = 1) -> int:
+        """Add the mean square of a call's inputs or outputs, or of a part in `every` of them; gives how many they were."""
+        seen = mean_square_of(value, every)
+        if seen is None or self.row is None:
+            return 0
+        cell = self.row.cells[column]
+        cell.add_(seen.value.to(cell.device, non_blocking=True))
+        return seen.numbers
 
     def _before_compiled(self, args: Any, kwargs: Any) -> Any:
         row = self._row_in_dynamo()

@@ -44,6 +44,7 @@ class Watched:
             max_ratio=float(epoch.highest[row]),
             last_ratio=float(epoch.last[row]),
             histogram=tuple(epoch.histogram[row].tolist()) if passes else (),
+            keeps_size=self.probe.keeps_size,
             output_input_rms=float(epoch.given[row] / epoch.taken[row]) ** 0.5 if epoch.taken[row] > 0 else None,
             parameter_liveness=signs.parameter_liveness,
             parameters_moved=signs.parameters_moved,

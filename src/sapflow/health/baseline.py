@@ -73,6 +73,7 @@ class ModuleMemory:
     next_mark: int = GRACE_PASSES
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=BASELINE_PASSES))
     growth: float | None = None  # output over input, as last seen
+    keeps_size: bool = False  # likewise
     liveness: float | None = None
     peak_liveness: float = 0.0
     alarms: dict[str, Alarm] = field(default_factory=dict)
@@ -111,7 +112,7 @@ class ModuleMemory:
         if alive is not None:
             self.liveness, self.peak_liveness = alive, max(self.peak_liveness, alive)
         if reading.output_input_rms is not None:
-            self.growth = reading.output_input_rms
+            self.growth, self.keeps_size = reading.output_input_rms, reading.keeps_size
         self.waiting = reading.parameters_moved is False and bool(alive)
         measured = reading.measurement is Measurement.MEASURED
         if measured:

@@ -21,9 +21,10 @@ from sapflow.health.detectors import (
     explodes,
     leaves_band,
     said,
+    saturated,
     strays,
     tiny,
-)
+)  # fmt: skip
 from sapflow.health.policy import Need, Reading, Verdict, non_finite_evidence, worst_of
 from sapflow.telemetry.vocabulary import Fault, Measurement
 
@@ -96,7 +97,7 @@ class CalibratedPolicy:
         measured = reading.measurement is Measurement.MEASURED
         findings: list[Finding] = []
         if measured:
-            findings += [*explodes(memory), tiny(memory)]
+            findings += [*explodes(memory), *saturated(memory), tiny(memory)]
         if measured or reading.measurement is Measurement.INPUT_DETACHED:
             findings += dead(memory, peers)
         if measured and memory.baseline is not None:

@@ -32,6 +32,11 @@ EXPLODING_AT_BIRTH = 4.0
 EXPLODING_LATER = 16.0
 GROWING = 2.0
 
+# Of healthy blocks the gain was 0.4 to 2.2 times the growth of the signal, in low-rank branches with a small gain 3.4
+# times; of those that saturate 3.4 to 10 times.
+STEEP = 3.5
+STEEP_GAIN = 2.0
+
 CHAIN = 0.01, 100.0  # between these the gain of a whole chain of blocks is healthy
 CHAIN_CLEARS = 0.9  # of the band's octaves
 
@@ -59,7 +64,7 @@ class Finding(NamedTuple):
     @property
     def exploding(self) -> bool:
         """Which of the two flags it sets."""
-        return self.fault in (Fault.EXPLODING, Fault.DIVERGED)
+        return self.fault in (Fault.EXPLODING, Fault.DIVERGED, Fault.SATURATED)
 
 
 def explodes(memory: ModuleMemory) -> Iterator[Finding]:
@@ -75,6 +80,25 @@ def explodes(memory: ModuleMemory) -> Iterator[Finding]:
         back=gain < CLEARING * limit or growth < CLEARING * GROWING,
         evidence=f"gain {gain:.3g} (limit {limit:g}) with output/input RMS {growth:.3g} (limit {GROWING:g})",
         fault=Fault.DIVERGED if memory.born < math.log2(EXPLODING_AT_BIRTH) else Fault.EXPLODING,
+    )
+
+
+def saturated(memory: ModuleMemory) -> Iterator[Finding]:
+    """A gain far above the growth of the signal: most units are saturated, and a few steep ones carry the gradient.
+
+    For what is about linear, both are the same (‖Wᵀg‖/‖g‖ and ‖Wx‖/‖x‖, for W as wide as high). Where saturation cuts
+    the output down, the slopes are still those of the weights.
+    """
+    if memory.growth is None or not memory.keeps_size:
+        return
+    gain = 2**memory.gain
+    limit = max(STEEP_GAIN, STEEP * memory.growth)
+    yield Finding(
+        detector="saturated",
+        beyond=gain > limit,
+        back=gain < CLEARING * limit,
+        evidence=f"gain {gain:.3g} (limit {limit:.3g}) with output/input RMS {memory.growth:.3g}",
+        fault=Fault.SATURATED,
     )
 
 

@@ -27,7 +27,8 @@ class Reading:
     """The torch-free sums of one module over one epoch, or over the epoch so far.
 
     Squares are sums of ‖·‖₂² over the `passes` in which both sides were finite and something entered. None is "not
-    measured": no policy needed it. `output_input_rms` is the RMS of the output over that of the input;
+    measured": no policy needed it. `output_input_rms` is the RMS of the output over that of the input,
+    and `keeps_size` whether it is known that both have as many numbers;
     `parameter_liveness` the share (0 to 1) of the module's trainable parameter tensors whose gradient norm exceeds 1e-4
     of the largest among all watched parameters (0.0 where all are zero); `parameters_moved` whether training has
     changed any of its parameters since it was attached.
@@ -46,6 +47,7 @@ class Reading:
     last_ratio: float = 0.0
     histogram: tuple[int, ...] = ()
     output_input_rms: float | None = None
+    keeps_size: bool = False
     parameter_liveness: float | None = None
     parameters_moved: bool | None = None
 

@@ -53,6 +53,7 @@ class Fault(StrEnum):
     NON_FINITE = "NON_FINITE"  # NaN or infinity in a backward pass
     DIVERGED = "DIVERGED"  # it amplifies, and did not when it was born
     EXPLODING = "EXPLODING"  # it amplifies, from birth or for all that is known
+    SATURATED = "SATURATED"  # it amplifies the gradient far more than the signal: a few steep units carry it
     DEAD = "DEAD"  # no gradient gets through, or most of its parameters get none
     COLLAPSED = "COLLAPSED"  # it loses what enters, and did not when it was born
     VANISHING = "VANISHING"  # it loses what enters, from birth or for all that is known
