@@ -61,7 +61,7 @@ NAMES: Mapping[Kind, frozenset[Fault]] = {
 
 @dataclass
 class Trial:
-    """What came of one training: the pass (from 1) of each block's first alarm, by detector, and what ours called it."""
+    """What came of one training: the pass (from 1) of each block's first alarm, by detector; what ours called it."""
 
     setting: Setting
     sick: str | None
@@ -247,12 +247,12 @@ def page(trials: Sequence[Trial], repetitions: int, seconds: float) -> str:
     return f"""# Does it find what is wrong?
 
 Made by `python benchmarks/detection.py --write docs/detection.md` in {seconds / 60:.0f} minutes, with torch
-{torch.__version__}, Python {platform.python_version()}, {repetitions} repetitions of each fault and each kind of healthy
-block in each host. A trial's setting (host, fault, blocks, repetition) seeds everything in it.
+{torch.__version__}, Python {platform.python_version()}, {repetitions} repetitions of each fault and each healthy kind
+of block in each host. A trial's setting (host, fault, blocks, repetition) seeds everything in it.
 
 ## Method
 
-Hosts of {BLOCKS} blocks, h + block(h), learn scikit-learn's digits: as vectors (mlp), images (cnn), or sequences of rows
+Hosts of {BLOCKS} blocks, h + block(h), learn scikit-learn's digits: as vectors (mlp), images (cnn), or rows in sequence
 (transformer). Every block is watched; in faulty trials one of them, at a random place among healthy ones of a kind
 that changes from repetition to repetition, has a planted fault. Adam and SGD with momentum take turns, and so do names
 with and without peers to compare with. A fault is there from birth, or strikes at a random pass from {ONSETS[0]} to

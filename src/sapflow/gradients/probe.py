@@ -219,7 +219,7 @@ class Probe:
         return norm_of(part) * factor
 
     def _see(self, column: int, value: Any, every: int = 1) -> int:
-        """Add the mean square of a call's inputs or outputs, or of a part in `every` of them; gives how many they were."""
+        """Add the mean square of a call's inputs or outputs, or a part in `every` of them; gives how many they were."""
         seen = mean_square_of(value, every)
         if seen is None or self.row is None:
             return 0
