@@ -18,8 +18,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: install  ## a healthy, a vanishing and an exploding seed on real digits; the latter two are pruned
 	$(BIN)/sapflow train --plant 1:mid:sigmoid --plant 2:mid:explosive --run-dir $(DEMO_RUN)
 
-test: install
-	$(BIN)/python -m pytest
+test: install  ## two processes, a file of tests in each
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .
