@@ -8,7 +8,6 @@ import re
 import sys
 from itertools import takewhile
 from pathlib import Path
-from unittest.mock import patch
 
 from msgspec.structs import replace
 
@@ -37,7 +36,6 @@ class EarlierSource(Source):
         self.over = self.over or len(shown) < len(events)
         if shown:
             self.last_time = shown[-1].time
-            patch("time.time", return_value=self.last_time).start()  # the clock stands at that moment
         return shown
 
     def status(self) -> RunStatus:
@@ -49,7 +47,7 @@ async def draw(run_dir: Path, out_dir: Path, epoch: int | None) -> None:
     out_dir.mkdir(parents=True, exist_ok=True)
     for width, height in SIZES:
         with Source(run_dir) if epoch is None else EarlierSource(run_dir, epoch) as source:
-            app = SanctumApp(source)
+            app = SanctumApp(source, clock=lambda: source.status().last_event_time or 0.0)
             async with app.run_test(size=(width, height)) as pilot:
                 while app.read_batch():
                     pass

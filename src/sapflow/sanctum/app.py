@@ -1,5 +1,7 @@
 """The terminal app: follows a run directory and shows it."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,7 +23,7 @@ BATCH = 2_000  # events between two looks at the keyboard
 
 
 class SanctumApp(App[None]):
-    """Shows what `source` has, and what comes; never writes anything."""
+    """Shows what `source` has, and what comes; never writes anything. `clock` gives Unix seconds."""
 
     TITLE = "Sanctum"
     CSS_PATH = "sanctum.tcss"
@@ -33,9 +35,10 @@ class SanctumApp(App[None]):
         Binding("ctrl+z", "suspend_process", show=False),
     ]
 
-    def __init__(self, source: Source, poll_seconds: float = 0.25) -> None:
+    def __init__(self, source: Source, poll_seconds: float = 0.25, clock: Callable[[], float] = time.time) -> None:
         super().__init__()
         self.source = source
+        self.clock = clock
         self.poll_seconds = poll_seconds
         self.ansi_theme_dark = TERMINAL_COLOURS
         self.aggregator = SanctumAggregator()

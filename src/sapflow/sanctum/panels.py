@@ -55,15 +55,22 @@ def _run_line(snapshot: SanctumSnapshot, now: float, width: int) -> Line:
     epoch = min((env.epoch for env in envs if env.status is not EnvStatus.FAILED), default=0)
     elapsed = _elapsed(snapshot, now)
     left = elapsed * (1 - share) / share if share else -1.0
-    title = line(
-        ("Sapflow ", f"bold {BLUISH_GREEN}"),
-        (f" {clean(snapshot.task, 24)}", "bold"),
-        (f"  {clean(snapshot.run_id, 28)}", DIM),
-    )
-    times = f"{duration(elapsed)} elapsed" + (f"  {duration(left)} left" if _is_live(snapshot) and asked else "")
+    task = line(("Sapflow ", f"bold {BLUISH_GREEN}"), (f" {clean(snapshot.task, 24)}", "bold"))
+    run = line((f"  {clean(snapshot.run_id, 28)}", DIM))
+    time_left = f"{duration(left)} left" if _is_live(snapshot) and asked else ""
+    times = line((f"{duration(elapsed)} elapsed" + (f"  {time_left}" if time_left else ""), DIM))
     bar = _bar(share, min(width // 8, 40)) if asked else ()
-    progress = spaced((line(_of_epochs(epoch, epochs)), bar, line((times, DIM), " ")), gap="  ")
-    return ends(title, line("  ", *progress), width)
+    how_far = line(_of_epochs(epoch, epochs))
+    # What says the least goes first where there is no room: the run's name, then times; the task and the epoch stay.
+    room = width - width_of(task)
+    progress = first_that_fits(
+        room - 3,
+        [
+            spaced((part for part in parts if part), gap="  ")
+            for parts in ((how_far, bar, times), (how_far, bar, line((time_left, DIM))), (how_far, bar), (how_far,))
+        ],
+    )
+    return ends((*task, *run), line("  ", *progress, " "), width)
 
 
 def _of_epochs(epoch: int, epochs: int) -> str:

@@ -1,11 +1,11 @@
 """The lines at the top of every screen: which run, how its seeds are, how its journal is."""
 
-import time
 from collections.abc import Sequence
 
 from sapflow.sanctum.panels import header_lines
 from sapflow.sanctum.schema import SanctumSnapshot
 from sapflow.sanctum.spans import Line
+from sapflow.sanctum.widgets.shell import shell
 from sapflow.sanctum.widgets.span_view import SpanView
 
 
@@ -20,7 +20,7 @@ class RunHeader(SpanView):
 
     def show(self, snapshot: SanctumSnapshot, notice: str) -> None:
         """Draws the run as it is in `snapshot`, with a word on what went wrong."""
-        second = int(time.time())
+        second = int(shell(self).clock())
         if snapshot is not self._snapshot or (notice, second) != (self._notice, self._second):
             self._snapshot, self._notice, self._second = snapshot, notice, second
             self.styles.height = 4 if notice else 3
@@ -28,4 +28,4 @@ class RunHeader(SpanView):
 
     def build(self, width: int) -> Sequence[Line]:
         """The header at `width` cells."""
-        return header_lines(self._snapshot, time.time(), self._notice, width)
+        return header_lines(self._snapshot, shell(self).clock(), self._notice, width)
