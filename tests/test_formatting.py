@@ -11,17 +11,9 @@ from sanctum_events import FakeSource, demo_run, explosion, seed, unmeasured
 from sapflow.health.policy import record_band
 from sapflow.sanctum import glyphs, panels
 from sapflow.sanctum.aggregator import SanctumAggregator
-from sapflow.sanctum.formatting import (
-    card_height,
-    clock,
-    compact,
-    duration,
-    gradient_line,
-    humanised,
-    ratio_plot,
-    seed_card,
-    sparkline,
-)
+from sapflow.sanctum.formatting import card_height, gradient_line, seed_card
+from sapflow.sanctum.numbers import clock, compact, duration, humanised
+from sapflow.sanctum.plots import ratio_plot, sparkline
 from sapflow.sanctum.schema import EnvState, EnvStatus, SeedState
 from sapflow.sanctum.spans import Line, clean, ends, fit, line, width_of
 from sapflow.telemetry.events import GradientHealth, SeedTelemetry

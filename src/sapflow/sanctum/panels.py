@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from rich.cells import cell_len
 
-from sapflow.sanctum.formatting import clock, compact, duration, humanised, seed_row, sparkline
+from sapflow.sanctum.formatting import seed_row
 from sapflow.sanctum.glyphs import (
     BLUISH_GREEN,
     CONDITION_GLYPHS,
@@ -16,6 +16,8 @@ from sapflow.sanctum.glyphs import (
     VERMILLION,
 )
 from sapflow.sanctum.log import describe_alert
+from sapflow.sanctum.numbers import clock, compact, duration, humanised
+from sapflow.sanctum.plots import sparkline
 from sapflow.sanctum.schema import Condition, EnvState, EnvStatus, LogLine, SanctumSnapshot
 from sapflow.sanctum.spans import (
     DIM,

@@ -1,0 +1,47 @@
+"""Numbers as people read them, each in as few cells as it takes: pure functions from numbers to texts."""
+
+import time
+from math import isfinite
+
+
+def compact(value: float) -> str:
+    """A number in at most six cells: two decimals where they say something, else 1e+05 or 3e-04."""
+    size = abs(value)
+    if not isfinite(value):
+        return str(value)
+    if size and (size < 0.005 or size >= 99_999.5):
+        return f"{value:.0e}"
+    return f"{value:.2f}" if size < 99.995 else f"{value:.0f}"
+
+
+def norm(value: float) -> str:
+    """A norm with two digits, such as 3.1e-02."""
+    return f"{value:.1e}"
+
+
+def humanised(count: int) -> str:
+    """A count in at most six cells, such as 950, 18.4K or 3.2M."""
+    if count < 1000:
+        return str(count)
+    size = float(count)
+    for unit in "KMG":
+        size /= 1000
+        if size < 999.95:
+            return f"{size:.1f}{unit}"
+    return f"{size:.0e}G"
+
+
+def duration(seconds: float) -> str:
+    """A time span such as 0:42 or 3:05:09; --:-- where there is none."""
+    if not 0 <= seconds < 1e8:
+        return "--:--"
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def clock(moment: float | None) -> str:
+    """Unix seconds as local time of day."""
+    if moment is None or not 0 <= moment < 2e11:
+        return "--:--:--"
+    return time.strftime("%H:%M:%S", time.localtime(moment))
