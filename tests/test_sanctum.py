@@ -280,6 +280,30 @@ async def test_a_click_opens_the_env() -> None:
         assert app.screen.env_id == 2
 
 
+async def test_the_palette_offers_what_works_now_and_does_it() -> None:
+    async with sanctum(demo_run()) as (app, _, pilot):
+        titles = {command.title for command in app.get_system_commands(app.screen)}
+        assert {"What the glyphs, the numbers and the keys mean", "Leave Sanctum; the run goes on"} <= titles
+        assert "Back to what happens now" not in titles  # it is shown already
+        await pilot.press("ctrl+p")
+        await pilot.press(*"glyphs")
+        await pilot.pause(0.5)
+        await pilot.press("enter")
+        await pilot.pause()
+        assert isinstance(app.screen, HelpScreen)
+
+
+async def test_a_screen_that_fails_says_so_and_the_app_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with sanctum(demo_run()) as (app, source, pilot):
+        with monkeypatch.context() as broken:
+            broken.setattr(type(app.screen), "show", lambda *_: 1 // 0)
+            await arrive(app, source, pilot, event(sample(15, "early", 0, 1.23), 2, None))
+            while "this cannot be shown: ZeroDivisionError" not in screen_text(app):
+                await pilot.pause()
+        await arrive(app, source, pilot, event(sample(15, "early", 2, 1.24), 2, None))
+        assert "1.24" in screen_text(app)
+
+
 async def test_q_quits() -> None:
     async with sanctum(demo_run()) as (app, _, pilot):
         await pilot.press("q")

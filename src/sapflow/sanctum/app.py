@@ -1,48 +1,64 @@
 """The terminal app: follows a run directory and shows it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import ClassVar
 
-from textual.app import App
+from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
+from textual.timer import Timer
 
 from sapflow.errors import InputError, SapflowError
 from sapflow.sanctum.aggregator import SanctumAggregator
 from sapflow.sanctum.glyphs import TERMINAL_COLOURS
-from sapflow.sanctum.schema import SanctumSnapshot
+from sapflow.sanctum.playhead import Playhead
+from sapflow.sanctum.schema import EnvStatus, SanctumSnapshot
+from sapflow.sanctum.widgets.commands import COMMANDS, screen_for, time_bar
 from sapflow.sanctum.widgets.env_detail_screen import EnvDetailScreen
 from sapflow.sanctum.widgets.env_overview import EnvCard, OverviewScreen
 from sapflow.sanctum.widgets.help_screen import HelpScreen
+from sapflow.sanctum.widgets.shell import Subject
 from sapflow.sanctum.widgets.snapshot_screen import SnapshotScreen
 from sapflow.telemetry.source import Source
 
 BATCH = 2_000  # events between two looks at the keyboard
+PLAYED = 2.0  # epochs a second
 
 
 class SanctumApp(App[None]):
-    """Shows what `source` has, and what comes; never writes anything. `clock` gives Unix seconds."""
+    """Shows what `source` has, and what comes; never writes anything. What it is for its screens: `widgets/shell.py`.
+
+    `clock` gives Unix seconds; with `read_only` nothing can be asked of the trainer.
+    """
 
     TITLE = "Sanctum"
     CSS_PATH = "sanctum.tcss"
-    ENABLE_COMMAND_PALETTE = False
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("question_mark", "help", "help", key_display="?"),
-        Binding("q", "quit", "quit"),
-        Binding("ctrl+c", "quit", show=False),
-        Binding("ctrl+z", "suspend_process", show=False),
+        *(command.binding for command in COMMANDS),
+        Binding("ctrl+c", "quit", show=False, system=True),
+        Binding("ctrl+z", "suspend_process", show=False, system=True),
     ]
 
-    def __init__(self, source: Source, poll_seconds: float = 0.25, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        source: Source,
+        poll_seconds: float = 0.25,
+        clock: Callable[[], float] = time.time,
+        read_only: bool = False,
+    ) -> None:
         super().__init__()
         self.source = source
         self.clock = clock
+        self.read_only = read_only
         self.poll_seconds = poll_seconds
         self.ansi_theme_dark = TERMINAL_COLOURS
         self.aggregator = SanctumAggregator()
+        self._playhead = Playhead(source, self.aggregator.snapshot)
+        self._player: Timer | None = None
         self._error = ""
+        self._failure = ""
 
     @property
     def snapshot(self) -> SanctumSnapshot:
@@ -50,10 +66,30 @@ class SanctumApp(App[None]):
         return self.aggregator.snapshot()
 
     @property
+    def shown(self) -> SanctumSnapshot:
+        """The run at the moment shown."""
+        return self._playhead.shown
+
+    @property
+    def moment(self) -> int | None:
+        """The epoch shown, None for live."""
+        return self._playhead.moment
+
+    @property
+    def speed(self) -> float:
+        """Epochs a second that are played; 0.0 while paused."""
+        return self._playhead.speed
+
+    @property
     def notice(self) -> str:
         """What a person should know about following the run: what just went wrong, else the source's own notice."""
         status = self.snapshot.status
         return self._error or (status.notice if status else "")
+
+    @property
+    def subject(self) -> Subject:
+        """What the person looks at."""
+        return self.screen.subject if isinstance(self.screen, SnapshotScreen) else Subject()
 
     def get_default_screen(self) -> Screen[None]:
         """The overview is what everything else lies upon."""
@@ -87,27 +123,131 @@ class SanctumApp(App[None]):
         return bool(events)
 
     async def show(self) -> None:
-        """Draws the newest snapshot on the active screen."""
-        active = self.screen_stack[-1] if self.screen_stack else None  # none is left while the app goes down
-        if isinstance(active, SnapshotScreen):
-            await active.show(self.snapshot, self.notice)
+        """Draws the moment shown on the topmost screen that follows it; one that fails says so, and the app goes on."""
+        stack = reversed(self.screen_stack)  # empty while the app goes down
+        active = next((screen for screen in stack if isinstance(screen, SnapshotScreen)), None)
+        if active is None:
+            return
+        try:
+            await active.show(self.shown, self.notice)
+            active.show_time(self.shown)
+            self._failure = ""
+        except Exception as error:
+            self.log.error(error)
+            if str(error) != self._failure:  # said once, not at every poll
+                self.notify(f"this cannot be shown: {type(error).__name__}", severity="error", markup=False)
+            self._failure = str(error)
+
+    def go_to(self, epoch: int) -> None:
+        """Shows the run as it stood at the end of `epoch`, at least 0 and at most the last one."""
+        self._travel(lambda: self._playhead.go_to(epoch))
+
+    def go_live(self) -> None:
+        """Shows the newest that is known, and goes on with the run."""
+        self._travel(self._playhead.go_live)
+
+    def play(self, speed: float) -> None:
+        """Plays `speed` epochs a second from the moment shown on, until the last one, then goes live; 0.0 pauses."""
+        self._travel(lambda: self._playhead.play(speed))
+
+    def _travel(self, move: Callable[[], None]) -> None:
+        """Moves the playhead and shows where it stands; a moment that cannot be read leaves it where it was."""
+        try:
+            move()
+        except InputError as error:
+            self._playhead.speed = 0.0
+            self.notify(str(error), severity="error", markup=False)
+        if self._player is not None:
+            self._player.stop()
+        self._player = self.set_timer(1 / self.speed, self._tick) if self.speed else None
+        self.call_later(self.show)
+        self.refresh_bindings()
+
+    def _tick(self) -> None:
+        self._travel(self._playhead.tick)
 
     async def on_env_card_chosen(self, message: EnvCard.Chosen) -> None:
         """Opens the env's own screen."""
-        await self.push_screen(EnvDetailScreen(message.env_id))
+        await self.open(EnvDetailScreen(message.env_id))
+
+    async def open(self, screen: Screen[None]) -> None:
+        """Lays `screen` upon the others, and shows the run on it."""
+        await self.push_screen(screen)
         await self.show()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Whether the key does something now; what does nothing is not shown."""
+        if action == "request":
+            return self._may_ask(str(parameters[0]))
+        if action == "live":
+            return self.moment is not None
+        return True
+
+    def _may_ask(self, action: str) -> bool:
+        """Whether there is something here that the trainer can be asked to `action`: never of the past."""
+        subject, live = self.subject, self.moment is None
+        env = self.snapshot.envs.get(-1 if subject.env_id is None else subject.env_id)
+        if self.read_only or not live or env is None or env.status is not EnvStatus.TRAINING:
+            return False
+        return action == "stop" or bool(subject.seed_id)
 
     async def action_back(self) -> None:
         """Closes the screen on top."""
         await self.pop_screen()
         await self.show()
 
+    async def action_events(self) -> None:
+        """Opens the log of events."""
+        await self.open(screen_for("event_screen", "EventScreen", self.subject.env_id))
+
+    async def action_alerts(self) -> None:
+        """Opens the alerts."""
+        await self.open(screen_for("alert_screen", "AlertScreen", self.subject.env_id))
+
+    async def action_compare(self) -> None:
+        """Opens the comparison."""
+        await self.open(screen_for("compare_screen", "CompareScreen", self.subject.env_id))
+
+    async def action_request(self, action: str) -> None:
+        """Asks the person whether the trainer is to do this."""
+        await self.open(screen_for("request_dialog", "RequestDialog", action, self.subject))
+
+    async def action_time_bar(self) -> None:
+        """Shows the time bar, or takes it away."""
+        if isinstance(self.screen, SnapshotScreen):
+            await self.screen.toggle_time_bar(time_bar)
+            await self.show()
+
+    def action_step(self, epochs: int) -> None:
+        """Moves by so many epochs."""
+        self._travel(lambda: self._playhead.step(epochs))
+
+    def action_play(self) -> None:
+        """Plays, or pauses what plays; live, it pauses at the last epoch."""
+        self.play(0.0 if self.speed or self.moment is None else PLAYED)
+
+    def action_live(self) -> None:
+        """Back to what happens now."""
+        self.go_live()
+
     def action_help(self) -> None:
-        """Explains the glyphs and the numbers."""
+        """Explains the glyphs, the numbers and the keys."""
         self.push_screen(HelpScreen())
 
+    def get_system_commands(self, screen: Screen[None]) -> Iterable[SystemCommand]:
+        """What the palette offers: every key that works now."""
+        for active in screen.active_bindings.values():
+            binding = active.binding
+            if active.enabled and binding.description:
 
-def run(run_dir: Path) -> None:
+                async def run(node: object = active.node, action: str = binding.action) -> None:
+                    await self.run_action(action, node)  # type: ignore[arg-type]
+
+                title = active.tooltip or binding.tooltip or binding.description
+                yield SystemCommand(title, f"key {self.get_key_display(binding)}", run)
+
+
+def run(run_dir: Path, read_only: bool = False) -> None:
     """Opens the run in `run_dir`, live or finished, until the person quits.
 
     Raises:
@@ -115,7 +255,7 @@ def run(run_dir: Path) -> None:
         SapflowError: the app broke down; it has said how.
     """
     with Source(run_dir) as source:
-        app = SanctumApp(source)
+        app = SanctumApp(source, read_only=read_only)
         app.run()
     if app.return_code:
         raise SapflowError("Sanctum broke down; the run itself is not touched by that")

@@ -1,13 +1,46 @@
 """The base of the screens that follow the run."""
 
+from collections.abc import Callable
+from typing import Protocol, cast
+
 from textual.screen import Screen
+from textual.widget import Widget
 
 from sapflow.sanctum.schema import SanctumSnapshot
+from sapflow.sanctum.widgets.shell import Subject
+
+
+class ShowsTime(Protocol):
+    """A time bar."""
+
+    def show(self, snapshot: SanctumSnapshot) -> None:
+        """Draws where the moment shown lies in the run."""
 
 
 class SnapshotScreen(Screen[None]):
     """A screen that is shown every new snapshot while it is the active one."""
 
+    _time_bar: Widget | None = None
+
+    @property
+    def subject(self) -> Subject:
+        """What the person looks at, which the keys of the operator's hand are about."""
+        return Subject()
+
     async def show(self, snapshot: SanctumSnapshot, notice: str) -> None:
         """Draws `snapshot`; `notice` says what went wrong with following the run, if anything did."""
         raise NotImplementedError
+
+    def show_time(self, snapshot: SanctumSnapshot) -> None:
+        """Draws the time bar, where there is one."""
+        if self._time_bar is not None:
+            cast(ShowsTime, self._time_bar).show(snapshot)
+
+    async def toggle_time_bar(self, make: Callable[[], Widget]) -> None:
+        """Mounts a time bar above the last widget, the key bar; or takes it away."""
+        if self._time_bar is None:
+            self._time_bar = make()
+            await self.mount(self._time_bar, before=-1)
+        else:
+            await self._time_bar.remove()
+            self._time_bar = None

@@ -1,0 +1,66 @@
+"""Which moment of the run is shown: what happens now, or the end of an epoch, still or playing."""
+
+from collections.abc import Callable
+from importlib import import_module
+
+from msgspec.structs import replace
+
+from sapflow.sanctum.schema import SanctumSnapshot
+from sapflow.telemetry.source import Source
+
+
+class Playhead:
+    """Stands at `moment` (None: live) and moves on by `speed` epochs a second; the run goes on meanwhile."""
+
+    def __init__(self, source: Source, live: Callable[[], SanctumSnapshot]) -> None:
+        self.moment: int | None = None
+        self.speed = 0.0
+        self._source = source
+        self._live = live
+        self._then = SanctumSnapshot()
+
+    @property
+    def shown(self) -> SanctumSnapshot:
+        """The run at the moment; what is known of the journal itself is always of now."""
+        live = self._live()
+        return live if self.moment is None else replace(self._then, status=live.status)
+
+    @property
+    def last_epoch(self) -> int:
+        """The last epoch that any env has completed."""
+        return max((env.epoch for env in self._live().envs.values()), default=0)
+
+    def go_to(self, epoch: int) -> None:
+        """Stands at the end of `epoch`, at least 0 and at most the last one.
+
+        Raises:
+            JournalError: the journal cannot be read there.
+        """
+        moment = min(max(epoch, 0), self.last_epoch)
+        if moment != self.moment:
+            snapshot: SanctumSnapshot = import_module("sapflow.sanctum.rewind").snapshot_at(self._source, moment)
+            self.moment, self._then = moment, snapshot
+
+    def go_live(self) -> None:
+        """Shows what happens now."""
+        self.moment, self.speed = None, 0.0
+
+    def step(self, epochs: int) -> None:
+        """Moves by `epochs` and stands still; from live on, back from the last epoch."""
+        self.speed = 0.0
+        self.go_to((self.last_epoch if self.moment is None else self.moment) + epochs)
+
+    def play(self, speed: float) -> None:
+        """Moves on by `speed` epochs a second; 0.0 stands still, where live stood too."""
+        if self.moment is None:
+            self.go_to(self.last_epoch)
+        self.speed = max(speed, 0.0)
+
+    def tick(self) -> None:
+        """The next epoch of what plays; live, once there is none."""
+        if not self.speed or self.moment is None:
+            return
+        if self.moment >= self.last_epoch:
+            self.go_live()
+        else:
+            self.go_to(self.moment + 1)
