@@ -48,7 +48,7 @@ async def sanctum(
     """The app on a source that holds `events`; it polls only when a test says so."""
     source = FakeSource(list(events), status)
     app = SanctumApp(source, poll_seconds=3600, clock=lambda: START + elapsed)
-    async with app.run_test(size=size) as pilot:
+    async with app.run_test(size=size, notifications=True) as pilot:
         await pilot.pause()
         yield app, source, pilot
 
