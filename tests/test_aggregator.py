@@ -295,7 +295,7 @@ def test_a_payload_in_the_wrong_place_breaks_nothing() -> None:
 
 
 def test_the_aggregator_needs_neither_torch_nor_textual() -> None:
-    modules = "schema aggregator formatting panels log glyphs"
+    modules = "schema aggregator formatting panels glyphs"
     code = "; ".join(f"import sapflow.sanctum.{name}" for name in modules.split())
     check = f"{code}; import sys; sys.exit(bool({{'torch', 'textual'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

@@ -6,7 +6,6 @@ from types import MappingProxyType
 
 from msgspec.structs import replace
 
-from sapflow.sanctum.log import describe
 from sapflow.sanctum.reducers import reduce
 from sapflow.sanctum.schema import EnvState, LogLine, SanctumSnapshot
 from sapflow.telemetry.events import (
@@ -19,6 +18,7 @@ from sapflow.telemetry.events import (
     TelemetryEvent,
 )
 from sapflow.telemetry.source import RunStatus
+from sapflow.telemetry.wording import describe
 
 LOG_LIMIT = 500
 ENV_LOG_LIMIT = 100

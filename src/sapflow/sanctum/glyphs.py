@@ -73,6 +73,7 @@ EVENT_MARKS = {
     EventType.ALERT_RAISED: ("⚑", f"bold {ORANGE}"),
     EventType.ALERT_CLEARED: ("✓", BLUISH_GREEN),
     EventType.ACTION_TAKEN: ("»", f"bold {SKY_BLUE}"),
+    EventType.REQUEST_ANSWERED: ("»", f"bold {SKY_BLUE}"),
     EventType.ENV_COMPLETED: ("■", BLUISH_GREEN),
     EventType.ENV_FAILED: ("✕", f"bold {VERMILLION}"),
     EventType.RUN_COMPLETED: ("■", f"bold {BLUISH_GREEN}"),

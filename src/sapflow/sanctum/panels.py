@@ -15,7 +15,6 @@ from sapflow.sanctum.glyphs import (
     SKY_BLUE,
     VERMILLION,
 )
-from sapflow.sanctum.log import describe_alert
 from sapflow.sanctum.numbers import clock, compact, duration, humanised
 from sapflow.sanctum.plots import sparkline
 from sapflow.sanctum.schema import Condition, EnvState, EnvStatus, LogLine, SanctumSnapshot
@@ -35,6 +34,7 @@ from sapflow.sanctum.spans import (
 )
 from sapflow.telemetry.source import RunState, RunStatus
 from sapflow.telemetry.vocabulary import Severity
+from sapflow.telemetry.wording import describe_alert
 
 _SLOT_WIDTH = 12
 _ROW_WITHOUT_SLOT = 22  # stage, a blueprint of some length, gradient flow and ratio

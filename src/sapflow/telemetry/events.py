@@ -220,6 +220,22 @@ class ActionTaken(EpochPayload, frozen=True, kw_only=True, omit_defaults=True):
     outcome: str = ""
 
 
+class RequestAnswered(SeedPayload, frozen=True, kw_only=True, omit_defaults=True):
+    """What a person asked for (`mailbox.py`), and what came of it: done or refused, and in words how or why not.
+
+    The slot and the seed are those that were asked about, both "" for a whole env; `by` says who asked, `asked_at` when
+    (Unix seconds).
+    """
+
+    type = EventType.REQUEST_ANSWERED
+    request_id: str
+    action: str
+    done: bool
+    outcome: str = ""
+    by: str = ""
+    asked_at: float = 0.0
+
+
 class EpochCompleted(EpochPayload, frozen=True, kw_only=True, omit_defaults=True):
     """An env at the end of an epoch, whole: nothing that came before is needed to show it.
 
@@ -293,7 +309,7 @@ PAYLOADS: dict[str, type[Payload]] = {
     payload.type.value: payload
     for payload in (
         RunStarted, RunResumed, EnvStarted, SeedGerminated, SeedStageChanged, SeedPruned, SeedFossilized,
-        GradientSampled, NonFiniteOrigin, EpochCompleted, AlertRaised, AlertCleared, ActionTaken, EnvCompleted,
-        EnvFailed, RunCompleted,
+        GradientSampled, NonFiniteOrigin, EpochCompleted, AlertRaised, AlertCleared, ActionTaken, RequestAnswered,
+        EnvCompleted, EnvFailed, RunCompleted,
     )
 }  # fmt: skip

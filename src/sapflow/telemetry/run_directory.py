@@ -14,6 +14,7 @@ LOCK_NAME = "trainer.lock"
 LOG_NAME = "trainer.log"
 PLAN_NAME = "plan.json"
 CHECKPOINTS_NAME = "checkpoints"
+REQUESTS_NAME = "requests"
 
 # A reader's probe holds the lock for an instant, so a trainer asks more than once before it gives up.
 LOCK_ATTEMPTS = 25

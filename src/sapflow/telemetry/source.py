@@ -1,29 +1,27 @@
 """Reading a run: follow its journal by cursor, look back by index; live, finished or killed, never writing to it."""
 
-import sqlite3
+import heapq
 from collections import Counter
-from collections.abc import Generator
-from contextlib import closing, suppress
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, closing
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from msgspec import Struct
 
-from sapflow.errors import JournalError, UnreadableEventError
+from sapflow.errors import UnreadableEventError
 from sapflow.telemetry import codec
 from sapflow.telemetry.events import TelemetryEvent
-from sapflow.telemetry.journal_layout import APPLICATION_ID, DROPPED_EVENTS, DROPPED_SAMPLES, JOURNAL_VERSION
-from sapflow.telemetry.run_directory import JOURNAL_NAME, network_warning, trainer_is_alive, wal_of
+from sapflow.telemetry.journal_file import JournalFile
+from sapflow.telemetry.journal_layout import DROPPED_EVENTS, DROPPED_SAMPLES
+from sapflow.telemetry.run_directory import network_warning, trainer_is_alive
 from sapflow.telemetry.vocabulary import EventType
 
 # Journals come from strangers too: no single event and no single read may take the reader's memory.
 MAX_EVENT_BYTES = 16 * 2**20
 MAX_READ_BYTES = 64 * 2**20
-BUSY_SECONDS = 0.25
-
-# How SQLite says that it may not make the -shm and -wal files that it wants beside a journal.
-NO_FILES_BESIDE = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY_DIRECTORY})
+MAX_ENVS = 1_000_000
 
 LATEST_EPOCH = 2**63 - 1
 
@@ -34,10 +32,35 @@ _COLUMNS = f"""
     iif(typeof(body) = 'blob' AND length(body) <= {MAX_EVENT_BYTES}, body, NULL)
 """
 SELECT_NEXT = f"SELECT {_COLUMNS} FROM events WHERE id > ? ORDER BY id"
+SELECT_BY_ID = f"SELECT {_COLUMNS} FROM events WHERE id = ?"
 SELECT_MOMENT = f"""
     SELECT {_COLUMNS} FROM events
     WHERE env = ? AND type = '{EventType.EPOCH_COMPLETED}' AND epoch <= ? ORDER BY epoch DESC, id DESC
 """
+SELECT_IDS = "SELECT id FROM events WHERE env IS ? AND type = ? ORDER BY epoch DESC, id DESC LIMIT ?"
+SELECT_IDS_OF_EPOCHS = """
+    SELECT id FROM events WHERE env IS ? AND type = ? AND epoch BETWEEN ? AND ? ORDER BY epoch DESC, id DESC LIMIT ?
+"""
+# Each env is found behind the one before it, so that the rest of the index is leapt over. Texts sort behind numbers.
+_ENVS = f"""
+    WITH RECURSIVE
+    found(env) AS (
+        SELECT min(env) FROM events WHERE env < {LATEST_EPOCH}
+        UNION ALL
+        SELECT (SELECT min(env) FROM events WHERE env > found.env AND env < {LATEST_EPOCH}) FROM found
+        WHERE found.env IS NOT NULL
+    ),
+    envs(env) AS (SELECT env FROM found WHERE typeof(env) = 'integer' LIMIT {MAX_ENVS})
+"""
+SELECT_ENVS = f"{_ENVS} SELECT env FROM envs"
+SELECT_LAST_EPOCH = f"""
+    {_ENVS}
+    SELECT max((
+        SELECT max(epoch) FROM events
+        WHERE env = envs.env AND type = '{EventType.EPOCH_COMPLETED}' AND epoch <= {LATEST_EPOCH}
+    )) FROM envs
+"""
+SELECT_END = "SELECT max(id) FROM events"
 SELECT_STATUS = f"""
     SELECT
         EXISTS (SELECT 1 FROM events WHERE env IS NULL AND type = '{EventType.RUN_COMPLETED}'),
@@ -45,7 +68,6 @@ SELECT_STATUS = f"""
         coalesce((SELECT CAST(value AS INTEGER) FROM meta WHERE key = '{DROPPED_EVENTS}'), 0),
         coalesce((SELECT CAST(value AS INTEGER) FROM meta WHERE key = '{DROPPED_SAMPLES}'), 0)
 """
-COUNT_TABLES = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name IN ('events', 'meta')"
 
 
 class RunState(StrEnum):
@@ -74,8 +96,9 @@ class RunStatus(Struct, frozen=True, kw_only=True):
 class Source:
     """A reader of the run at `path`, a run directory or its journal; to be used from one thread.
 
-    A live run whose journal is still to be made is waited for: it has no events yet. `skipped` counts, by cause, the
-    events that could not be read.
+    It follows (`read`), and it looks things up by index, wherever the cursor stands. A live run whose journal is still
+    to be made is waited for: it has no events yet. `skipped` counts, by cause, the events that could not be read as
+    they were followed; a look-up passes over such events. No answer takes more than MAX_READ_BYTES and one event.
 
     Raises:
         JournalError: there is no journal at `path`, it is damaged, or a newer Sapflow wrote it. Every method raises it
@@ -83,20 +106,19 @@ class Source:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = _journal_at(path)
-        self.run_dir = self.path.parent
+        self._file = JournalFile(path)
+        self.path = self._file.path
+        self.run_dir = self._file.run_dir
         self.skipped: Counter[str] = Counter()
         self._notice = network_warning(self.run_dir)
         self._status = RunStatus(state=RunState.LIVE, notice=self._notice)  # until the journal tells more
         self._cursor = 0
-        self._connection: sqlite3.Connection | None = None
-        self._connected()
 
     def read(self, limit: int = 5_000) -> list[TelemetryEvent]:
         """The next events, at most `limit`, in the order they were written; empty when there is nothing new."""
         events: list[TelemetryEvent] = []
         taken = 0
-        with closing(self._rows(SELECT_NEXT, self._cursor)) as rows:
+        with closing(self._file.rows(SELECT_NEXT, self._cursor)) as rows:
             for row_id, size, body in rows:
                 self._cursor = row_id
                 try:
@@ -109,19 +131,77 @@ class Source:
                     break
         return events
 
+    def skip_to_end(self) -> None:
+        """Set the cursor behind the newest event: `read` goes on with what is written from now on."""
+        for (newest,) in self._file.rows(SELECT_END):
+            self._cursor = newest or 0
+
+    def held_still(self) -> AbstractContextManager[None]:
+        """Inside, the journal is seen as it was at one moment, whatever the trainer writes meanwhile."""
+        return self._file.held_still()
+
+    def envs(self) -> tuple[int, ...]:
+        """The ids of the envs that have said something, in order, at most MAX_ENVS."""
+        return tuple(env_id for (env_id,) in self._file.rows(SELECT_ENVS))
+
+    def last_epoch(self) -> int:
+        """The last epoch that any env has completed; 0 before the first."""
+        return next((int(epoch or 0) for (epoch,) in self._file.rows(SELECT_LAST_EPOCH)), 0)
+
     def moment(self, env_id: int, epoch: int | None = None) -> TelemetryEvent | None:
-        """The env's last readable EPOCH_COMPLETED at or before `epoch` (None: of all), wherever the cursor stands."""
-        with closing(self._rows(SELECT_MOMENT, env_id, LATEST_EPOCH if epoch is None else epoch)) as rows:
-            for _, size, body in rows:
-                with suppress(UnreadableEventError):
-                    return _event(size, body)
-        return None
+        """The env's last readable EPOCH_COMPLETED at or before `epoch` (None: of all)."""
+        return next(iter(self.moments(env_id, epoch, 1)), None)
+
+    def moments(self, env_id: int, until_epoch: int | None = None, count: int = 64) -> list[TelemetryEvent]:
+        """The env's last readable EPOCH_COMPLETED at or before `until_epoch` (None: of all), at most `count`.
+
+        The oldest comes first; of an epoch that was written twice, the later one counts.
+        """
+        newest_first: dict[int | None, TelemetryEvent] = {}
+        epoch = LATEST_EPOCH if until_epoch is None else until_epoch
+        with closing(self._file.rows(SELECT_MOMENT, env_id, epoch)) as rows:
+            for event in _readable(rows):
+                newest_first.setdefault(event.epoch, event)
+                if len(newest_first) >= count:
+                    break
+        return list(newest_first.values())[::-1]
+
+    def events(
+        self,
+        types: Collection[EventType],
+        env_id: int | None = None,
+        first_epoch: int | None = None,
+        last_epoch: int | None = None,
+        limit: int = 500,
+    ) -> list[TelemetryEvent]:
+        """The newest readable events of these types, at most `limit`, in the order they were written.
+
+        Args:
+            types: to look for.
+            env_id: whose; None: of all envs and of the run itself.
+            first_epoch: of the events, if they are to have one.
+            last_epoch: likewise. Events of a whole run or env have no epoch: with a bound they are not found.
+            limit: of the answer.
+        """
+        whose = (None, *self.envs()) if env_id is None else (env_id,)
+        bounded = first_epoch is not None or last_epoch is not None
+        bounds = (first_epoch or 0, LATEST_EPOCH if last_epoch is None else last_epoch) if bounded else ()
+        sql = SELECT_IDS_OF_EPOCHS if bounded else SELECT_IDS
+        found = (
+            row_id
+            for env in whose
+            for event_type in types
+            for (row_id,) in self._file.rows(sql, env, event_type.value, *bounds, limit)
+        )
+        newest_first = heapq.nlargest(limit, found)
+        rows = (row for row_id in newest_first for row in self._file.rows(SELECT_BY_ID, row_id))
+        return list(_readable(rows))[::-1]
 
     def status(self) -> RunStatus:
         """How the run stands now, which may be further than `read` has come."""
         # Asked before the journal is: a trainer that is gone by then has written all it ever will.
         alive = trainer_is_alive(self.run_dir)
-        for completed, last_event_time, dropped_events, dropped_samples in self._rows(SELECT_STATUS):
+        for completed, last_event_time, dropped_events, dropped_samples in self._file.rows(SELECT_STATUS):
             unfinished = RunState.LIVE if alive else RunState.ENDED
             self._status = RunStatus(
                 state=RunState.COMPLETED if completed else unfinished,
@@ -135,119 +215,13 @@ class Source:
 
     def close(self) -> None:
         """Let go of the file."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def _rows(self, sql: str, *parameters: int) -> Generator[tuple[Any, ...], None, None]:
-        """What `sql` finds; nothing while the journal is still to be made, or is locked for the moment."""
-        connection = self._connected()
-        if connection is None:
-            return
-        try:
-            with closing(connection.execute(sql, parameters)) as rows:
-                yield from rows
-        except sqlite3.Error as error:
-            if not _is_busy(error):
-                raise self._explained(error) from error
-
-    def _connected(self) -> sqlite3.Connection | None:
-        if self._connection is None and self._is_there():
-            self._connection = self._connect()
-        return self._connection
-
-    def _is_there(self) -> bool:
-        size = self._size()
-        if size or trainer_is_alive(self.run_dir):
-            return bool(size)
-        if size == 0:
-            raise JournalError(f"{self.path} is empty: its trainer was stopped before it wrote anything")
-        raise JournalError(f"there is no journal at {self.path}: name a run directory, or the journal in it")
-
-    def _size(self) -> int | None:
-        """The journal's size in bytes; None where there is no such file."""
-        try:
-            return self.path.stat().st_size if self.path.is_file() else None
-        except OSError as error:
-            raise _no_access(self.path, error) from error
-
-    def _connect(self) -> sqlite3.Connection | None:
-        try:
-            return self._open("mode=ro")
-        except sqlite3.Error as error:
-            if _is_busy(error):
-                return None
-            if error.sqlite_errorcode not in NO_FILES_BESIDE or trainer_is_alive(self.run_dir):
-                raise self._explained(error) from error
-        # In a read-only directory, and nobody writes: SQLite can do without locks and files beside the journal.
-        try:
-            return self._open("mode=ro&vfs=unix-none" if self._has_wal() else "mode=ro&immutable=1")
-        except sqlite3.Error as error:
-            raise self._explained(error) from error
-
-    def _open(self, how: str) -> sqlite3.Connection:
-        uri = f"{self.path.as_uri()}?{how}"
-        connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
-        try:
-            # An exclusive reader keeps the index of the WAL in its own memory instead of a -shm file.
-            if "unix-none" in how:
-                connection.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
-            connection.execute("PRAGMA trusted_schema = OFF")
-            connection.execute("PRAGMA cell_size_check = ON")
-            self._verify(connection)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def _verify(self, connection: sqlite3.Connection) -> None:
-        def number(sql: str) -> int:
-            return int(connection.execute(sql).fetchone()[0])
-
-        if number("PRAGMA application_id") != APPLICATION_ID:
-            raise JournalError(f"{self.path} is a database of another program: name a run directory of Sapflow")
-        version = number("PRAGMA user_version")
-        if version > JOURNAL_VERSION:
-            raise JournalError(
-                f"{self.path} was written by a newer Sapflow (journal version {version}, this one reads "
-                f"{JOURNAL_VERSION}): upgrade to read it"
-            )
-        if number(COUNT_TABLES) != 2:
-            raise JournalError(f"{self.path} is damaged (it lacks its tables): restore it from a copy")
-        # In this order: a WAL that is gone has been moved into the file before the file's size is asked for.
-        claimed = number("PRAGMA page_count") * number("PRAGMA page_size")
-        if not self._has_wal() and self.path.stat().st_size < claimed:
-            raise JournalError(f"{self.path} is truncated: copy it again, whole")
-
-    def _has_wal(self) -> bool:
-        wal = wal_of(self.path)
-        return wal.exists() and wal.stat().st_size > 0
-
-    def _explained(self, error: sqlite3.Error) -> JournalError:
-        match error.sqlite_errorcode & 0xFF:
-            case sqlite3.SQLITE_NOTADB:
-                return JournalError(f"{self.path} is no journal: name a run directory, or the journal in it")
-            case sqlite3.SQLITE_CORRUPT:
-                return JournalError(f"{self.path} is truncated or damaged ({error}): restore it from a copy")
-            case _:
-                return JournalError(f"{self.path} cannot be read ({error}): check the file and its permissions")
-
-
-def _journal_at(path: Path) -> Path:
-    try:
-        return (path / JOURNAL_NAME if path.is_dir() else path).resolve()
-    except OSError as error:
-        raise _no_access(path, error) from error
-
-
-def _no_access(path: Path, error: OSError) -> JournalError:
-    return JournalError(f"{path} cannot be read ({error.strerror}): check its permissions")
 
 
 def _event(size: int, body: bytes | None) -> TelemetryEvent:
@@ -257,5 +231,14 @@ def _event(size: int, body: bytes | None) -> TelemetryEvent:
     return codec.decode(body)
 
 
-def _is_busy(error: sqlite3.Error) -> bool:
-    return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+def _readable(rows: Iterator[tuple[int, int, bytes | None]]) -> Iterator[TelemetryEvent]:
+    """Those of the rows that can be read, until they have taken MAX_READ_BYTES."""
+    taken = 0
+    for _, size, body in rows:
+        try:
+            yield _event(size, body)
+        except UnreadableEventError:
+            continue
+        taken += size
+        if taken >= MAX_READ_BYTES:
+            return

@@ -1,4 +1,4 @@
-"""What the events log says of each payload."""
+"""The words of the events log: what is said of each payload, wherever it is read."""
 
 from functools import singledispatch
 
@@ -12,6 +12,7 @@ from sapflow.telemetry.events import (
     EnvStarted,
     NonFiniteOrigin,
     Payload,
+    RequestAnswered,
     RunCompleted,
     RunResumed,
     RunStarted,
@@ -89,6 +90,17 @@ def _(payload: ActionTaken) -> tuple[str, ...]:
         payload.action if payload.done else f"{payload.action} failed",
         alert.blueprint_id,
         alert.rule,
+        payload.outcome,
+    )
+
+
+@describe.register
+def _(payload: RequestAnswered) -> tuple[str, ...]:
+    asker = f"asked for by {payload.by}" if payload.by else ""
+    return (
+        f"{payload.action} by hand" if payload.done else f"{payload.action} refused",
+        payload.blueprint_id,
+        asker,
         payload.outcome,
     )
 
