@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from sapflow.growth.seed_trainer import SeedTraining as SeedTraining
     from sapflow.health.calibrated import CalibratedPolicy as CalibratedPolicy
     from sapflow.health.policy import HealthPolicy as HealthPolicy
+    from sapflow.history.run import Run as Run
+    from sapflow.history.run import open_run as open_run
     from sapflow.telemetry.events import SeedTelemetry as SeedTelemetry
 
 # Public names are imported when they are first used: `import sapflow` costs neither torch nor textual.
@@ -23,11 +25,13 @@ _HOMES = {
     "GradientMonitor": "sapflow.gradients.gradient_monitor",
     "Growth": "sapflow.control.grow",
     "HealthPolicy": "sapflow.health.policy",
+    "Run": "sapflow.history.run",
     "SeedTelemetry": "sapflow.telemetry.events",
     "SeedTraining": "sapflow.growth.seed_trainer",
     "Watcher": "sapflow.gradients.watch",
     "blueprint": "sapflow.growth.blueprints",
     "grow": "sapflow.control.grow",
+    "open_run": "sapflow.history.run",
     "watch": "sapflow.gradients.watch",
 }
 
@@ -36,12 +40,14 @@ __all__ = [
     "GradientMonitor",
     "Growth",
     "HealthPolicy",
+    "Run",
     "SeedTelemetry",
     "SeedTraining",
     "Watcher",
     "__version__",
     "blueprint",
     "grow",
+    "open_run",
     "watch",
 ]
 

@@ -99,7 +99,7 @@ class JournalFile:
 
     def _open(self, how: str) -> sqlite3.Connection:
         uri = f"{self.path.as_uri()}?{how}"
-        connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
+        connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
             # An exclusive reader keeps the index of the WAL in its own memory instead of a -shm file.
             if "unix-none" in how:
