@@ -3,11 +3,13 @@
 import copy
 import subprocess
 import sys
+from functools import reduce
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from sapflow import grow
 from sapflow.control.actions import SlotActions
@@ -25,9 +27,30 @@ from sapflow.telemetry.vocabulary import Measurement, SeedStage
 S = SeedStage
 
 
-def make_model():
+def through(parts, x):
+    return reduce(lambda h, part: part(h), parts, x)
+
+
+class Checkpointed(nn.Sequential):
+    """Computes its activations anew in the backward pass."""
+
+    def forward(self, x):
+        first, rest = list(self)[:3], list(self)[3:]
+        return checkpoint(through, rest, checkpoint(through, first, x, use_reentrant=False), use_reentrant=False)
+
+
+class HalfFrozen(nn.Sequential):
+    """Computes its first half without gradients."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            h = through(list(self)[:4], x)
+        return through(list(self)[4:], h)
+
+
+def make_model(kind=nn.Sequential):
     torch.manual_seed(2)
-    return nn.Sequential(
+    return kind(
         nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(inplace=True), nn.Dropout(0.3), nn.Linear(8, 8), nn.Tanh(),
         nn.Linear(8, 3),
     )  # fmt: skip
@@ -71,9 +94,9 @@ def batches(steps):
     return list(zip(inputs, (inputs.sum(-1) > 0).long() + (inputs[..., 0] > 1), strict=True))
 
 
-def trained(slots=None, build=healthy, *, steps=6, micro=1, fp16=False, clip=False):
+def trained(slots=None, build=healthy, *, steps=6, micro=1, fp16=False, clip=False, checkpointed=False):
     """Everything that belongs to the model, step by step: losses, gradients, buffers, random state."""
-    model = make_model()
+    model = make_model(Checkpointed if checkpointed else nn.Sequential)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14, growth_interval=3) if fp16 else None
     growth = None
@@ -108,8 +131,13 @@ def trained(slots=None, build=healthy, *, steps=6, micro=1, fp16=False, clip=Fal
 
 @pytest.mark.parametrize("build", [healthy, Poison])
 @pytest.mark.parametrize(
-    "options", [{}, {"clip": True}, {"micro": 3}, {"fp16": True, "clip": True}, {"fp16": True, "micro": 2}], ids=str
-)
+    "options",
+    [
+        {}, {"clip": True}, {"micro": 3}, {"fp16": True, "clip": True}, {"fp16": True, "micro": 2},
+        {"checkpointed": True},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_what_incubates_changes_no_bit_of_the_model(build, options):
     alone, _ = trained(**options)
     grown, growth = trained({"2": "after", "4": "before", "5": "after"}, build, **options)
@@ -174,6 +202,19 @@ def test_an_overflowing_scale_stops_neither_the_model_nor_the_seed_for_good():
     assert said.masked_values == 0  # what overflows before it comes to the seed is not the seed's doing
     assert all(parameter.isfinite().all() for parameter in seed.parameters())
     assert not torch.equal(before["0.weight"], seed[0].weight)
+
+
+def test_where_the_model_computes_without_gradients_a_seed_cannot_learn_and_nothing_breaks():
+    model = make_model(HalfFrozen)
+    optimizer = torch.optim.SGD(model[4:].parameters(), lr=0.1)
+    growth = grow(model, {"0": "after"}, optimizer=optimizer, controller=Script())
+    for x, y in batches(3):
+        optimizer.zero_grad()
+        growth.loss(lambda net, x=x, y=y: F.cross_entropy(net(x), y)).backward()
+        optimizer.step()
+    (seed,) = growth.epoch().seeds
+    assert seed.stage is S.TRAINING
+    assert seed.measurement not in (Measurement.MEASURED, Measurement.NON_FINITE)
 
 
 def grown_for_real(epochs=14, run_dir=None, **options):
@@ -382,6 +423,16 @@ class TestBadInput:
     def test_an_output_that_is_no_tensor(self):
         self.refused("output is a dict", {"inner": "after"}, _Dict())
 
+    def test_what_passes_is_no_place_to_grow(self):
+        self.refused(r"torch.float32 of shape \(4,\) passes it", {"1": "after"}, nn.Sequential(_Spare(), _Sum()))
+        self.refused(r"torch.bool of shape \(4, 6\) passes it", {"0": "after"}, nn.Sequential(_Positive(), _Spare()))
+
+    def test_an_epoch_before_anything_was_trained(self):
+        model = make_model()
+        growth = grow(model, {"2": "after"}, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+        with pytest.raises(InputError, match="before the first growth"):
+            growth.epoch()
+
     def test_numbers_that_are_too_small(self):
         with pytest.raises(InputError, match="shadow_every=0"):
             SeedTraining(shadow_every=0)
@@ -393,7 +444,17 @@ class _Spare(nn.Module):
         self.used, self.spare = nn.Linear(6, 3), nn.Linear(6, 3)
 
     def forward(self, x):
-        return self.used(x)
+        return self.used(x.float())
+
+
+class _Sum(nn.Module):
+    def forward(self, x):
+        return x.sum(1)
+
+
+class _Positive(nn.Module):
+    def forward(self, x):
+        return x > 0
 
 
 class _Dict(nn.Module):

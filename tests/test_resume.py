@@ -1,7 +1,10 @@
 """A run that was killed and resumed is the run that was never stopped: its telemetry and its weights, to the bit."""
 
+import hashlib
 import json
 import logging
+import pickle
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +18,13 @@ from sapflow.telemetry.events import GradientSampled, RunResumed
 from sapflow.telemetry.journal import Journal
 from sapflow.telemetry.source import RunState, Source
 from sapflow.training import recording
-from sapflow.training.checkpoint import Checkpoints
+from sapflow.training.checkpoint import MAGIC, UNFINISHED, Checkpoints
 from sapflow.training.trainer import Plant, RunPlan
 
 TRIALS = 10
+# Whole, and what is in it calls a function when it is unpickled.
+CALL = pickle.dumps(type("Call", (), {"__reduce__": lambda _self: (print, ("called",))})(), protocol=2)
+HOSTILE = MAGIC + hashlib.sha256(CALL).digest() + CALL
 PLAN = RunPlan(task="digits-mlp", envs=2, epochs=5, plants=(Plant(1, "early", "explosive"),))
 
 
@@ -131,21 +137,22 @@ class TestACheckpoint:
         assert [newest.name in record.message and "damaged" in record.message for record in caplog.records] == [True]
         assert_same_run(run_dir, whole)
 
-    @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"SAPFLOW-CHECKPOINT-1" + bytes(32) + b"x" * 99])
+    @pytest.mark.parametrize("content", [b"", b"no checkpoint", MAGIC + bytes(32) + b"x" * 99, HOSTILE])
     def test_that_is_none_is_passed_over_and_the_run_begins_anew(self, tmp_path, whole, caplog, content):
         run_dir = stopped_after(2, tmp_path / "run")
         for path in (run_dir / "checkpoints").iterdir():
             path.write_bytes(content)
         recording.record(recording.plan_of(run_dir), run_dir, resume=True)
         assert_same_run(run_dir, whole)
+        assert ["cannot be used" in record.message for record in caplog.records] == [True]
 
-    def test_that_is_ahead_of_the_journal_is_not_used(self, tmp_path, whole, caplog):
+    @pytest.mark.parametrize("kept_epochs", [3, 1])  # one of the two checkpoints is ahead of it, or both
+    def test_that_is_ahead_of_the_journal_is_not_used(self, tmp_path, whole, caplog, kept_epochs):
         """As after a loss of power, when the last transactions are missing."""
-        import sqlite3
-
         run_dir = stopped_after(4, tmp_path / "run")
         with sqlite3.connect(run_dir / "journal.sqlite") as journal:
-            journal.execute("DELETE FROM events WHERE id > (SELECT id FROM events WHERE epoch = 3 LIMIT 1)")
+            last = "SELECT id FROM events WHERE epoch = ? LIMIT 1"
+            journal.execute(f"DELETE FROM events WHERE id > ({last})", [kept_epochs])
         journal.close()
         recording.record(recording.plan_of(run_dir), run_dir, resume=True)
         assert any("lacks what was said" in record.message for record in caplog.records)
@@ -167,6 +174,16 @@ class TestACheckpoint:
         recording.record(PLAN, run_dir)
         assert [record.levelname for record in caplog.records] == ["ERROR"]
         assert deterministic(events_of(run_dir)) == deterministic(events_of(whole))
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+    def test_finds_no_room_and_leaves_nothing_half_written(self, tmp_path, whole, caplog):
+        run_dir = tmp_path / "run"
+        recording.prepare(PLAN, run_dir)
+        (run_dir / "checkpoints").mkdir()
+        (run_dir / "checkpoints" / UNFINISHED).symlink_to("/dev/full")
+        Checkpoints(run_dir).write(1, {"envs": {}})
+        assert "No space left" in caplog.text
+        assert list((run_dir / "checkpoints").iterdir()) == []
 
     def test_leaves_two_whole_files_and_no_other(self, whole):
         names = sorted(path.name for path in (whole / "checkpoints").iterdir())

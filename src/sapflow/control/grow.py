@@ -164,7 +164,12 @@ class Growth:
             validate: gives the model's accuracy in percent; called again without each seed that the model sees, to know
                 what it gives. Without it, that stays 0, and seeds become fossils by their gradient flow alone.
             train_loss: of the epoch, if it is to be said.
+
+        Raises:
+            InputError: no loss was asked for before.
         """
+        if not self._begun:
+            raise InputError("growth.epoch() before the first growth.loss(…): nothing was trained that it could end")
 
         def evaluate() -> Evaluation:
             return Evaluation(accuracy=validate(self._grower.host) if validate is not None else None)

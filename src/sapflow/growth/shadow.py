@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from sapflow.growth.randomness import RandomState
 from sapflow.growth.slot import SeedSlot
 
 Closure = Callable[[nn.Module], Tensor]
+T = TypeVar("T")
 
 
 def shadow_backward(
@@ -52,13 +53,19 @@ def shadow_backward(
         _aside(stack, slots, slot, monitor)
         stack.enter_context(random_state.replayed())
         leaf = stack.enter_context(slot.shadowed())
-        loss = _frozen_loss(host, closure)
-        # The leaf must be asked for: with the parameters alone, the gradient that leaves the seed is never computed.
-        scaled = loss if scale is None else loss * scale
-        _, *gradients = torch.autograd.grad(scaled, [leaf(), *parameters], allow_unused=True)
+
+        def gradients_of(loss: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+            if not loss.requires_grad:  # the slot lies where the host computes without gradients
+                return loss, (None,) * len(parameters)
+            scaled = loss if scale is None else loss * scale
+            # The leaf must be asked for: with the parameters alone, the gradient that leaves the seed is not computed.
+            gradients = torch.autograd.grad(scaled, [leaf(), *parameters], allow_unused=True)
+            return loss.detach(), gradients[1:]
+
+        loss, gradients = _with_frozen_state(host, closure, gradients_of)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient if parameter.grad is None or gradient is None else parameter.grad + gradient
-    return loss.detach()
+    return loss
 
 
 def exchange_at(
@@ -83,26 +90,34 @@ def exchange_at(
         leaves.append(h.detach().requires_grad_())
         return leaves[-1]
 
+    def exchanged(loss: Tensor) -> tuple[Tensor, Tensor]:
+        if not leaves:
+            raise _not_passed(slot)
+        leaf = leaves[-1]
+        (gradient,) = torch.autograd.grad(loss, [leaf], allow_unused=True) if loss.requires_grad else (None,)
+        return leaf.detach(), torch.zeros_like(leaf) if gradient is None else gradient
+
     with ExitStack() as stack:
         _aside(stack, slots, slot, monitor)
         stack.callback(slot.register_forward_hook(cut).remove)
-        loss = _frozen_loss(host, closure)
-        if not leaves:
-            raise _not_passed(slot)
-        (gradient,) = torch.autograd.grad(loss, leaves[-1:], allow_unused=True)
-    return leaves[-1].detach(), torch.zeros_like(leaves[-1]) if gradient is None else gradient
+        return _with_frozen_state(host, closure, exchanged)
 
 
 def learn_shapes(host: nn.Module, closure: Closure, slots: Iterable[SeedSlot]) -> None:
     """Tell slots that do not know it the shape of what they hand on; the host stays as it was.
 
     Raises:
-        InputError: the closure's forward does not pass one of them.
+        InputError: the closure's forward does not pass one of them, or nothing could grow on what one hands on.
     """
     strangers = [slot for slot in slots if not slot.shape]
 
     def look(slot: nn.Module, _args: tuple[Tensor, ...], h: Tensor) -> None:
         assert isinstance(slot, SeedSlot)
+        if h.dim() < 2 or not h.is_floating_point():
+            raise InputError(
+                f"slot {slot.state.slot_id!r}: {h.dtype} of shape {tuple(h.shape)} passes it, and a seed grows on "
+                "floating-point numbers of shape (batch, …); choose another module or place"
+            )
         slot.shape = tuple(h.shape[1:])
 
     with ExitStack() as stack, torch.no_grad():
@@ -110,7 +125,7 @@ def learn_shapes(host: nn.Module, closure: Closure, slots: Iterable[SeedSlot]) -
         stack.enter_context(uncompiled())
         for slot in strangers:
             stack.callback(slot.register_forward_hook(look).remove)
-        _frozen_loss(host, closure)
+        _with_frozen_state(host, closure, lambda loss: loss)
     for slot in strangers:
         if not slot.shape:
             raise _not_passed(slot)
@@ -129,21 +144,22 @@ def uncompiled() -> AbstractContextManager[Any]:
 
 
 class _Step(nn.Module):
-    """A closure as the forward of a module that holds the host, so that `functional_call` can swap its state."""
+    """A closure, and what is to be made of its loss, as the forward of a module that holds the host."""
 
-    def __init__(self, host: nn.Module, closure: Closure) -> None:
+    def __init__(self, host: nn.Module, step: Callable[[nn.Module], Any]) -> None:
         super().__init__()
         self.host = host
-        self.closure = closure
+        self.step = step
 
-    def forward(self) -> Tensor:
-        return self.closure(self.host)
+    def forward(self) -> Any:
+        return self.step(self.host)
 
 
-def _frozen_loss(host: nn.Module, closure: Closure) -> Tensor:
+def _with_frozen_state(host: nn.Module, closure: Closure, then: Callable[[Tensor], T]) -> T:
+    """`then(closure(host))` with the host's state frozen: also while a backward pass computes activations anew."""
     state = {f"host.{name}": value for name, value in _frozen_state(host).items()}
-    loss: Tensor = functional_call(_Step(host, closure), state, ())
-    return loss
+    made: T = functional_call(_Step(host, lambda net: then(closure(net))), state, ())
+    return made
 
 
 def _aside(stack: ExitStack, slots: Iterable[SeedSlot], slot: SeedSlot, monitor: GradientMonitor | None) -> None:

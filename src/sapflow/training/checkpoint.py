@@ -16,6 +16,7 @@ from sapflow.telemetry.run_directory import CHECKPOINTS_NAME
 log = logging.getLogger("sapflow.training")
 
 MAGIC = b"SAPFLOW-CHECKPOINT-1"
+UNFINISHED = "unfinished.tmp"  # one name, so that what a killed trainer left is written over
 DIGEST_BYTES = hashlib.sha256().digest_size
 KEPT = 2
 MAX_BYTES = 8 * 2**30
@@ -45,8 +46,7 @@ class Checkpoints:
             buffer = io.BytesIO()
             torch.save(state, buffer)
             _write_whole(self.folder / f"epoch-{epoch:07d}.pt", buffer.getvalue())
-            for _, old in self._files()[KEPT:]:
-                old.unlink()
+            self._tidy(epoch)
         except OSError as error:
             if not self._failed:
                 log.error("cannot write a checkpoint into %s (%s); training goes on without", self.folder, error)
@@ -57,9 +57,17 @@ class Checkpoints:
         for epoch, path in self._files():
             try:
                 yield epoch, _read(path)
-            except (OSError, ValueError, RuntimeError, EOFError, KeyError) as error:
+            except Exception as error:  # a stranger's file may fail in any way
                 reason = " ".join(str(error).split())[:200]
-                log.warning("checkpoint %s cannot be used (%s): the one before it is", path, reason)
+                log.warning("checkpoint %s cannot be used (%s): the one before it is asked", path, reason)
+
+    def _tidy(self, epoch: int) -> None:
+        """Leave the last ones up to `epoch`: what is ahead of it could not be used."""
+        files = self._files()
+        kept = [path for number, path in files if number <= epoch][:KEPT]
+        for _, path in files:
+            if path not in kept:
+                path.unlink()
 
     def _files(self) -> list[tuple[int, Path]]:
         found = [(re.fullmatch(r"epoch-(\d{7,18})\.pt", path.name), path) for path in self.folder.glob("epoch-*.pt")]
@@ -68,12 +76,16 @@ class Checkpoints:
 
 def _write_whole(path: Path, payload: bytes) -> None:
     """Under its name it is whole and on the disk, or not there."""
-    unfinished = path.with_suffix(".tmp")
-    with unfinished.open("wb") as file:
-        file.write(MAGIC + hashlib.sha256(payload).digest() + payload)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    unfinished = path.with_name(UNFINISHED)
+    try:
+        with unfinished.open("wb") as file:
+            file.write(MAGIC + hashlib.sha256(payload).digest() + payload)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)  # it would fill a full disk
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
