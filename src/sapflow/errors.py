@@ -40,3 +40,19 @@ class IllegalTransitionError(SapflowError):
 
 class BlueprintError(InputError):
     """A blueprint is unknown, or does not fit the slot it was asked to grow in."""
+
+
+class ExporterRefusedError(InputError):
+    """A backend will not have what an exporter brings until a person has changed something; what, the message says."""
+
+
+class BackendAwayError(SapflowError):
+    """A backend cannot take a batch now: away, slow, full or failing. The same batch is to be brought again.
+
+    Attributes:
+        retry_after: seconds that the backend asks to be left alone for; None where it does not say.
+    """
+
+    def __init__(self, reason: str, retry_after: float | None = None) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after

@@ -3,6 +3,7 @@
 import io
 import signal
 import sys
+from collections.abc import Callable
 
 from sapflow.cli.extras import needs
 from sapflow.errors import InputError, SapflowError
@@ -24,10 +25,13 @@ def run(arguments: list[str]) -> int:
 
     0 is done, 1 failed (an env, a wire, the system), 2 bad input, 130 stopped by SIGINT or SIGTERM.
     """
+    return guarded(lambda: _call(arguments))
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """The exit code of `command`; what goes wrong in it is one line on stderr."""
     try:
-        with needs("the command line", "cli"):
-            from sapflow.cli.commands import call
-        return call(arguments)
+        return command()
     except InputError as error:
         complain(str(error))
         return EXIT_BAD_INPUT
@@ -37,6 +41,12 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         complain("interrupted")
         return EXIT_INTERRUPTED
+
+
+def _call(arguments: list[str]) -> int:
+    with needs("the command line", "cli"):
+        from sapflow.cli.commands import call
+    return call(arguments)
 
 
 def complain(message: str) -> None:

@@ -33,6 +33,7 @@ _COLUMNS = f"""
 """
 SELECT_NEXT = f"SELECT {_COLUMNS} FROM events WHERE id > ? ORDER BY id"
 SELECT_BY_ID = f"SELECT {_COLUMNS} FROM events WHERE id = ?"
+SELECT_AT_END = "SELECT NOT EXISTS (SELECT 1 FROM events WHERE id > ?)"
 SELECT_MOMENT = f"""
     SELECT {_COLUMNS} FROM events
     WHERE env = ? AND type = '{EventType.EPOCH_COMPLETED}' AND epoch <= ? ORDER BY epoch DESC, id DESC
@@ -147,6 +148,21 @@ class Source:
     def last_epoch(self) -> int:
         """The last epoch that any env has completed; 0 before the first."""
         return next((int(epoch or 0) for (epoch,) in self._file.rows(SELECT_LAST_EPOCH)), 0)
+
+    @property
+    def cursor(self) -> int:
+        """The place behind what `read` has given so far: 0 at the start; for `start_after`, in another process too."""
+        return self._cursor
+
+    def start_after(self, cursor: int) -> None:
+        """Have `read` go on behind `cursor`, or behind the last event if a crash of the machine took some."""
+        for (newest,) in self._file.rows(SELECT_END):
+            cursor = min(cursor, newest or 0)
+        self._cursor = cursor
+
+    def at_end(self) -> bool:
+        """Whether there is nothing behind the cursor now; False where that cannot be told for the moment."""
+        return any(nothing for (nothing,) in self._file.rows(SELECT_AT_END, self._cursor))
 
     def moment(self, env_id: int, epoch: int | None = None) -> TelemetryEvent | None:
         """The env's last readable EPOCH_COMPLETED at or before `epoch` (None: of all)."""

@@ -1,0 +1,108 @@
+"""`sapflow follow`: bring what a run says, live or finished, to the tools that people already use."""
+
+import logging
+import os
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from sapflow.cli import complain, guarded
+from sapflow.cli.console import say
+from sapflow.cli.followers import Followers
+from sapflow.exporters import registry
+from sapflow.exporters.config import chosen
+from sapflow.exporters.exporter import Setting
+from sapflow.exporters.follower import Follower
+from sapflow.exporters.ledger import Ledger
+from sapflow.exporters.run_identity import run_id_of
+from sapflow.telemetry import run_directory
+from sapflow.telemetry.source import Source
+
+PATIENCE_SECONDS = 300.0
+BEGINNING_SECONDS = 60.0  # that a training may take to begin
+STANDS_BACK = 10  # niceness: training comes first
+
+Names = Annotated[tuple[str, ...], Parameter(help="Where to, may be repeated; by default all of --config.")]
+Options = Annotated[tuple[str, ...], Parameter(help="NAME.OPTION=VALUE, may be repeated.")]
+
+
+def follow(
+    run_dir: Path | None = None,
+    /,
+    *,
+    export: Names = (),
+    config: Path | None = None,
+    option: Options = (),
+    patience: float = PATIENCE_SECONDS,
+    wait: float = 0.0,
+) -> int:
+    """Export a run until it is over and everything is handed over; started again, it goes on where it was.
+
+    Parameters
+    ----------
+    run_dir:
+        A run directory; by default the newest run under runs/.
+    export:
+        An exporter. Each works in a process of its own.
+    config:
+        A TOML file with a table [exporters.NAME] for each exporter that needs options.
+    option:
+        An option on top of those in the file.
+    patience:
+        Seconds after the end of the run for which a backend that is away is tried again.
+    wait:
+        Seconds to wait for a run that is yet to begin.
+    """
+    run_dir = run_directory.newest(run_directory.RUNS) if run_dir is None else run_dir
+    run_dir = run_dir.parent if run_dir.is_file() else run_dir
+    tables = chosen(export, config, option)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if not wait:
+        Source(run_dir).close()  # first what is wrong with the run
+    if len(tables) > 1:
+        own = ["--patience", str(patience), "--wait", str(wait)]
+        return Followers.beside(run_dir, {name: [*own, *_passed_on(name, config, option)] for name in tables}).wait()
+    ((name, options),) = tables.items()
+    code = guarded(partial(_follow_with, name, options, run_dir, patience, wait))
+    # A backend's threads and exit hooks are not to keep anybody waiting: what was theirs to do is done, or given up.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _passed_on(name: str, config: Path | None, option: tuple[str, ...]) -> list[str]:
+    """What the follower for one exporter is to know of the options."""
+    own = [text for text in option if text.startswith(f"{name}.")]
+    return [*(["--config", str(config)] if config else []), *(part for text in own for part in ("--option", text))]
+
+
+def _follow_with(name: str, options: dict[str, Any], run_dir: Path, patience: float, wait: float) -> int:
+    os.nice(STANDS_BACK)
+    logging.basicConfig(level=logging.WARNING, format="sapflow: %(message)s", stream=sys.stderr)
+    with Ledger(run_dir, name) as ledger:
+        progress = ledger.progress
+        setting = Setting(
+            name=name, run_dir=run_dir, run_id=run_id_of(run_dir), cursor=progress.cursor, resumed=ledger.resumed,
+            options=options,
+        )  # fmt: skip
+        exporter = registry.open_exporter(setting)
+        progress.state = "waiting"
+        ledger.save()
+        before, dropped_before = progress.exported, sum(progress.dropped.values())
+        Follower(run_dir, exporter, ledger, patience=patience).run(wait)
+    dropped = sum(progress.dropped.values()) - dropped_before
+    say(f"{name}: {progress.exported - before} events exported" + (f", {dropped} dropped" if dropped else ""))
+    if dropped:
+        complain(f"{name}: {dropped} events were dropped: {progress.dropped}")
+    return 0
+
+
+def start_beside(run_dir: Path, names: tuple[str, ...], config: Path | None, option: tuple[str, ...]) -> Followers:
+    """Followers of a run that is about to begin, which outlive this process and its terminal."""
+    wait = ["--wait", str(BEGINNING_SECONDS)]
+    tables = chosen(names, config, option)
+    return Followers.detached(run_dir, {name: [*wait, *_passed_on(name, config, option)] for name in tables})

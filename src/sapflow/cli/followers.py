@@ -1,0 +1,115 @@
+"""Followers as processes of their own: one for each exporter, so that none can hold up another, or the training."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from sapflow.cli.console import say
+from sapflow.errors import InputError
+from sapflow.exporters import ledger
+
+OPENING_SECONDS = 30.0
+FINISHING_SECONDS = 15.0
+STOPPING_SECONDS = 10.0
+LOOK_SECONDS = 0.05
+
+
+@dataclass
+class Followers:
+    """The processes, by exporter."""
+
+    run_dir: Path
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @classmethod
+    def beside(cls, run_dir: Path, arguments: Mapping[str, list[str]]) -> Self:
+        """Start them in this terminal, each exporter with its arguments."""
+        commands = {name: _command(run_dir, name, own) for name, own in arguments.items()}
+        return cls(run_dir, {name: subprocess.Popen(command) for name, command in commands.items()})
+
+    @classmethod
+    def detached(cls, run_dir: Path, arguments: Mapping[str, list[str]]) -> Self:
+        """Start them so that they outlive this process and its terminal; they write into logs in the run directory."""
+        followers = cls(run_dir)
+        (run_dir / ledger.FOLDER).mkdir(exist_ok=True)
+        for name, own in arguments.items():
+            with followers.log(name).open("ab") as log:
+                followers.processes[name] = subprocess.Popen(
+                    _command(run_dir, name, own),
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                )  # fmt: skip
+        return followers
+
+    def log(self, name: str) -> Path:
+        """Where a detached follower writes."""
+        return self.run_dir / ledger.FOLDER / f"{name}.log"
+
+    def wait(self) -> int:
+        """Wait for all of them, and give the worst exit code; an interrupt is theirs as well."""
+        try:
+            codes = [process.wait() for process in self.processes.values()]
+        except KeyboardInterrupt:
+            self.stop()
+            raise
+        return max(codes, key=abs, default=0)
+
+    def wait_until_open(self) -> None:
+        """Wait until each has opened its exporter, or for OPENING_SECONDS.
+
+        Raises:
+            InputError: one of them cannot; the others are stopped.
+        """
+        deadline = time.monotonic() + OPENING_SECONDS
+        waiting = set(self.processes)
+        while waiting and time.monotonic() < deadline:
+            for name in sorted(waiting):
+                if self.processes[name].poll() is not None:
+                    self.stop()
+                    raise InputError(self._last_word(name))
+                if self._is_open(name):
+                    waiting.remove(name)
+            time.sleep(LOOK_SECONDS)
+        for name in sorted(waiting):
+            say(f"the exporter {name} is still opening; training begins without it: see {self.log(name)}")
+
+    def finish(self) -> None:
+        """Wait for what is still to be exported, for at most FINISHING_SECONDS, and say how it went."""
+        deadline = time.monotonic() + FINISHING_SECONDS
+        for name, process in self.processes.items():
+            try:
+                process.wait(max(deadline - time.monotonic(), 0.0))
+            except subprocess.TimeoutExpired:
+                say(f"the exporter {name} has more to do, and goes on as process {process.pid}: see {self.log(name)}")
+            else:
+                say(self._last_word(name))
+
+    def stop(self) -> None:
+        """Stop them, as Ctrl-C does, and leave none behind."""
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+        deadline = time.monotonic() + STOPPING_SECONDS
+        for process in self.processes.values():
+            try:
+                process.wait(max(deadline - time.monotonic(), 0.0))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _is_open(self, name: str) -> bool:
+        progress = ledger.read(ledger.path_of(self.run_dir, name))
+        return progress is not None and progress.pid == self.processes[name].pid and progress.state != "opening"
+
+    def _last_word(self, name: str) -> str:
+        lines = self.log(name).read_text(encoding="utf-8", errors="replace").splitlines()
+        said = lines[-1].removeprefix("sapflow: ") if lines else f"code {self.processes[name].returncode}"
+        return said if said.startswith(f"{name}:") else f"exporter {name}: {said}"
+
+
+def _command(run_dir: Path, name: str, arguments: list[str]) -> list[str]:
+    return [sys.executable, "-m", "sapflow", "follow", str(run_dir), "--export", name, *arguments]

@@ -1,0 +1,109 @@
+"""What a follower remembers between two processes: how far it has come, in one small file that is replaced whole."""
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+from typing import IO, Self
+
+import msgspec
+
+from sapflow.errors import RunDirectoryError
+
+FOLDER = "exporters"  # within the run directory
+MAX_LEDGER_BYTES = 2**20
+
+
+class Progress(msgspec.Struct, kw_only=True):
+    """How far a follower has come; all counts are of the run, not of the process.
+
+    Attributes:
+        cursor: behind the last event that is done with.
+        exported: events that the backend took, those that it took twice included.
+        dropped: events that it did not, by cause: refused by it, or unreadable in the journal.
+        retries: times that a batch had to be brought again.
+        state: "opening", "following", "retrying", "done", or "stopped".
+        error: the last one, in words.
+        pid: of the process.
+    """
+
+    cursor: int = 0
+    exported: int = 0
+    dropped: dict[str, int] = {}
+    retries: int = 0
+    state: str = "opening"
+    error: str = ""
+    pid: int = 0
+
+
+class Ledger:
+    """The file run_dir/exporters/NAME.json, and the lock that keeps a second follower of that name away.
+
+    A context manager. Replacing the file is atomic and not forced to the disk: against a crash of the machine the file
+    may be an older one, and events come twice, which they may.
+
+    Raises:
+        RunDirectoryError: there is no such run directory, it cannot be written, or an exporter of this name is at work.
+    """
+
+    def __init__(self, run_dir: Path, name: str) -> None:
+        self.path = path_of(run_dir, name)
+        self.resumed = False
+        self.progress = Progress()
+        self._lock: IO[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.path.parent.mkdir(exist_ok=True)  # never the run directory itself
+            self._lock = self.path.with_suffix(".lock").open("ab")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found = read(self.path)
+            self.resumed = found is not None
+            self.progress = found or Progress()
+            self.progress.pid, self.progress.state, self.progress.error = os.getpid(), "opening", ""
+            self.save()
+        except BlockingIOError as error:
+            self.__exit__()
+            raise RunDirectoryError(
+                f"an exporter {self.path.stem} follows {self.path.parent.parent} already: one is enough"
+            ) from error
+        except OSError as error:
+            self.__exit__()
+            raise RunDirectoryError(f"an exporter cannot keep its place in {self.path} ({error.strerror})") from error
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def save(self) -> None:
+        """Replace the file.
+
+        Raises:
+            OSError: it cannot be written; the one before stands.
+        """
+        new = self.path.with_suffix(".new")
+        try:
+            new.write_bytes(msgspec.json.format(msgspec.json.encode(self.progress)))
+            new.replace(self.path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                new.unlink(missing_ok=True)
+            raise
+
+
+def path_of(run_dir: Path, name: str) -> Path:
+    """Where the exporter `name` of a run keeps its place."""
+    return run_dir / FOLDER / f"{name}.json"
+
+
+def read(path: Path) -> Progress | None:
+    """What a ledger says; None where there is none, or it is damaged: then everything is sent again.
+
+    Raises:
+        OSError: it is there and cannot be read.
+    """
+    with contextlib.suppress(FileNotFoundError, msgspec.DecodeError), path.open("rb") as file:
+        return msgspec.json.decode(file.read(MAX_LEDGER_BYTES), type=Progress)
+    return None

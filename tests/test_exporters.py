@@ -1,0 +1,534 @@
+"""What every exporter owes: each event at least once, whatever the backend does; and the JSON that people get."""
+
+import hashlib
+import hmac
+import json
+import logging
+import math
+import os
+import re
+import resource
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from journals import PATIENCE, epoch_completed, event, finished_run, gradient_sampled, run_completed
+from receivers import free_port, receiver
+from sanctum_events import demo_run
+from sapflow.errors import BackendAwayError, ExporterRefusedError, InputError, RunDirectoryError, SapflowError
+from sapflow.exporters import follower, registry
+from sapflow.exporters.config import chosen
+from sapflow.exporters.exporter import Setting, event_key
+from sapflow.exporters.follower import Follower
+from sapflow.exporters.json_form import json_form, json_line
+from sapflow.exporters.ledger import Ledger, path_of, read
+from sapflow.telemetry.events import SCHEMA_VERSION, GradientHealth, GradientSampled, TelemetryEvent
+from sapflow.telemetry.journal import Journal
+from sapflow.telemetry.run_directory import TrainerLock
+from sapflow.telemetry.source import Source
+
+DEMO = demo_run(epochs=6, completed=True)
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    return finished_run(tmp_path / "run", *DEMO)
+
+
+class Backend:
+    """Takes what it is brought, unless `whims` has an error to raise for the call instead."""
+
+    def __init__(self, *whims: Exception | None) -> None:
+        self.whims = list(whims)
+        self.taken: list[TelemetryEvent] = []
+        self.largest = 0
+        self.closed = 0
+
+    def export(self, events):
+        whim = self.whims.pop(0) if self.whims else None
+        if whim is not None:
+            raise whim
+        self.taken.extend(events)
+        self.largest = max(self.largest, len(events))
+
+    def close(self):
+        self.closed += 1
+
+
+def follow(run_dir: Path, backend, patience: float = PATIENCE, wait=lambda seconds: None):
+    with Ledger(run_dir, "mine") as ledger:
+        Follower(run_dir, backend, ledger, patience=patience, wait=wait).run()
+    return read(path_of(run_dir, "mine"))
+
+
+# Following
+
+
+def test_all_events_of_a_finished_run_come_once_and_in_order(run_dir):
+    backend = Backend()
+    progress = follow(run_dir, backend)
+    assert backend.taken == DEMO
+    assert (progress.exported, progress.dropped, progress.retries) == (len(DEMO), {}, 0)
+    assert (progress.state, backend.closed) == ("done", 1)
+
+
+def test_started_again_it_goes_on_where_it_was(run_dir):
+    follow(run_dir, Backend())
+    again = Backend()
+    progress = follow(run_dir, again)
+    assert again.taken == []
+    assert progress.exported == len(DEMO)
+
+
+@given(st.lists(st.booleans(), max_size=12), st.integers(1, 40))
+@settings(deadline=None, max_examples=15)
+def test_nothing_is_lost_however_often_it_breaks_off(tmp_path_factory, outcomes, batch):
+    run_dir = finished_run(tmp_path_factory.mktemp("run"), *DEMO)
+    seen: list[TelemetryEvent] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(follower, "BATCH_EVENTS", batch)
+        for gets_through in [*outcomes, True]:
+            # Breaks off after a batch: before (the batch is not the backend's) or after it was handed over.
+            backend = Backend(*([] if gets_through else [None, KeyboardInterrupt()]))
+            try:
+                follow(run_dir, backend)
+            except KeyboardInterrupt:
+                assert not gets_through
+            seen += backend.taken
+    assert seen == DEMO
+
+
+def test_a_live_run_is_followed_to_its_end(tmp_path):
+    backend = Backend()
+    enough = threading.Event()
+
+    def wait(seconds):
+        if len(backend.taken) == 3:
+            enough.set()
+        threading.Event().wait(0.01)
+
+    with TrainerLock(tmp_path):
+        journal = Journal(tmp_path)
+        thread = threading.Thread(target=follow, args=(tmp_path, backend), kwargs={"wait": wait})
+        thread.start()
+        for one in DEMO[:3]:
+            journal.emit(one)
+        assert enough.wait(PATIENCE)
+        for one in DEMO[3:]:
+            journal.emit(one)
+        journal.close()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    assert backend.taken == DEMO
+
+
+def test_a_run_that_was_cut_off_and_resumed_is_followed_on(tmp_path):
+    finished_run(tmp_path, *DEMO[:40])
+    first, second = Backend(), Backend()
+    follow(tmp_path, first)
+    journal = Journal(tmp_path, resume=True)
+    for one in DEMO[40:]:
+        journal.emit(one)
+    journal.close()
+    follow(tmp_path, second)
+    assert first.taken + second.taken == DEMO
+
+
+def test_a_backend_that_is_away_is_tried_with_growing_pauses_until_it_is_back(run_dir):
+    pauses: list[float] = []
+    backend = Backend(*[BackendAwayError("away")] * 9, BackendAwayError("busy", retry_after=100.0), None)
+    progress = follow(run_dir, backend, wait=pauses.append)
+    assert backend.taken == DEMO
+    assert progress.retries == 10
+    for tried, pause in enumerate(pauses[:9]):
+        most = min(0.5 * 2**tried, follower.LONGEST_PAUSE_SECONDS)
+        assert most / 2 <= pause <= most
+    assert pauses[9] == 100.0
+
+
+def test_a_backend_that_stays_away_after_the_end_is_given_up_and_nothing_is_lost(run_dir):
+    with pytest.raises(BackendAwayError, match="away"):
+        follow(run_dir, Backend(*[BackendAwayError("away")] * 3), patience=0.0)
+    progress = read(path_of(run_dir, "mine"))
+    assert (progress.cursor, progress.state, progress.error) == (0, "stopped", "away")
+    backend = Backend()
+    follow(run_dir, backend)
+    assert backend.taken == DEMO
+
+
+@given(st.sets(st.integers(0, len(DEMO) - 1)))
+@settings(deadline=None, max_examples=10)
+def test_of_a_batch_only_the_events_at_fault_are_dropped_and_counted(tmp_path_factory, poisonous):
+    run_dir = finished_run(tmp_path_factory.mktemp("run"), *DEMO)
+    poison = [DEMO[index] for index in poisonous]
+
+    class Picky(Backend):
+        def export(self, events):
+            if any(one in poison for one in events):
+                raise ZeroDivisionError("a bug")
+            super().export(events)
+
+    backend = Picky()
+    progress = follow(run_dir, backend)
+    assert backend.taken == [one for one in DEMO if one not in poison]
+    assert progress.dropped == ({"ZeroDivisionError": len(poison)} if poison else {})
+
+
+def test_an_exporter_s_bug_is_logged_once(run_dir, caplog):
+    class Broken(Backend):
+        def export(self, events):
+            raise ValueError("always")
+
+    with caplog.at_level(logging.WARNING):
+        progress = follow(run_dir, Broken())
+    assert progress.dropped == {"ValueError": len(DEMO)}
+    assert len(caplog.records) == 1
+
+
+def test_what_a_person_has_to_change_ends_it_at_once_and_keeps_the_place(run_dir, monkeypatch):
+    monkeypatch.setattr(follower, "BATCH_EVENTS", 10)
+    backend = Backend(None, None, ExporterRefusedError("who are you?"))
+    with pytest.raises(ExporterRefusedError):
+        follow(run_dir, backend)
+    assert backend.closed == 1
+    after = Backend()
+    follow(run_dir, after)
+    assert backend.taken + after.taken == DEMO
+
+
+def test_unreadable_events_are_counted_and_passed_over(run_dir):
+    import sqlite3
+
+    with sqlite3.connect(run_dir / "journal.sqlite") as connection:
+        connection.execute("UPDATE events SET body = x'00' WHERE id = 7")
+    connection.close()
+    backend = Backend()
+    progress = follow(run_dir, backend)
+    assert backend.taken == DEMO[:6] + DEMO[7:]
+    assert progress.dropped == {"unreadable: malformed": 1}
+
+
+def test_a_close_that_hangs_does_not_hold_up_the_end(run_dir, monkeypatch):
+    monkeypatch.setattr(follower, "CLOSING_SECONDS", 0.05)
+    release = threading.Event()
+
+    class Hanging(Backend):
+        def close(self):
+            release.wait(PATIENCE)
+
+    with pytest.raises(BackendAwayError, match="was not done"):
+        follow(run_dir, Hanging())
+    release.set()
+
+
+def test_a_run_directory_that_goes_away_is_said_and_not_made_again(tmp_path):
+    run_dir = finished_run(tmp_path / "run", *DEMO)
+
+    class Vandal(Backend):
+        def export(self, events):
+            for path in sorted(run_dir.rglob("*"), reverse=True):
+                path.rmdir() if path.is_dir() else path.unlink()
+            run_dir.rmdir()
+
+    with pytest.raises(RunDirectoryError, match="is gone"):
+        follow(run_dir, Vandal())
+    assert not run_dir.exists()
+
+
+def test_one_follower_a_run_and_exporter(run_dir):
+    with Ledger(run_dir, "mine"), Ledger(run_dir, "yours"), pytest.raises(RunDirectoryError, match="one is enough"):
+        Ledger(run_dir, "mine").__enter__()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\x00", b'{"cursor": "three"}', b"[1, 2]"])
+def test_a_damaged_ledger_sends_everything_again(run_dir, content):
+    follow(run_dir, Backend())
+    path_of(run_dir, "mine").write_bytes(content)
+    backend = Backend()
+    follow(run_dir, backend)
+    assert backend.taken == DEMO
+
+
+def test_a_cursor_behind_the_journal_s_end_is_its_end(run_dir):
+    with Source(run_dir) as source:
+        source.start_after(10**6)
+        assert source.cursor == len(DEMO)
+        assert source.at_end()
+        source.start_after(5)
+        assert source.read(1) == [DEMO[5]]
+        assert not source.at_end()
+
+
+# Keys and JSON
+
+
+def test_keys_tell_all_events_apart():
+    keys = [event_key(one) for one in DEMO]
+    assert len(set(keys)) == len(DEMO)
+    assert event_key(event(run_completed().payload, env=None, sequence=3)) == "run/-/3"
+    assert event_key(gradient_sampled(epoch=4)) == "run/0/stem/4/0"
+
+
+def test_json_has_every_event_and_marks_what_json_cannot_say():
+    sample = GradientSampled(
+        epoch=2, slot_id="a/~", pass_index=(0, 1, 2), entering=(1.0, math.nan, math.inf), leaving=(-math.inf, 1.0, 2.0),
+        health=GradientHealth(grad_ratio=math.nan),
+    )  # fmt: skip
+    line = json_line(event(sample, env=3, sequence=None))
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    form = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert (form["type"], form["schema"], form["env_id"]) == ("GRADIENT_SAMPLED", SCHEMA_VERSION, 3)
+    assert form["payload"]["entering"] == [1.0, None, None]
+    assert form["non_finite"] == {
+        "/payload/entering/1": "NaN",
+        "/payload/entering/2": "Infinity",
+        "/payload/leaving/0": "-Infinity",
+        "/payload/health/grad_ratio": "NaN",
+    }
+
+
+def test_json_of_finite_events_has_no_marker_and_loses_nothing():
+    import msgspec
+
+    for one in DEMO:
+        form = json.loads(json_line(one))
+        assert "non_finite" not in form
+        payload = msgspec.convert(form["payload"], type(one.payload), strict=False)
+        assert payload == one.payload
+        assert form == json.loads(json.dumps(json_form(one)))
+
+
+# To a file
+
+
+def open_jsonlines(run_dir: Path, resumed: bool = False, **options):
+    return registry.open_exporter(
+        Setting(name="jsonlines", run_dir=run_dir, run_id="run", resumed=resumed, options=options)
+    )
+
+
+def test_jsonlines_begins_its_file_goes_on_with_it_and_mends_what_a_kill_left(run_dir):
+    path = run_dir / "exporters" / "events.jsonl"
+    path.parent.mkdir()
+    exporter = open_jsonlines(run_dir)
+    exporter.export(DEMO[:3])
+    exporter.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"key": "torn' + b"x" * 100_000)
+    exporter = open_jsonlines(run_dir, resumed=True)
+    assert path.read_bytes() == whole
+    exporter.export(DEMO[3:5])
+    exporter.close()
+    assert [json.loads(line)["key"] for line in path.read_bytes().splitlines()] == [event_key(e) for e in DEMO[:5]]
+
+
+def test_jsonlines_overwrites_nobody_s_file(tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    for path in ("mine.txt", ".", "no/such/folder.jsonl"):
+        with pytest.raises(ExporterRefusedError, match="choose another path"):
+            open_jsonlines(tmp_path, path=str(tmp_path / path))
+    assert (tmp_path / "mine.txt").read_text() == "precious"
+
+
+def test_jsonlines_on_a_full_disk_leaves_no_half_of_a_batch(tmp_path):
+    (tmp_path / "exporters").mkdir()
+    exporter = open_jsonlines(tmp_path)
+    exporter.export(DEMO[:2])
+    path = tmp_path / "exporters" / "events.jsonl"
+    size = path.stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    import signal
+
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, hard))
+    try:
+        with pytest.raises(BackendAwayError, match="cannot be written"):
+            exporter.export(DEMO[2:5])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert path.stat().st_size == size
+    exporter.export(DEMO[2:5])
+    exporter.close()
+    assert len(path.read_bytes().splitlines()) == 5
+
+
+# To a web hook
+
+
+def open_webhook(url: str, **options):
+    setting = Setting(name="webhook", run_dir=Path(), run_id="run", options={"url": url, **options})
+    return registry.open_exporter(setting)
+
+
+def test_a_webhook_gets_batches_with_a_key_and_a_signature(monkeypatch):
+    monkeypatch.setenv("SAPFLOW_WEBHOOK_SECRET", "hush")
+    monkeypatch.setenv("SAPFLOW_WEBHOOK_TOKEN", "abc")
+    with receiver() as server:
+        hook = open_webhook(f"{server.url}/in")
+        hook.export(DEMO[:5])
+        hook.export(DEMO[5:9])
+        hook.export(DEMO[:5])
+    assert server.keys == [event_key(one) for one in (*DEMO[:9], *DEMO[:5])]
+    first, second, again = server.headers
+    assert first["Idempotency-Key"] == again["Idempotency-Key"] != second["Idempotency-Key"]
+    assert first["Content-Type"] == "application/x-ndjson"
+    assert first["Authorization"] == "Bearer abc"
+    time, digest = re.fullmatch(r"t=(\d+),v1=([0-9a-f]{64})", first["Sapflow-Signature"]).groups()
+    expected = hmac.new(b"hush", time.encode() + b"." + server.bodies[0], hashlib.sha256).hexdigest()
+    assert digest == expected
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [(500, BackendAwayError), (503, BackendAwayError), (429, BackendAwayError), (507, BackendAwayError),
+     (408, BackendAwayError), (0, BackendAwayError), (401, ExporterRefusedError), (403, ExporterRefusedError),
+     (404, ExporterRefusedError), (302, ExporterRefusedError), (307, ExporterRefusedError)],
+)  # fmt: skip
+def test_what_an_answer_means(code, error):
+    with receiver() as server:
+        server.always = code
+        server.headers_back = {"Retry-After": "7", "Location": "http://127.0.0.1:1/elsewhere"}
+        with pytest.raises(error) as raised:
+            open_webhook(server.url).export(DEMO[:2])
+        assert server.bodies == []
+        if code in (429, 503):
+            assert raised.value.retry_after == 7.0
+
+
+def test_a_server_that_is_slow_or_away_is_away():
+    slow = threading.Event()
+    with receiver() as server:
+        server.always = lambda body: 200 if slow.wait(PATIENCE) else 500
+        with pytest.raises(BackendAwayError):
+            open_webhook(server.url, timeout=0.1).export(DEMO[:2])
+        slow.set()
+    with pytest.raises(BackendAwayError, match="cannot be reached"):
+        open_webhook(f"http://127.0.0.1:{free_port()}").export(DEMO[:2])
+
+
+def test_a_batch_that_is_too_large_for_the_server_goes_in_parts(run_dir):
+    with receiver() as server:
+        server.always = lambda body: 413 if len(body) > 6_000 else 200
+        progress = follow(run_dir, open_webhook(server.url))
+    assert server.seen[413] > 1
+    assert server.keys == [event_key(one) for one in DEMO]
+    assert progress.dropped == {}
+
+
+def test_a_backend_that_comes_and_goes_gets_everything(run_dir, monkeypatch):
+    """Away, failing, full, and losing its answer: what it has taken by then comes again with the same key."""
+    monkeypatch.setattr(follower, "BATCH_EVENTS", 7)
+    taken_unsaid = [0]
+
+    with receiver() as server:
+
+        def whim(body: bytes) -> int:
+            turn = server.seen.total()
+            if turn % 5 == 4:  # it takes the batch, and its answer is lost
+                server.bodies.append(body)
+                taken_unsaid[0] += len(body.splitlines())
+                return 0
+            return (200, 500, 507, 503)[turn % 5]
+
+        server.always = whim
+        progress = follow(run_dir, open_webhook(server.url))
+    assert set(server.keys) == {event_key(one) for one in DEMO}
+    assert len(server.keys) - len(DEMO) == taken_unsaid[0] > 0  # the duplicates, each with a key that is known
+    assert (progress.exported, progress.dropped) == (len(DEMO), {})
+
+
+@pytest.mark.parametrize(
+    "url", ["", "ftp://host/", "host/path", "http://", "file:///etc/passwd", "http://a b/", "http://host:99999/",
+            "http://user:secret@host/"],
+)  # fmt: skip
+def test_a_url_that_is_none_is_refused_without_telling_a_secret(url):
+    with pytest.raises(ExporterRefusedError) as raised:
+        open_webhook(url)
+    assert "secret" not in str(raised.value)
+
+
+# Choosing
+
+
+def test_options_come_from_a_file_and_from_the_command_line_on_top(tmp_path):
+    path = tmp_path / "sapflow.toml"
+    path.write_text('[other]\nx = 1\n[exporters.webhook]\nurl = "http://a/"\ntimeout = 3.0\n[exporters.jsonlines]\n')
+    assert chosen((), path, ()) == {"webhook": {"url": "http://a/", "timeout": 3.0}, "jsonlines": {}}
+    assert chosen(("webhook",), path, ("webhook.url=http://b/", "webhook.timeout=4")) == {
+        "webhook": {"url": "http://b/", "timeout": 4}
+    }
+
+
+@pytest.mark.parametrize(
+    ("names", "text", "options", "words"),
+    [
+        (("webhok",), "", (), "did you mean webhook?"),
+        (("x",), "", (), "there are "),
+        ((), "", (), "--export"),
+        (("webhook",), "exporters = 3", (), "holds tables"),
+        (("webhook",), "[exporters]\nwebhook = 3", (), "holds tables"),
+        (("webhook",), "[exporters.webhook]\nulr = 3", (), "no option 'ulr'"),
+        (("webhook",), "[exporters.webhook]\nurl = 3", (), "$.url"),
+        (("webhook",), "[exporters.nobody]", (), "no exporter 'nobody'"),
+        (("webhook",), "[exporters", (), "no TOML"),
+        (("webhook",), "\0", (), "no TOML"),
+        (("webhook",), "#" * 70_000, (), "too large"),
+        (("webhook",), "", ("webhook.url",), "is no option"),
+        (("webhook",), "", ("url=3",), "is no option"),
+        (("webhook",), "", ("jsonlines.path=x",), "add --export jsonlines"),
+    ],
+)
+def test_what_is_asked_for_wrongly_is_one_line(tmp_path, names, text, options, words):
+    path = tmp_path / "sapflow.toml"
+    path.write_text(text)
+    with pytest.raises(InputError) as raised:
+        chosen(names, path, options)
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def own_exporter(tmp_path: Path, monkeypatch, code: str) -> None:
+    (tmp_path / "site").mkdir()
+    info = tmp_path / "site" / "mine-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[sapflow.exporters]\nmine = mine_exporter:open_it\nwebhook = x:y\n")
+    (tmp_path / "site" / "mine_exporter.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.delitem(os.sys.modules, "mine_exporter", raising=False)
+
+
+def test_people_bring_exporters_of_their_own(tmp_path, monkeypatch):
+    own_exporter(tmp_path, monkeypatch, "def open_it(setting): return ['opened', setting.options['x']]")
+    assert "mine" in registry.names()
+    opened = registry.open_exporter(Setting(name="mine", run_dir=tmp_path, run_id="r", options={"x": 3}))
+    assert opened == ["opened", 3]
+
+
+@pytest.mark.parametrize("code", ["raise RuntimeError('no')", "def open_it(setting): 1 / 0", "open_that = 1"])
+def test_an_exporter_that_cannot_be_opened_is_one_line(tmp_path, monkeypatch, code):
+    own_exporter(tmp_path, monkeypatch, code)
+    with pytest.raises(InputError, match="the exporter mine of mine_exporter:open_it cannot be opened"):
+        registry.open_exporter(Setting(name="mine", run_dir=tmp_path, run_id="r"))
+
+
+def test_memory_is_bounded_by_the_batch(tmp_path):
+    run_dir = finished_run(tmp_path / "run", *(epoch_completed(epoch) for epoch in range(1, 5_001)), run_completed())
+    backend = Backend()
+    follow(run_dir, backend)
+    assert len(backend.taken) == 5_001
+    assert backend.largest == follower.BATCH_EVENTS
+
+
+def test_the_end_of_an_exporter_that_fails_is_told(run_dir):
+    class Bad(Backend):
+        def close(self):
+            raise ValueError("not flushed")
+
+    with pytest.raises(SapflowError, match="not flushed"):
+        follow(run_dir, Bad())

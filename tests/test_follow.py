@@ -1,0 +1,211 @@
+"""`sapflow follow` as people use it: real processes, a live run, backends that go away, and SIGKILL."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from commands import SAPFLOW, finish, read_whole, refused, started, wait_until
+from journals import PATIENCE, finished_run, python
+from receivers import free_port, receiver
+from sanctum_events import demo_run
+from sapflow.exporters.exporter import event_key
+from sapflow.exporters.ledger import path_of, read
+from sapflow.telemetry.source import RunState
+
+DEMO = demo_run(epochs=6, completed=True)
+KEYS = [event_key(one) for one in DEMO]
+FOLLOW = (*SAPFLOW, "follow")
+
+# A trainer that emits so many events slowly enough to be followed, and ends when its stdin does.
+TRAINER = """
+import sys
+import threading
+from pathlib import Path
+from journals import PATIENCE, epoch_completed, run_completed
+from sapflow.telemetry.journal import Journal
+from sapflow.telemetry.run_directory import TrainerLock
+
+run_dir = Path(sys.argv[1])
+with TrainerLock(run_dir):
+    journal = Journal(run_dir)
+    epoch = 0
+    for line in sys.stdin:
+        for _ in range(int(line)):
+            epoch += 1
+            journal.emit(epoch_completed(epoch))
+        journal.flush(PATIENCE)
+        print(epoch, flush=True)
+    journal.emit(run_completed())
+    journal.close()
+"""
+
+
+def retries(run_dir: Path, process: subprocess.Popen[str]) -> bool:
+    progress = ledger(run_dir)
+    return progress is not None and (progress.pid, progress.state) == (process.pid, "retrying")
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    return finished_run(tmp_path / "run", *DEMO)
+
+
+def webhook(run_dir: Path, url: str, *more: str) -> tuple[str, ...]:
+    return (*FOLLOW, str(run_dir), "--export", "webhook", "--option", f"webhook.url={url}", *more)
+
+
+def ledger(run_dir: Path, name: str = "webhook"):
+    return read(path_of(run_dir, name))
+
+
+def test_a_finished_run_goes_to_several_places_each_by_a_process_of_its_own(run_dir):
+    with receiver() as server:
+        done = finish(webhook(run_dir, server.url, "--export", "jsonlines"), run_dir)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(done.stdout.splitlines()) == [
+        f"jsonlines: {len(DEMO)} events exported",
+        f"webhook: {len(DEMO)} events exported",
+    ]
+    assert server.keys == KEYS
+    lines = (run_dir / "exporters" / "events.jsonl").read_text().splitlines()
+    assert [json.loads(line)["key"] for line in lines] == KEYS
+    assert ledger(run_dir).pid != ledger(run_dir, "jsonlines").pid
+
+
+def test_to_a_pipe(run_dir):
+    done = finish((*FOLLOW, str(run_dir), "--export", "jsonlines", "--option", "jsonlines.path=-"), run_dir)
+    lines = done.stdout.splitlines()
+    assert [json.loads(line)["key"] for line in lines[:-1]] == KEYS
+    assert lines[-1] == f"jsonlines: {len(DEMO)} events exported"
+
+
+def test_a_backend_that_hangs_holds_up_nobody_else(run_dir):
+    with receiver() as server:
+        server.always = lambda body: 200 if server.released.wait(PATIENCE) else 500
+        server.released = threading.Event()
+        with started(webhook(run_dir, server.url, "--export", "jsonlines"), run_dir) as both:
+            wait_until(lambda: getattr(ledger(run_dir, "jsonlines"), "state", "") == "done", "the end of jsonlines")
+            assert ledger(run_dir).exported == 0
+            server.released.set()
+            assert both.wait(PATIENCE) == 0
+    assert set(server.keys) == set(KEYS)
+
+
+def test_sigkill_and_restarts_lose_nothing_and_duplicates_are_known_by_their_keys(tmp_path):
+    """A live run; the follower is killed while a batch is on its way, the backend fails and restarts in between."""
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    port = free_port()
+    kills, total = 4, 0
+    taken: list[str] = []
+    with python(TRAINER, run_dir) as trainer:
+
+        def emit(count: int) -> None:
+            trainer.stdin.write(f"{count}\n")
+            trainer.stdin.flush()
+            assert trainer.stdout.readline()
+
+        for _ in range(kills):
+            emit(30)
+            total += 30
+            # The backend is away when the follower begins, then fails, then takes a batch and never answers.
+            with started(
+                webhook(run_dir, f"http://127.0.0.1:{port}", "--option", "webhook.timeout=30"), tmp_path
+            ) as one:
+                wait_until(lambda one=one: retries(run_dir, one), "a retry")
+                with receiver(port) as server:
+                    hanging = threading.Event()
+
+                    def take_and_hang(body: bytes, server=server, hanging=hanging) -> int:
+                        server.bodies.append(body)
+                        hanging.set()
+                        one.wait(PATIENCE)  # until it is killed
+                        return 0
+
+                    server.answers = [500]
+                    server.always = take_and_hang
+                    assert hanging.wait(PATIENCE)
+                    one.send_signal(signal.SIGKILL)
+                    assert one.wait(PATIENCE) == -signal.SIGKILL
+                taken += server.keys
+        with receiver(port) as server, started(webhook(run_dir, server.url), tmp_path) as last:
+            server.wait_for(lambda it: len(it.bodies) > 0, "a batch")
+            trainer.stdin.close()
+            assert last.wait(PATIENCE) == 0
+        taken += server.keys
+    events, state = read_whole(run_dir)
+    assert state is RunState.COMPLETED
+    assert len(events) == total + 1
+    lost = {event_key(one) for one in events} - set(taken)
+    duplicates = len(taken) - len(set(taken))
+    assert lost == set()
+    assert duplicates == 30 + 60 + 90 + 120  # each kill left all that was there by then unacknowledged
+    assert ledger(run_dir).retries >= 2 * kills
+
+
+def test_it_waits_for_a_run_that_is_yet_to_begin(tmp_path):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    with started((*FOLLOW, str(run_dir), "--export", "jsonlines", "--wait", "60"), tmp_path) as follower:
+        wait_until(lambda: getattr(ledger(run_dir, "jsonlines"), "state", "") == "waiting", "the follower")
+        with python(TRAINER, run_dir) as trainer:
+            trainer.communicate("5\n", timeout=PATIENCE)
+        assert follower.wait(PATIENCE) == 0
+        assert follower.stdout.read() == "jsonlines: 6 events exported\n"
+
+
+def test_ctrl_c_and_sigterm_end_it_and_keep_its_place(run_dir):
+    for number in (signal.SIGINT, signal.SIGTERM):
+        command = webhook(run_dir, f"http://127.0.0.1:{free_port()}", "--export", "jsonlines")
+        with started(command, run_dir) as both:
+            wait_until(lambda: getattr(ledger(run_dir), "state", "") == "retrying", "a retry")
+            both.send_signal(number)
+            assert both.wait(PATIENCE) == 130
+            assert "Traceback" not in both.stderr.read()
+        assert ledger(run_dir).cursor == 0
+        path_of(run_dir, "webhook").unlink()
+
+
+def test_a_backend_that_stays_away_is_given_up_with_one_line(run_dir):
+    done = finish(webhook(run_dir, f"http://127.0.0.1:{free_port()}", "--patience", "0"), run_dir)
+    assert done.returncode == 1
+    assert "cannot be reached" in done.stderr
+
+
+def test_bad_input_is_one_line(run_dir, tmp_path):
+    follow = (*FOLLOW, str(run_dir))
+    refused(finish(follow, tmp_path), "--export")
+    refused(finish((*follow, "--export", "promethius"), tmp_path), "no exporter 'promethius'")
+    refused(finish((*follow, "--export", "webhook"), tmp_path), "needs a url")
+    refused(finish((*FOLLOW, str(tmp_path), "--export", "jsonlines"), tmp_path), "no journal")
+    refused(finish((*FOLLOW, "nowhere", "--export", "jsonlines"), tmp_path), "nowhere")
+    with receiver() as server:
+        server.always = 401
+        refused(finish(webhook(run_dir, server.url), tmp_path), "401", "credentials")
+
+
+def test_the_process_is_over_although_a_backend_left_threads_and_exit_hooks_behind(run_dir, tmp_path):
+    site = tmp_path / "site"
+    info = site / "sticky-1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sticky\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[sapflow.exporters]\nsticky = sticky:open_it\n")
+    (site / "sticky.py").write_text(
+        "import atexit, threading\n"
+        "forever = threading.Event().wait\n"
+        "class Sticky:\n    def export(self, events): pass\n    def close(self): pass\n"
+        "def open_it(setting):\n    threading.Thread(target=forever).start()\n    atexit.register(forever)\n"
+        "    return Sticky()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(site), *sys.path))}
+    done = subprocess.run(
+        [*FOLLOW, str(run_dir), "--export", "sticky"], env=environment, capture_output=True, timeout=PATIENCE,
+        text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, f"sticky: {len(DEMO)} events exported\n")
