@@ -11,7 +11,10 @@ from sanctum_events import FakeSource, demo_run, explosion, seed, unmeasured
 from sapflow.health.policy import record_band
 from sapflow.sanctum import glyphs, panels
 from sapflow.sanctum.aggregator import SanctumAggregator
-from sapflow.sanctum.formatting import card_height, gradient_line, seed_card
+from sapflow.sanctum.cells import env_card
+from sapflow.sanctum.census import Census
+from sapflow.sanctum.formatting import card_height, gradient_line, seed_card, seed_row
+from sapflow.sanctum.header import header_lines
 from sapflow.sanctum.numbers import clock, compact, duration, humanised
 from sapflow.sanctum.plots import ratio_plot, sparkline
 from sapflow.sanctum.schema import EnvState, EnvStatus, SeedState
@@ -235,9 +238,9 @@ def test_every_glyph_has_an_ascii_one_of_the_same_width() -> None:
         fold.apply(event)
     snapshot = fold.snapshot()
     drawn = [
-        *panels.header_lines(snapshot, 0.0, "a notice", 100),
+        *header_lines(snapshot, 0.0, "a notice", 100),
         *panels.log_lines(snapshot.log, 100),
-        *(spans for env in snapshot.envs.values() for spans in panels.env_card(env, 40, 3, focused=True)),
+        *(spans for env in snapshot.envs.values() for spans in env_card(env, 40, 3, focused=True)),
         *(spans for env in snapshot.envs.values() for s in env.seeds.values() for spans in seed_card(s, 40, 7)),
     ]
     for spans in drawn:
@@ -251,42 +254,65 @@ def test_every_glyph_has_an_ascii_one_of_the_same_width() -> None:
     assert len(set(conditions)) == len(conditions)
 
 
-def header(state: RunState, width: int = 100, notice: str = "", **fields: object) -> list[str]:
+def header(
+    state: RunState,
+    width: int = 100,
+    notice: str = "",
+    quiet: float = 5.0,
+    lag: float = 0.0,
+    moment: int | None = None,
+    **fields: object,
+) -> list[str]:
     fold = SanctumAggregator()
     source = FakeSource(demo_run())
     for event in source.read():
         fold.apply(event)
     last = fold.snapshot().log[-1].time
     fold.apply_status(RunStatus(state=state, last_event_time=last, **fields))
-    return [text(spans) for spans in panels.header_lines(fold.snapshot(), last + 30, notice, width)]
+    census = Census()
+    census.take(fold.snapshot().envs)
+    lines = header_lines(fold.snapshot(), last + quiet, notice, width, census.total, 12.0, lag, moment)
+    return [text(spans) for spans in lines]
 
 
 def test_the_header_tells_a_live_a_completed_and_a_cut_off_run_apart() -> None:
-    assert header(RunState.LIVE)[2].startswith("● live ")
-    assert header(RunState.COMPLETED)[2].startswith("■ completed ")
-    cut_off = header(RunState.ENDED)[2]
+    assert header(RunState.LIVE)[1].startswith("● live   ")
+    assert header(RunState.COMPLETED)[1].startswith("■ completed ")
+    cut_off = header(RunState.ENDED)[1]
     assert cut_off.startswith("✕ ended without completion since ")
     assert "(trainer gone)" in cut_off
 
 
+def test_the_header_says_when_it_lags_when_it_is_quiet_and_when_it_is_not_of_now() -> None:
+    assert header(RunState.LIVE, lag=7.4)[1].startswith("◐ live, lagging by 7 s")
+    assert header(RunState.LIVE, quiet=75)[1].startswith("● live, quiet for 1:15")
+    assert header(RunState.COMPLETED, moment=3)[1].startswith("▶ epoch 3, not now  ■ completed")
+
+
 @pytest.mark.parametrize("width", [80, 100, 200])
 def test_the_header_counts_what_is_wrong_and_what_is_lost(width: int) -> None:
-    run, census, journal = header(RunState.LIVE, width, dropped_events=3, skipped=2)
+    run, state = header(RunState.LIVE, width, dropped_events=3, skipped=2)
     assert "epoch 14/40" in run
     assert "35%" in run
     for glyph, count in (("▲", 1), ("▼", 1), ("!", 0), ("?", 2), ("⚑", 1)):
-        assert f"{glyph} {count:>2}" in census
-    assert "3 dropped" in journal
-    assert "2 skipped" in journal
+        assert f"{glyph} {count} " in state
+    assert "3 dropped" in state
+    assert "2 skipped" in state
+
+
+def test_there_is_room_for_everything_on_a_wide_terminal() -> None:
+    _, state = header(RunState.LIVE, 200, dropped_events=3, dropped_samples=1)
+    for words in ("12.00 passes/s", "4 envs  9 seeds", "0 gaps  3 dropped  1 samples dropped  0 skipped"):
+        assert words in state
 
 
 def test_losses_are_shown_even_where_a_cut_off_run_leaves_little_room() -> None:
-    assert "3 dropped" in header(RunState.ENDED, 80, dropped_events=3)[2]
+    assert "3 dropped" in header(RunState.ENDED, 100, dropped_events=3)[1]
 
 
 def test_an_env_that_failed_says_why() -> None:
     env = EnvState(env_id=1, status=EnvStatus.FAILED, error="out of\nmemory", seeds={"a": SeedState(slot_id="a")})
-    foot = text(panels.env_card(env, 50, 1)[-1])
+    foot = text(env_card(env, 50, 1)[-1])
     assert "failed: out of�memory" in foot
 
 
@@ -301,6 +327,6 @@ def test_a_row_of_the_overview_keeps_its_columns() -> None:
     states = [
         SeedState.from_telemetry(seed("early", ratio)) for ratio in (0.12, 1.0, 7.31, 123456.0, 1e300, math.inf, 0.0)
     ]
-    rows = [text(panels.seed_row(state, 30, 5)) for state in states]
+    rows = [text(seed_row(state, 30, 5)) for state in states]
     assert {width_of(line(row)) for row in rows} == {30}
     assert {next(row.index(glyph) for glyph in "▲▼✓" if glyph in row) for row in rows} == {21}

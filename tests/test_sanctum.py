@@ -4,8 +4,7 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,13 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.pilot import Pilot
 
-from sanctum_events import START, FakeSource, demo_run, epoch, event, explosion, sample, seed, unmeasured
+from sanctum_events import demo_run, epoch, event, explosion, sample, seed, unmeasured
+from sanctum_pilot import arrive, focused, sanctum, screen_lines, screen_text, shown_envs
 from sapflow.errors import JournalError
 from sapflow.sanctum.app import BATCH, SanctumApp
+from sapflow.sanctum.widgets import env_grid
 from sapflow.sanctum.widgets.env_detail_screen import EnvDetailScreen, SeedCard
-from sapflow.sanctum.widgets.env_overview import EnvCard
+from sapflow.sanctum.widgets.env_grid import EnvGrid
 from sapflow.sanctum.widgets.help_screen import HelpScreen
 from sapflow.sanctum.widgets.span_view import SpanView
 from sapflow.telemetry.events import (
@@ -36,37 +37,6 @@ from sapflow.telemetry.vocabulary import Measurement, SeedStage
 
 SIZES = [(80, 24), (100, 30), (200, 60)]
 HOSTILE = ["[bold]x[/]", "[/]", "\x1b[31mred\x1b[0m", "\u202eevil", "a" * 10_000, "漢字" * 5_000, "\n\n\r\t\x00", ""]
-
-
-@asynccontextmanager
-async def sanctum(
-    events: Iterable[TelemetryEvent],
-    size: tuple[int, int] = (100, 30),
-    status: RunStatus | None = None,
-    elapsed: float = 42.0,
-) -> AsyncIterator[tuple[SanctumApp, FakeSource, Pilot[None]]]:
-    """The app on a source that holds `events`; it polls only when a test says so."""
-    source = FakeSource(list(events), status)
-    app = SanctumApp(source, poll_seconds=3600, clock=lambda: START + elapsed)
-    async with app.run_test(size=size, notifications=True) as pilot:
-        await pilot.pause()
-        yield app, source, pilot
-
-
-async def arrive(app: SanctumApp, source: FakeSource, pilot: Pilot[None], *events: TelemetryEvent) -> None:
-    """New events come, and the app looks."""
-    source.events.extend(events)
-    await app.follow()
-    await pilot.pause()
-
-
-def screen_lines(app: SanctumApp) -> list[str]:
-    """What stands on the terminal."""
-    return ["".join(segment.text for segment in strip) for strip in app.screen._compositor.render_strips()]
-
-
-def screen_text(app: SanctumApp) -> str:
-    return "\n".join(screen_lines(app))
 
 
 def rendered(widget: SpanView) -> list[list[Segment]]:
@@ -134,7 +104,7 @@ async def test_enter_opens_the_env_and_escape_goes_back(size: tuple[int, int]) -
         assert "open      ⚑ early" in screen_text(app)
         await pilot.press("escape")
         await pilot.pause()
-        assert len(app.query(EnvCard)) == 4
+        assert shown_envs(app) == [3, 1, 2, 0]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -225,21 +195,21 @@ async def test_the_open_card_follows_the_run() -> None:
 async def test_the_overview_follows_the_run_and_the_focus_stays_with_its_env() -> None:
     async with sanctum(demo_run()) as (app, source, pilot):
         await pilot.press("l")
-        focused = next(card for card in app.screen.query(EnvCard) if card.has_focus)
-        assert focused.env.env_id == 1
+        assert focused(app) == 1
         worse = event(EnvFailed(epoch=14, error="out of memory"), 0, app.snapshot.envs[0].last_sequence + 1)
         await arrive(app, source, pilot, worse)
-        cards = list(app.screen.query(EnvCard))
-        assert [card.env.env_id for card in cards] == [0, 3, 1, 2]
-        assert [card.env.env_id for card in cards if card.has_focus] == [1]
+        assert shown_envs(app) == [0, 3, 1, 2]
+        assert focused(app) == 1
         assert "failed: out of memory" in screen_text(app)
 
 
 async def test_only_the_cards_of_changed_envs_are_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
     async with sanctum(demo_run()) as (app, source, pilot):
         drawn: list[int] = []
-        redraw = EnvCard.redraw
-        monkeypatch.setattr(EnvCard, "redraw", lambda card: (drawn.append(card.env.env_id), redraw(card))[1])
+        build = EnvGrid._build
+        monkeypatch.setattr(
+            EnvGrid, "_build", lambda grid, env, on: (drawn.append(env.env_id), build(grid, env, on))[1]
+        )
         await arrive(app, source, pilot, event(sample(15, "early", 0, 0.9), 2, None))
         assert drawn == [2]
 
@@ -256,25 +226,20 @@ async def test_going_back_shows_what_happened_meanwhile() -> None:
 @pytest.mark.parametrize("keys", [("right", "left"), ("l", "h"), ("down", "up"), ("j", "k")])
 async def test_the_focus_moves_and_stops_at_the_edges(keys: tuple[str, str]) -> None:
     async with sanctum(demo_run(), (80, 24)) as (app, _, pilot):
-
-        def focused() -> int:
-            return next(n for n, card in enumerate(app.screen.query(EnvCard)) if card.has_focus)
-
         forth, back = keys
         await pilot.press(back)
-        assert focused() == 0
+        assert focused(app) == 3
         await pilot.press(forth)
-        moved = focused()
-        assert moved > 0
+        assert focused(app) == (1 if forth in ("right", "l") else 2)
         await pilot.press(forth, forth, forth, forth)
-        assert focused() in (2, 3)
+        assert focused(app) in (2, 0)
         await pilot.press(back, back, back, back)
-        assert focused() == 0
+        assert focused(app) in (3, 1)
 
 
 async def test_a_click_opens_the_env() -> None:
     async with sanctum(demo_run()) as (app, _, pilot):
-        await pilot.click(list(app.screen.query(EnvCard))[2])
+        await pilot.click(EnvGrid, offset=(70, 2))
         await pilot.pause()
         assert isinstance(app.screen, EnvDetailScreen)
         assert app.screen.env_id == 2
@@ -384,9 +349,9 @@ async def test_a_damaged_journal_is_said_in_the_header_and_the_app_stays_usable(
     async with sanctum(demo_run()) as (app, source, pilot):
         source.error = JournalError("run.journal is damaged: restore it from a copy")
         await arrive(app, source, pilot)
-        assert "⚑ run.journal is damaged: restore it from a copy" in screen_lines(app)[3]
+        assert "⚑ run.journal is damaged: restore it from a copy" in screen_lines(app)[2]
         await card_of(pilot, app)
-        assert "run.journal is damaged" in screen_lines(app)[3]
+        assert "run.journal is damaged" in screen_lines(app)[2]
         source.error = None
         await arrive(app, source, pilot)
         assert "damaged" not in screen_text(app)
@@ -396,7 +361,7 @@ async def test_a_cut_off_run_is_shown_as_ended_without_completion() -> None:
     events = demo_run()
     status = RunStatus(state=RunState.ENDED, last_event_time=events[-1].time, dropped_events=2)
     async with sanctum(events, status=status) as (app, _, _):
-        line = screen_lines(app)[2]
+        line = screen_lines(app)[1]
         assert "✕ ended without completion since" in line
         assert "2 dropped" in line
 
@@ -420,9 +385,9 @@ async def test_a_run_without_events_yet_is_an_empty_overview() -> None:
 
 async def test_a_card_that_cannot_be_drawn_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     async with sanctum(demo_run()) as (app, _, pilot):
-        broken = list(app.screen.query(EnvCard))[1]
-        monkeypatch.setattr(broken, "build", lambda width: 1 // 0)
-        broken.redraw()
+        card = env_grid.env_card
+        monkeypatch.setattr(env_grid, "env_card", lambda env, *rest: card(None if env.env_id == 1 else env, *rest))
+        app.screen.query_one(EnvGrid).redraw()
         await pilot.pause()
         assert "cannot draw this" in screen_text(app)
         assert "env 00" in screen_text(app)
@@ -448,7 +413,7 @@ async def test_a_journal_on_disk_is_followed_and_drawn(tmp_path: Path) -> None:
             while not app.snapshot.completed:
                 await pilot.pause()
             await pilot.pause()
-            assert screen_lines(app)[2].startswith(" ■ completed ")
+            assert screen_lines(app)[1].startswith(" ■ completed ")
             card = await card_of(pilot, app, "mid")
             assert card.seed.grad_ratio == app.snapshot.envs[3].seeds["mid"].grad_ratio
             assert any(f"Grad: ratio={card.seed.grad_ratio:.2f}" in words(line) for line in rendered(card))

@@ -8,19 +8,25 @@ from typing import ClassVar
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
+from textual.theme import Theme as TextualTheme
 from textual.timer import Timer
 
 from sapflow.errors import InputError, SapflowError
 from sapflow.sanctum.aggregator import SanctumAggregator
-from sapflow.sanctum.glyphs import TERMINAL_COLOURS
+from sapflow.sanctum.census import Census
+from sapflow.sanctum.glyphs import ORANGE, SKY_BLUE, VERMILLION
+from sapflow.sanctum.pace import Pace
 from sapflow.sanctum.playhead import Playhead
 from sapflow.sanctum.schema import EnvStatus, SanctumSnapshot
+from sapflow.sanctum.themes import DEFAULT, THEMES, Theme
 from sapflow.sanctum.widgets.commands import COMMANDS, screen_for, time_bar
 from sapflow.sanctum.widgets.env_detail_screen import EnvDetailScreen
-from sapflow.sanctum.widgets.env_overview import EnvCard, OverviewScreen
+from sapflow.sanctum.widgets.env_grid import EnvGrid
+from sapflow.sanctum.widgets.env_overview import OverviewScreen
 from sapflow.sanctum.widgets.help_screen import HelpScreen
 from sapflow.sanctum.widgets.shell import Subject
 from sapflow.sanctum.widgets.snapshot_screen import SnapshotScreen
+from sapflow.sanctum.widgets.span_view import SpanView
 from sapflow.telemetry.source import Source
 
 BATCH = 2_000  # events between two looks at the keyboard
@@ -47,14 +53,21 @@ class SanctumApp(App[None]):
         poll_seconds: float = 0.25,
         clock: Callable[[], float] = time.time,
         read_only: bool = False,
+        theme: str = DEFAULT,
     ) -> None:
         super().__init__()
+        for each in THEMES.values():
+            self.register_theme(as_textual(each))
+        self.ansi_theme_dark = self.ansi_theme_light = THEMES[theme].ansi
+        self.theme = theme
         self.source = source
         self.clock = clock
         self.read_only = read_only
         self.poll_seconds = poll_seconds
-        self.ansi_theme_dark = TERMINAL_COLOURS
         self.aggregator = SanctumAggregator()
+        self.census = Census()
+        self._pace = Pace()
+        self._newest_read: float | None = None
         self._playhead = Playhead(source, self.aggregator.snapshot)
         self._player: Timer | None = None
         self._error = ""
@@ -69,6 +82,17 @@ class SanctumApp(App[None]):
     def shown(self) -> SanctumSnapshot:
         """The run at the moment shown."""
         return self._playhead.shown
+
+    @property
+    def pace(self) -> float | None:
+        """Passes a second now, None while nothing is known."""
+        return self._pace.passes_per_second
+
+    @property
+    def lag(self) -> float:
+        """Seconds from the newest event that was read to the newest that the journal has."""
+        newest = self.snapshot.status.last_event_time if self.snapshot.status else None
+        return newest - self._newest_read if newest is not None and self._newest_read is not None else 0.0
 
     @property
     def moment(self) -> int | None:
@@ -95,8 +119,13 @@ class SanctumApp(App[None]):
         """The overview is what everything else lies upon."""
         return OverviewScreen()
 
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        """What the style sheet takes from our themes."""
+        return as_textual(THEMES[DEFAULT]).variables
+
     async def on_ready(self) -> None:
         """Begins to follow."""
+        self.theme_changed_signal.subscribe(self, self._recolour)
         await self.follow()
 
     async def follow(self) -> None:
@@ -120,6 +149,9 @@ class SanctumApp(App[None]):
         for event in events:
             self.aggregator.apply(event)
         self.aggregator.apply_status(status)
+        # What was read last may be none of the newest: several workers write, and what is skipped has no time.
+        self._newest_read = events[-1].time if events else status.last_event_time
+        self._pace.take(self.snapshot)
         return bool(events)
 
     async def show(self) -> None:
@@ -129,6 +161,7 @@ class SanctumApp(App[None]):
         if active is None:
             return
         try:
+            self.census.take(self.shown.envs)
             await active.show(self.shown, self.notice)
             active.show_time(self.shown)
             self._failure = ""
@@ -166,7 +199,7 @@ class SanctumApp(App[None]):
     def _tick(self) -> None:
         self._travel(self._playhead.tick)
 
-    async def on_env_card_chosen(self, message: EnvCard.Chosen) -> None:
+    async def on_env_grid_chosen(self, message: EnvGrid.Chosen) -> None:
         """Opens the env's own screen."""
         await self.open(EnvDetailScreen(message.env_id))
 
@@ -230,6 +263,19 @@ class SanctumApp(App[None]):
         """Back to what happens now."""
         self.go_live()
 
+    def action_theme(self) -> None:
+        """The next theme."""
+        names = list(THEMES)
+        self.theme = names[(names.index(self.theme) + 1) % len(names)]
+        self.notify(f"theme: {self.theme}", timeout=2)
+
+    def _recolour(self, theme: TextualTheme) -> None:
+        """What is drawn keeps its strips: all of it is drawn anew in the new colours."""
+        self.ansi_theme_dark = self.ansi_theme_light = THEMES[theme.name].ansi
+        for screen in self.screen_stack:
+            for view in (*screen.query(SpanView), *screen.query(EnvGrid)):
+                view.redraw()
+
     def action_help(self) -> None:
         """Explains the glyphs, the numbers and the keys."""
         self.push_screen(HelpScreen())
@@ -247,7 +293,23 @@ class SanctumApp(App[None]):
                 yield SystemCommand(title, f"key {self.get_key_display(binding)}", run)
 
 
-def run(run_dir: Path, read_only: bool = False) -> None:
+def as_textual(theme: Theme) -> TextualTheme:
+    """A theme as Textual takes it."""
+    return TextualTheme(
+        name=theme.name,
+        primary=theme.style(SKY_BLUE),
+        warning=theme.style(ORANGE),
+        error=theme.style(VERMILLION),
+        foreground=theme.text,
+        background=theme.ground,
+        surface=theme.ground,
+        panel=theme.bar,
+        dark=theme.dark,
+        variables={"bar": theme.bar, "rule": theme.rule},
+    )
+
+
+def run(run_dir: Path, read_only: bool = False, theme: str = DEFAULT) -> None:
     """Opens the run in `run_dir`, live or finished, until the person quits.
 
     Raises:
@@ -255,7 +317,7 @@ def run(run_dir: Path, read_only: bool = False) -> None:
         SapflowError: the app broke down; it has said how.
     """
     with Source(run_dir) as source:
-        app = SanctumApp(source, read_only=read_only)
+        app = SanctumApp(source, read_only=read_only, theme=theme)
         app.run()
     if app.return_code:
         raise SapflowError("Sanctum broke down; the run itself is not touched by that")

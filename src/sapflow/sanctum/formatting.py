@@ -181,13 +181,14 @@ def _octave(index: int) -> str:
 
 
 def seed_row(seed: SeedState, width: int, slot_width: int) -> Line:
-    """A slot on one line: slot, stage, blueprint, and at the right end the glyph of its gradient flow and the ratio."""
+    """A slot on one line: slot, stage, blueprint and blend, and at the right end its gradient flow and the ratio."""
     stage_style = STAGE_STYLES[seed.stage]
     condition = seed.condition
     left = line(
         f"{padded(seed.slot_id, slot_width)} ",
         (f"{STAGE_GLYPHS[seed.stage]} ", stage_style),
         (clean(seed.blueprint_id, 40), DIM if condition is Condition.RESTING else ""),
+        (f" {seed.alpha:.0%}" if seed.stage is SeedStage.BLENDING else "", stage_style),
     )
     return ends(left, _row_end(seed, condition), width)
 

@@ -3,9 +3,6 @@
 import locale
 import sys
 
-from rich.color import parse_rgb_hex
-from rich.terminal_theme import TerminalTheme
-
 from sapflow.sanctum.schema import Condition
 from sapflow.telemetry.vocabulary import EventType, SeedStage
 
@@ -17,10 +14,6 @@ YELLOW = "#f0e442"
 VERMILLION = "#d55e00"
 REDDISH_PURPLE = "#cc79a7"
 
-# What the record's own "red", "green" and "yellow" look like (the second to the fourth): clear of each other.
-_ANSI_HEX = ("121212", "ff5c57", "4fd18b", "f0e442", "0072b2", "cc79a7", "56b4e9", "d8d8d8")
-_ANSI: list[tuple[int, int, int]] = [parse_rgb_hex(colour) for colour in _ANSI_HEX]
-TERMINAL_COLOURS = TerminalTheme(_ANSI[0], _ANSI[7], _ANSI)
 
 STAGE_GLYPHS = {
     SeedStage.DORMANT: "·",

@@ -1,150 +1,167 @@
-"""The overview: every env of the run on a card, the one most in need of a look first."""
+"""The overview: every env of the run, the one most in need of a look first; sorted, filtered and searched."""
 
-from collections.abc import Sequence
 from typing import ClassVar
 
-from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Grid, VerticalScroll
-from textual.message import Message
-from textual.widgets import Footer
+from textual.containers import Horizontal
+from textual.widgets import Input
 
-from sapflow.sanctum.panels import env_card
-from sapflow.sanctum.schema import EnvState, SanctumSnapshot
-from sapflow.sanctum.spans import Line
+from sapflow.sanctum.arrangement import Order, arranged
+from sapflow.sanctum.census import Kind
+from sapflow.sanctum.schema import SanctumSnapshot
+from sapflow.sanctum.spans import DIM, Line, clean, line
+from sapflow.sanctum.widgets.count_strip import KINDS, CountStrip
+from sapflow.sanctum.widgets.env_grid import Density, EnvGrid
 from sapflow.sanctum.widgets.event_log import EventLog
+from sapflow.sanctum.widgets.key_bar import KeyBar
 from sapflow.sanctum.widgets.run_header import RunHeader
+from sapflow.sanctum.widgets.shell import Subject, shell
 from sapflow.sanctum.widgets.snapshot_screen import SnapshotScreen
 from sapflow.sanctum.widgets.span_view import SpanView
 
-MIN_CARD_WIDTH = 32
 
+class ViewLine(SpanView):
+    """How many of the envs are shown, in which order, and why not the others."""
 
-class EnvCard(SpanView, can_focus=True):
-    """One env; chosen by enter or a click."""
-
-    class Chosen(Message):
-        """The person wants to see the env's own screen."""
-
-        def __init__(self, env_id: int) -> None:
-            super().__init__()
-            self.env_id = env_id
-
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "choose", "detail")]
-
-    def __init__(self, env: EnvState, rows: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.env = env
-        self.rows = rows
+        self._spans: Line = ()
 
-    def show(self, env: EnvState, rows: int) -> None:
-        """Draws `env` with room for `rows` slots, if anything about it changed."""
-        if env is not self.env or rows != self.rows:
-            self.env, self.rows = env, rows
+    def show(self, spans: Line) -> None:
+        """Draws the line, if it is another."""
+        if spans != self._spans:
+            self._spans = spans
             self.redraw()
 
-    def build(self, width: int) -> Sequence[Line]:
-        """The card at `width` cells."""
-        return env_card(self.env, width, self.rows, self.has_focus)
-
-    def on_focus(self) -> None:
-        """A focused card has a heavy frame."""
-        self.redraw()
-
-    def on_blur(self) -> None:
-        """Back to the light frame."""
-        self.redraw()
-
-    def on_click(self) -> None:
-        """A click chooses."""
-        self.action_choose()
-
-    def action_choose(self) -> None:
-        """Says that this env was chosen."""
-        self.post_message(self.Chosen(self.env.env_id))
-
-
-class EnvOverview(VerticalScroll, can_focus=False):
-    """The cards in a grid; the n-th card shows the n-th env of the order, the focus stays with its env."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left,h", "move(-1, 0)", "move", key_display="←↓↑→"),
-        Binding("right,l", "move(1, 0)", show=False),
-        Binding("up,k", "move(0, -1)", show=False),
-        Binding("down,j", "move(0, 1)", show=False),
-    ]
-
-    def compose(self) -> ComposeResult:
-        """An empty grid."""
-        yield Grid()
-
-    async def show(self, snapshot: SanctumSnapshot) -> None:
-        """Draws the envs of `snapshot`, worst first."""
-        envs = [snapshot.envs[env_id] for env_id in snapshot.worst_first()]
-        rows = max((len(env.seeds) for env in envs), default=1)
-        cards = self.cards
-        focused = next((card.env.env_id for card in cards if card.has_focus), None)
-        for card, env in zip(cards, envs, strict=False):
-            card.show(env, rows)
-        if len(envs) > len(cards):
-            await self.grid.mount(*(EnvCard(env, rows) for env in envs[len(cards) :]))
-        self._arrange(rows)
-        self._focus_env(focused)
-
-    @property
-    def grid(self) -> Grid:
-        """The grid of the cards."""
-        return self.query_one(Grid)
-
-    @property
-    def cards(self) -> list[EnvCard]:
-        """The cards in their order on the screen."""
-        return list(self.query(EnvCard))
-
-    def action_move(self, right: int, down: int) -> None:
-        """Moves the focus over the grid, as far as there are cards."""
-        cards = self.cards
-        if not cards:
-            return
-        at = next((n for n, card in enumerate(cards) if card.has_focus), None)
-        target = 0 if at is None else at + right + down * self._columns(len(cards))
-        if 0 <= target < len(cards):
-            cards[target].focus()
-
-    def on_resize(self, event: events.Resize) -> None:
-        """As many columns as there is room for."""
-        if self.cards:
-            self._arrange(self.cards[0].rows)
-
-    def _columns(self, cards: int) -> int:
-        return max(min(self.size.width // MIN_CARD_WIDTH, cards), 1)
-
-    def _arrange(self, rows: int) -> None:
-        cards = len(self.cards)
-        self.grid.styles.grid_size_columns = self._columns(cards)
-        self.grid.styles.grid_rows = str(rows + 3)
-
-    def _focus_env(self, env_id: int | None) -> None:
-        """Keeps the focus on the env, wherever its card went; on the first card at the beginning."""
-        cards = self.cards
-        card = next((card for card in cards if card.env.env_id == env_id), cards[0] if cards else None)
-        if card is not None and not card.has_focus:
-            card.focus(scroll_visible=env_id is None)
+    def build(self, width: int) -> list[Line]:
+        """The line at `width` cells."""
+        return [self._spans]
 
 
 class OverviewScreen(SnapshotScreen):
-    """The run's header, the grid of its envs, and the latest events."""
+    """The run's header, the counts, the grid of its envs, and the latest events."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(
+            "slash", "search", "filter", key_display="/", tooltip="Search: env:3, slot:early, blueprint:conv, any text"
+        ),
+        Binding("s", "sort", "sort", tooltip="Sort: worst first, by env, accuracy, loss or ratio"),
+        Binding("v", "density", "view", tooltip="View: cards while they fit, always cards, or always dense"),
+        Binding("escape", "clear", "clear", tooltip="Show all envs again"),
+        *(
+            Binding(str(n), f"only({n})", kind.word, show=False, tooltip=f"Only envs with seeds: {kind.word}")
+            for n, kind in enumerate(KINDS, 1)
+        ),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order = Order.WORST
+        self.density = Density.AUTO
+        self.kind: Kind | None = None
+        self.search = ""
 
     def compose(self) -> ComposeResult:
         """From the top to the bottom."""
         yield RunHeader()
-        yield EnvOverview()
+        yield CountStrip()
+        yield ViewLine()
+        yield EnvGrid()
         yield EventLog("events")
-        yield Footer()
+        with Horizontal(id="search"):
+            yield Input(placeholder="env:3  slot:early  blueprint:conv  or any text", compact=True)
+        yield KeyBar()
+
+    def on_mount(self) -> None:
+        """The grid has the focus, and the search is not open."""
+        self.query_one("#search").display = False
+        self.query_one(EnvGrid).focus()
+
+    @property
+    def subject(self) -> Subject:
+        """The env in focus."""
+        return Subject(self.query_one(EnvGrid).cursor)
 
     async def show(self, snapshot: SanctumSnapshot, notice: str) -> None:
         """Draws `snapshot`."""
+        census = shell(self).census
+        envs = arranged(snapshot, census, self.order, self.kind, self.search)
         self.query_one(RunHeader).show(snapshot, notice)
+        self.query_one(CountStrip).show(census.total, self.kind)
+        self.query_one(ViewLine).show(self._view(len(envs), len(snapshot.envs)))
         self.query_one(EventLog).show(snapshot.log)
-        await self.query_one(EnvOverview).show(snapshot)
+        self.query_one(EnvGrid).show(envs, self.density, len(snapshot.envs))
+
+    def _view(self, shown: int, there: int) -> Line:
+        """What is shown, and why not all of it."""
+        only = f"  only {self.kind.word}" if self.kind else ""
+        search = f"  only with “{clean(self.search, 40)}”" if self.search else ""
+        some = f"{shown} of {there} envs" if shown < there else f"{there} envs" if there != 1 else "1 env"
+        style = "bold" if only or search else DIM
+        return line((f"{some}  {self.order}{only}{search}", style))
+
+    async def _again(self) -> None:
+        """Draws once more, since the person wants to see it otherwise."""
+        self.refresh_bindings()
+        app = shell(self)
+        await self.show(app.shown, app.notice)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """There is something to clear only where something is left out."""
+        return bool(self.kind or self.search or self._searching) if action == "clear" else True
+
+    async def action_sort(self) -> None:
+        """The next order."""
+        self.order = self.order.next
+        await self._again()
+
+    async def action_density(self) -> None:
+        """The next density."""
+        self.density = self.density.next
+        self.notify(f"view: {self.density}", timeout=2)
+        await self._again()
+
+    async def action_only(self, number: int) -> None:
+        """Shows only the envs that the n-th count counts; all of them again the second time."""
+        kind = KINDS[number - 1]
+        self.kind = None if kind is self.kind else kind
+        await self._again()
+
+    async def on_count_strip_chosen(self, message: CountStrip.Chosen) -> None:
+        """As its key does."""
+        await self.action_only(KINDS.index(message.kind) + 1)
+
+    @property
+    def _searching(self) -> bool:
+        return bool(self.query_one("#search").display)
+
+    def action_search(self) -> None:
+        """Opens the search."""
+        self.query_one("#search").display = True
+        self.query_one(Input).focus()
+
+    async def action_clear(self) -> None:
+        """Shows all envs again."""
+        self.kind, self.search = None, ""
+        self._close_search()
+        self.query_one(Input).value = ""
+        await self._again()
+
+    async def on_input_changed(self, message: Input.Changed) -> None:
+        """Shows at every letter what is found."""
+        self.search = message.value
+        await self._again()
+
+    def on_input_submitted(self) -> None:
+        """Keeps what is found, and goes back to the grid."""
+        self._close_search()
+        self.refresh_bindings()
+
+    def _close_search(self) -> None:
+        self.query_one("#search").display = False
+        self.query_one(EnvGrid).focus()
+
+    def on_env_grid_moved(self) -> None:
+        """Other keys may work for another env."""
+        self.refresh_bindings()

@@ -1,8 +1,8 @@
-"""The lines at the top of every screen: which run, how its seeds are, how its journal is."""
+"""The lines at the top of every screen: which run, how its journal is, and what is wrong at a glance."""
 
 from collections.abc import Sequence
 
-from sapflow.sanctum.panels import header_lines
+from sapflow.sanctum.header import header_lines
 from sapflow.sanctum.schema import SanctumSnapshot
 from sapflow.sanctum.spans import Line
 from sapflow.sanctum.widgets.shell import shell
@@ -22,10 +22,21 @@ class RunHeader(SpanView):
         """Draws the run as it is in `snapshot`, with a word on what went wrong."""
         second = int(shell(self).clock())
         if snapshot is not self._snapshot or (notice, second) != (self._notice, self._second):
+            if bool(notice) != bool(self._notice):
+                self.styles.height = 3 if notice else 2
             self._snapshot, self._notice, self._second = snapshot, notice, second
-            self.styles.height = 4 if notice else 3
             self.redraw()
 
     def build(self, width: int) -> Sequence[Line]:
         """The header at `width` cells."""
-        return header_lines(self._snapshot, shell(self).clock(), self._notice, width)
+        app = shell(self)
+        return header_lines(
+            self._snapshot,
+            app.clock(),
+            self._notice,
+            width,
+            counts=app.census.total,
+            pace=app.pace,
+            lag=app.lag,
+            moment=app.moment,
+        )

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol, cast
 
 from textual.dom import DOMNode
 
+from sapflow.sanctum.census import Census
 from sapflow.sanctum.schema import SanctumSnapshot
 from sapflow.telemetry.source import Source
 
@@ -38,6 +39,7 @@ class Shell(Protocol):
     clock: Callable[[], float]
     source: Source
     read_only: bool
+    census: Census
 
     @property
     def snapshot(self) -> SanctumSnapshot:
@@ -46,6 +48,18 @@ class Shell(Protocol):
     @property
     def shown(self) -> SanctumSnapshot:
         """The run at the moment shown."""
+
+    @property
+    def notice(self) -> str:
+        """What went wrong with following the run, if anything did."""
+
+    @property
+    def pace(self) -> float | None:
+        """Passes a second now, None while nothing is known."""
+
+    @property
+    def lag(self) -> float:
+        """Seconds from the newest event that was read to the newest that the journal has."""
 
     @property
     def moment(self) -> int | None:

@@ -1,6 +1,7 @@
 """The base of all that Sanctum draws: a widget whose lines are plain spans, built once for a width and a state."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from rich.segment import Segment
 from rich.style import Style
@@ -9,6 +10,7 @@ from textual.widget import Widget
 
 from sapflow.sanctum.glyphs import terminal_has_unicode, to_ascii
 from sapflow.sanctum.spans import DIM, Line, fit, line
+from sapflow.sanctum.themes import DEFAULT, THEMES, Theme
 
 
 class SpanView(Widget):
@@ -33,19 +35,36 @@ class SpanView(Widget):
     def render_line(self, y: int) -> Strip:
         """The strip of line `y`, in the widget's own colours where a span has no style."""
         lines = self._lines_at(self.size.width)
-        spans = fit(lines[y] if y < len(lines) else (), self.size.width)
-        base = self.rich_style
-        return Strip([Segment(self._shown(text), base + Style.parse(style)) for text, style in spans if text])
+        return strip_of(fit(lines[y] if y < len(lines) else (), self.size.width), self)
 
     def _lines_at(self, width: int) -> Sequence[Line]:
         if self._built_for != width:
-            try:
-                self._lines = self.build(width)
-            except Exception as error:  # one thing that cannot be drawn must not take the screen down
-                self.log.error(error)
-                self._lines = [line((f"cannot draw this: {type(error).__name__}", DIM))]
+            self._lines = built(lambda: self.build(width), self)
             self._built_for = width
         return self._lines
 
-    def _shown(self, text: str) -> str:
-        return text if self.unicode else to_ascii(text)
+
+def built(build: Callable[[], Sequence[Line]], widget: Widget) -> Sequence[Line]:
+    """What `build` makes: one thing that cannot be drawn says so, and does not take the screen down."""
+    try:
+        return build()
+    except Exception as error:
+        widget.log.error(error)
+        return [line((f"cannot draw this: {type(error).__name__}", DIM))]
+
+
+def theme_of(widget: Widget) -> Theme:
+    """The theme that is on."""
+    return THEMES.get(widget.app.theme, THEMES[DEFAULT])
+
+
+def strip_of(spans: Line, widget: Widget) -> Strip:
+    """The spans as Textual takes them, in the widget's own colours where a span has no style."""
+    base, theme = widget.rich_style, widget.app.theme
+    shown = str if SpanView.unicode else to_ascii
+    return Strip([Segment(shown(text), _style(base, style, theme)) for text, style in spans if text])
+
+
+@lru_cache(4096)
+def _style(base: Style, style: str, theme: str) -> Style:
+    return base + Style.parse(THEMES.get(theme, THEMES[DEFAULT]).style(style))
