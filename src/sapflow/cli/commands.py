@@ -25,13 +25,14 @@ rules = cyclopts.App(name="rules", help="Explain alert rules, and try them on a 
 # The help stands here as well, so that an overview of the commands imports none of them.
 app.command("sapflow.cli.train:train", name="train", help="Train hosts in whose slots seeds grow, and record it.")
 app.command("sapflow.cli.sanctum:sanctum", name="sanctum", help="Show a run in the terminal, live or finished.")
-app.command("sapflow.cli.follow:follow", name="follow", help="Export a run, live or finished, to other tools.")
 app.command(records)
 records.command("sapflow.cli.records:show", name="show", help="Print a record's page.")
 records.command("sapflow.cli.records:verify", name="verify", help="Follow values from a backward pass to the card.")
 app.command(rules)
 rules.command("sapflow.cli.rules:check", name="check", help="Explain a rule file, and try it on a recorded run.")
 rules.command("sapflow.cli.rules:default", name="default", help="Print the default rules as a rule file.")
+rules.command("sapflow.cli.rules:prometheus", name="prometheus", help="Print rules as alerting rules of Prometheus.")
+app.command("sapflow.cli.follow:follow", name="follow", help="Export a run, live or finished, to other tools.")
 
 
 @records.default

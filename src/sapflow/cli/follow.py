@@ -83,6 +83,7 @@ def _passed_on(name: str, config: Path | None, option: tuple[str, ...]) -> list[
 def _follow_with(name: str, options: dict[str, Any], run_dir: Path, patience: float, wait: float) -> int:
     os.nice(STANDS_BACK)
     logging.basicConfig(level=logging.WARNING, format="sapflow: %(message)s", stream=sys.stderr)
+    logging.getLogger("sapflow.exporters").setLevel(logging.INFO)
     with Ledger(run_dir, name) as ledger:
         progress = ledger.progress
         setting = Setting(

@@ -6,11 +6,15 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from sapflow.cli.console import say
+from sapflow.errors import InputError
+from sapflow.exporters.prometheus_rules import rule_file
 from sapflow.health.replay import Firing, Replay, blind_spots
 from sapflow.health.rule_file import RuleFile, dump_rules, load_rules
 from sapflow.health.rule_words import sentence
 from sapflow.health.rules import DEFAULT_RULES
 from sapflow.telemetry.source import Source
+
+LONGEST_EPOCH_SECONDS = 10**7
 
 
 def check(file: Path, /, *, run_dir: Annotated[Path | None, Parameter(name="--run")] = None) -> None:
@@ -38,6 +42,22 @@ def check(file: Path, /, *, run_dir: Annotated[Path | None, Parameter(name="--ru
 def default() -> None:
     """Print the default rules as a rule file."""
     say(dump_rules(DEFAULT_RULES).rstrip("\n"))
+
+
+def prometheus(file: Path | None = None, /, *, epoch_seconds: float = 60.0) -> None:
+    """Print rules as alerting rules of Prometheus, for what `sapflow follow --export prometheus` serves.
+
+    Parameters
+    ----------
+    file:
+        Rules as TOML; by default the default ones.
+    epoch_seconds:
+        How long an epoch takes, roughly: Prometheus counts in seconds.
+    """
+    if not 0 < epoch_seconds < LONGEST_EPOCH_SECONDS:
+        raise InputError(f"--epoch-seconds {epoch_seconds:g}: say how long an epoch takes, roughly")
+    rules = DEFAULT_RULES if file is None else load_rules(file).rules
+    say(rule_file(rules, epoch_seconds).rstrip("\n"))
 
 
 def _replayed(found: RuleFile, run_dir: Path) -> tuple[Replay, str]:

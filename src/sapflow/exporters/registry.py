@@ -28,6 +28,7 @@ class _BuiltIn:
 
 BUILT_IN = {
     "jsonlines": _BuiltIn("jsonlines"),
+    "prometheus": _BuiltIn("prometheus", "prometheus_client"),
     "webhook": _BuiltIn("webhook"),
 }
 

@@ -1,0 +1,223 @@
+"""To Prometheus: the run as it stands now, at an HTTP endpoint that the server scrapes."""
+
+import hmac
+import ipaddress
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+import msgspec
+
+from sapflow.errors import ExporterRefusedError
+from sapflow.exporters.exporter import Setting
+from sapflow.exporters.run_view import RunView, view_before
+from sapflow.exporters.series import ENV_COUNTERS, ENV_GAUGES, SEED_SERIES, Series
+from sapflow.telemetry.events import SeedTelemetry, TelemetryEvent
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
+PATH = "/metrics"
+TOKEN_VARIABLE = "SAPFLOW_PROMETHEUS_TOKEN"
+REQUEST_SECONDS = 10.0
+POLL_SECONDS = 0.1  # until it notices that it is to stop serving
+
+log = logging.getLogger("sapflow.exporters")
+
+SEED_LABELS = ("run", "env", "slot", "blueprint", "stage")
+ENV_LABELS = ("run", "env")
+ALERT_LABELS = ("run", "env", "slot", "blueprint", "rule", "severity")
+
+WSGI = Callable[[dict[str, Any], Any], Iterable[bytes]]
+
+
+class Options(msgspec.Struct, frozen=True):
+    """Where to serve, for how many seconds after the end for a last scrape, and at most how many seeds."""
+
+    host: str = "127.0.0.1"
+    port: int = 9464
+    linger: float = 60.0
+    max_seeds: int = 2_000
+
+
+def metric_name(series: Series[Any], kind: str = "") -> str:
+    """The name by the conventions of Prometheus: prefix, what is measured, base unit, kind."""
+    return "_".join(part for part in ("sapflow", series.name.replace(".", "_"), series.unit, kind) if part)
+
+
+class Prometheus:
+    """Keeps the state of the run and serves it; a scrape costs the trainer nothing."""
+
+    def __init__(self, options: Options, token: str, view: RunView) -> None:
+        from prometheus_client import CollectorRegistry
+
+        self._view = view
+        self._options = options
+        self._lock = threading.Lock()
+        self._scraped = threading.Event()  # since the last change
+        registry = CollectorRegistry()
+        registry.register(self)
+        self._server = _serve(options, _guarded(registry, token))
+        self.port = self._server.server_port
+        log.info("prometheus: serving http://%s:%d%s", options.host, self.port, PATH)
+        serve = partial(self._server.serve_forever, poll_interval=POLL_SECONDS)
+        threading.Thread(target=serve, name="sapflow-prometheus", daemon=True).start()
+
+    def export(self, events: Sequence[TelemetryEvent]) -> None:
+        """See `Exporter.export`."""
+        with self._lock:
+            for event in events:
+                self._view.take(event)
+            self._scraped.clear()
+
+    def close(self) -> None:
+        """Wait for a last scrape, for `linger` seconds, and stop serving."""
+        self._scraped.wait(self._options.linger)
+        self._server.shutdown()
+        self._server.server_close()
+
+    def describe(self) -> Iterable["Metric"]:
+        """Nothing is promised before it is there; called by the registry."""
+        return ()
+
+    def collect(self) -> Iterable["Metric"]:
+        """All metrics; called by a scrape."""
+        with self._lock:
+            metrics = list(_run_metrics(self._view))
+            metrics += _env_metrics(self._view)
+            metrics += _seed_metrics(self._view, self._options.max_seeds)
+            self._scraped.set()
+        return metrics
+
+
+def _run_metrics(view: RunView) -> Iterator["Metric"]:
+    from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
+
+    if not view.run_id:
+        return
+    asked = view.started
+    versions = {} if asked is None else asked.versions
+    info = InfoMetricFamily("sapflow_run", "The run: what was asked for, and with which version.", labels=["run"])
+    info.add_metric([view.run_id], {"task": asked.task if asked else "", "version": versions.get("sapflow", "")})
+    yield info
+    for name, text, value in (
+        ("sapflow_run_completed", "1 when every env came to its end.", float(view.completed)),
+        ("sapflow_last_event_timestamp_seconds", "When the newest event happened.", view.last_time),
+    ):
+        family = GaugeMetricFamily(name, text, labels=["run"])
+        family.add_metric([view.run_id], value)
+        yield family
+    envs = GaugeMetricFamily("sapflow_envs", "Envs that have begun, by state.", labels=["run", "state"])
+    states = [view.ended.get(env_id, "training") for env_id in view.epochs.keys() | view.ended.keys()]
+    for state in ("training", "completed", "failed"):
+        envs.add_metric([view.run_id, state], states.count(state))
+    yield envs
+    alerts = GaugeMetricFamily("sapflow_alert_open", "1 for each alert of Sapflow's that stands.", labels=ALERT_LABELS)
+    for env_id, alert in view.alerts():
+        labels = [alert.slot_id, alert.blueprint_id, alert.rule, alert.severity.value]
+        alerts.add_metric([view.run_id, str(env_id), *labels], 1.0)
+    yield alerts
+
+
+def _env_metrics(view: RunView) -> Iterator["Metric"]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    for series in ENV_GAUGES:
+        gauge = GaugeMetricFamily(metric_name(series), series.help, labels=ENV_LABELS)
+        for env_id, done in view.epochs.items():
+            if (value := series.base(done)) is not None:
+                gauge.add_metric([view.run_id, str(env_id)], value)
+        yield gauge
+    for series in ENV_COUNTERS:
+        counter = CounterMetricFamily(metric_name(series), series.help, labels=ENV_LABELS)
+        for env_id, done in view.epochs.items():
+            counter.add_metric([view.run_id, str(env_id)], series.base(done) or 0.0)
+        yield counter
+
+
+def _seed_metrics(view: RunView, limit: int) -> Iterator["Metric"]:
+    from prometheus_client.core import GaugeMetricFamily
+
+    everyone = view.seeds()
+    seeds = [(_seed_labels(view.run_id, env_id, seed), seed) for env_id, seed in islice(everyone, limit)]
+    left_out = GaugeMetricFamily("sapflow_seeds_left_out", "Living seeds beyond max_seeds.", labels=["run"])
+    left_out.add_metric([view.run_id], sum(1 for _ in everyone))
+    yield left_out
+    for series in SEED_SERIES:
+        gauge = GaugeMetricFamily(metric_name(series), series.help, labels=SEED_LABELS)
+        for labels, seed in seeds:
+            if (value := series.base(seed)) is not None:
+                gauge.add_metric(labels, value)
+        yield gauge
+
+
+def _seed_labels(run_id: str, env_id: int, seed: SeedTelemetry) -> list[str]:
+    return [run_id, str(env_id), seed.slot_id, seed.blueprint_id, seed.stage.value]
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """A scraper that hangs up is no news."""
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = REQUEST_SECONDS
+
+    def log_message(self, *_: object) -> None:
+        """Scrapes are not logged."""
+
+
+def _serve(options: Options, app: WSGI) -> WSGIServer:
+    try:
+        return make_server(options.host, options.port, app, _Server, _Handler)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ExporterRefusedError(
+            f"cannot serve on {options.host}:{options.port} ({reason}): choose another with prometheus.port"
+        ) from error
+
+
+def _guarded(registry: Any, token: str) -> WSGI:
+    """The endpoint: only the path of metrics, and only for who has the token, if there is one."""
+    from prometheus_client import make_wsgi_app
+
+    metrics: WSGI = make_wsgi_app(registry)
+    expected = f"Bearer {token}".encode()
+
+    def app(request: dict[str, Any], start: Any) -> Iterable[bytes]:
+        given = request.get("HTTP_AUTHORIZATION", "").encode(errors="replace")
+        if token and not hmac.compare_digest(given, expected):
+            start("401 Unauthorized", [("WWW-Authenticate", "Bearer"), ("Content-Length", "0")])
+            return []
+        if request.get("PATH_INFO") != PATH or request["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            start("404 Not Found", [("Content-Length", "0")])
+            return []
+        return metrics(request, start)
+
+    return app
+
+
+def open_exporter(setting: Setting) -> Prometheus:
+    """See `exporter.Open`."""
+    options = setting.options_as(Options)
+    token = os.environ.get(TOKEN_VARIABLE, "")
+    if not _is_loopback(options.host) and not token:
+        raise ExporterRefusedError(
+            f"serving on {options.host} shows the run to others: set {TOKEN_VARIABLE}, and have Prometheus send it"
+        )
+    return Prometheus(options, token, view_before(setting))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

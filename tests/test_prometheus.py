@@ -1,0 +1,460 @@
+"""Prometheus, from outside: scraped by a real server, judged by promtool, with a dashboard of names that are there."""
+
+import contextlib
+import json
+import math
+import re
+import shutil
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from commands import SAPFLOW, finish, refused, started, wait_until
+from journals import PATIENCE, finished_run, python
+from receivers import free_port
+from sanctum_events import RUN_ID, demo_run, seed
+from sapflow.errors import ExporterRefusedError, MissingExtraError
+from sapflow.exporters import prometheus_rules, registry
+from sapflow.exporters.exporter import Setting
+from sapflow.exporters.prometheus_rules import expression, rule_file
+from sapflow.health.conditions import Condition, Finding
+from sapflow.health.rule import Rule
+from sapflow.health.rule_words import sentence
+from sapflow.health.rules import DEFAULT_RULES
+from sapflow.telemetry.events import EpochCompleted, TelemetryEvent
+from sapflow.telemetry.vocabulary import Measurement, SeedStage
+
+pytest.importorskip("prometheus_client")
+promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+server = pytest.mark.skipif(shutil.which("prometheus") is None, reason="no Prometheus server is installed")
+
+DEMO = demo_run(epochs=12)
+DASHBOARD = Path(registry.__file__).with_name("grafana.json")
+
+# A trainer of the demo that lives until its stdin is closed, and then completes the run.
+TRAINER = """
+import sys
+from pathlib import Path
+from journals import PATIENCE
+from sanctum_events import demo_run
+from sapflow.telemetry.journal import Journal
+from sapflow.telemetry.run_directory import TrainerLock
+
+with TrainerLock(Path(sys.argv[1])):
+    journal = Journal(Path(sys.argv[1]))
+    events = demo_run(epochs=12, completed=True)
+    for event in events[:-1]:
+        journal.emit(event)
+    journal.flush(PATIENCE)
+    print("there", flush=True)
+    sys.stdin.read()
+    journal.emit(events[-1])
+    journal.close()
+"""
+
+
+def get(url: str, **headers: str) -> str:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=PATIENCE) as answer:
+        return answer.read().decode()
+
+
+@contextlib.contextmanager
+def serving(events=DEMO, **options):
+    setting = Setting(name="prometheus", run_dir=Path(), run_id=RUN_ID, options={"port": 0, "linger": 0.0, **options})
+    exporter = registry.open_exporter(setting)
+    try:
+        exporter.export(events)
+        yield f"http://127.0.0.1:{exporter.port}/metrics"
+    finally:
+        exporter.close()
+
+
+def samples(text: str) -> dict[tuple[str, frozenset], float]:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    return {
+        (one.name, frozenset(one.labels.items())): one.value
+        for family in text_string_to_metric_families(text)
+        for one in family.samples
+    }
+
+
+def value(found: dict, name: str, **labels: str) -> float | None:
+    (only,) = [v for (n, ls), v in found.items() if n == name and labels.items() <= dict(ls).items()] or [None]
+    return only
+
+
+# A real server
+
+
+@contextlib.contextmanager
+def prometheus_server(folder: Path, target: int, rules: str):
+    port = free_port()
+    (folder / "rules.yml").write_text(rules)
+    (folder / "prometheus.yml").write_text(
+        "global: {scrape_interval: 500ms, evaluation_interval: 500ms}\nrule_files: [rules.yml]\nscrape_configs:\n"
+        f"  - {{job_name: sapflow, static_configs: [{{targets: ['127.0.0.1:{target}']}}]}}\n"
+    )
+    command = [
+        "prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data",
+        f"--web.listen-address=127.0.0.1:{port}", "--log.level=error",
+    ]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield f"http://127.0.0.1:{port}/api/v1"
+        finally:
+            process.kill()
+
+
+def api(url: str) -> dict:
+    with contextlib.suppress(OSError):
+        return json.loads(get(url))["data"]
+    return {}
+
+
+def query(base: str, promql: str) -> list[tuple[dict[str, str], float]]:
+    found = api(f"{base}/query?{urllib.parse.urlencode({'query': promql})}")
+    return [(one["metric"], float(one["value"][1])) for one in found.get("result", [])]
+
+
+@server
+def test_a_real_server_scrapes_a_live_run_and_fires_its_alerts(tmp_path):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    port = free_port()
+    rules = rule_file(DEFAULT_RULES, epoch_seconds=0.5)
+    follow = (*SAPFLOW, "follow", str(run_dir), "--export", "prometheus", "--option", f"prometheus.port={port}")
+    with python(TRAINER, run_dir) as trainer, prometheus_server(tmp_path, port, rules) as base:
+        assert trainer.stdout.readline()
+        with started((*follow, "--option", "prometheus.linger=30"), tmp_path) as follower:
+            gain = f'sapflow_gradient_gain_ratio{{run="{RUN_ID}",env="3",slot="early",stage="TRAINING"}}'
+            wait_until(lambda: query(base, gain) != [], "the gain")
+            ((labels, found),) = query(base, gain)
+            done = max(
+                (one.payload for one in DEMO if isinstance(one.payload, EpochCompleted) and one.env_id == 3),
+                key=lambda one: one.epoch,
+            )
+            assert found == done.seeds[0].grad_ratio
+            assert labels["blueprint"] == done.seeds[0].blueprint_id
+            assert query(base, "sum(sapflow_passes_total)") == [({}, 4 * done.total_passes)]
+
+            def firing() -> set[tuple[str, str]]:
+                alerts = api(f"{base}/alerts").get("alerts", [])
+                names = [(one["labels"]["alertname"], one["labels"].get("env", "")) for one in alerts
+                         if one["state"] == "firing"]  # fmt: skip
+                return set(names)
+
+            expected = {("SapflowAlert", "3"), ("SapflowExplodingSeed", "3"), ("SapflowVanishingSeed", "1")}
+            wait_until(lambda: expected <= firing(), f"{expected}")
+            trainer.stdin.close()
+            assert follower.wait(PATIENCE) == 0  # when the end was scraped, long before it stops lingering
+            wait_until(lambda: query(base, "last_over_time(sapflow_run_completed[1m])")[0][1] == 1.0, "the end")
+
+
+# The endpoint
+
+
+def test_the_names_and_units_are_those_that_promtool_wants(tmp_path):
+    with serving() as url:
+        text = get(url)
+    if shutil.which("promtool"):
+        checked = subprocess.run(
+            ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False
+        )
+        assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            assert line.startswith("sapflow_")
+
+
+def test_what_is_not_measured_has_no_gain_and_says_so():
+    done = EpochCompleted(
+        epoch=1,
+        epochs=9,
+        seeds=(
+            seed("early", 0.9),
+            seed("mid", 0.0, measurement=Measurement.PROBE_LOST),
+            seed("late", math.inf, max_ratio=math.nan),
+            seed("none", 0.0, stage=SeedStage.DORMANT),
+        ),
+    )
+    event = TelemetryEvent(run_id="r", env_id=0, sequence=0, time=1.0, payload=done)
+    with serving([event]) as url:
+        found = samples(get(url))
+    assert value(found, "sapflow_gradient_gain_ratio", slot="early") == 0.9
+    assert value(found, "sapflow_gradient_measured", slot="early") == 1.0
+    assert value(found, "sapflow_gradient_gain_ratio", slot="mid") is None
+    assert value(found, "sapflow_gradient_measured", slot="mid") == 0.0
+    assert value(found, "sapflow_gradient_gain_ratio", slot="late") == math.inf
+    assert math.isnan(value(found, "sapflow_gradient_gain_max_ratio", slot="late"))
+    assert value(found, "sapflow_gradient_measured", slot="none") is None
+    assert value(found, "sapflow_accuracy_ratio") is None
+
+
+def test_percent_become_ratios_and_labels_may_hold_anything():
+    odd = 'a "b"\\ \n{c}'
+    done = EpochCompleted(
+        epoch=1, epochs=9, accuracy=87.5, seeds=(seed(odd, 1.0, stage=SeedStage.HOLDING, accuracy_delta=-1.25),)
+    )
+    with serving([TelemetryEvent(run_id="r", env_id=0, sequence=0, time=1.0, payload=done)]) as url:
+        found = samples(get(url))
+    assert value(found, "sapflow_accuracy_ratio") == 0.875
+    assert value(found, "sapflow_seed_accuracy_delta_ratio", slot=odd) == -0.0125
+
+
+def test_series_are_bounded_and_what_is_left_out_is_counted():
+    with serving(max_seeds=3) as url:
+        found = samples(get(url))
+    gains = [labels for name, labels in found if name == "sapflow_gradient_measured"]
+    assert len(gains) == 3
+    alive = sum(one.stage.alive for event in DEMO[-4:] for one in getattr(event.payload, "seeds", ()))
+    assert value(found, "sapflow_seeds_left_out") > 0
+    assert alive == 0 or value(found, "sapflow_seeds_left_out") + 3 >= alive
+
+
+def test_started_again_it_knows_what_it_knew(tmp_path):
+    run_dir = finished_run(tmp_path / "run", *DEMO)
+    with serving() as url:
+        before = samples(get(url))
+    half = len(DEMO) // 2
+    setting = Setting(
+        name="prometheus", run_dir=run_dir, run_id=RUN_ID, cursor=half, resumed=True, options={"port": 0, "linger": 0.0}
+    )
+    exporter = registry.open_exporter(setting)
+    exporter.export(DEMO[half:])
+    assert samples(get(f"http://127.0.0.1:{exporter.port}/metrics")) == before
+    exporter.close()
+
+
+def test_only_metrics_are_served_and_only_to_who_has_the_token(monkeypatch):
+    monkeypatch.setenv("SAPFLOW_PROMETHEUS_TOKEN", "t0ken")
+    with serving(host="0.0.0.0") as url:
+        assert "sapflow_run_info" in get(url, Authorization="Bearer t0ken")
+        for path, headers, code in [
+            ("/metrics", {}, 401),
+            ("/metrics", {"Authorization": "Bearer t0ke"}, 401),
+            ("/metrics", {"Authorization": "Bearer t0kén"}, 401),
+            ("/", {"Authorization": "Bearer t0ken"}, 404),
+            ("/../etc/passwd", {"Authorization": "Bearer t0ken"}, 404),
+        ]:
+            with pytest.raises(urllib.error.HTTPError) as raised:
+                get(
+                    url.replace("/metrics", path),
+                    **{k: v.encode("latin-1").decode("latin-1") for k, v in headers.items()},
+                )
+            assert raised.value.code == code
+            raised.value.close()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
+def test_beyond_loopback_a_token_is_needed(host, monkeypatch):
+    monkeypatch.delenv("SAPFLOW_PROMETHEUS_TOKEN", raising=False)
+    with pytest.raises(ExporterRefusedError, match="SAPFLOW_PROMETHEUS_TOKEN"), serving(host=host):
+        pass
+
+
+def test_a_port_in_use_is_one_line(tmp_path):
+    run_dir = finished_run(tmp_path / "run", *DEMO)
+    with serving() as url:
+        port = url.split(":")[2].split("/")[0]
+        command = (*SAPFLOW, "follow", str(run_dir), "--export", "prometheus", "--option", f"prometheus.port={port}")
+        refused(finish(command, tmp_path), f"127.0.0.1:{port}", "in use", "prometheus.port")
+
+
+def test_it_lingers_for_a_last_scrape_and_no_longer(tmp_path):
+    with serving(linger=PATIENCE) as url:
+        get(url)
+        begun = time.monotonic()
+    assert time.monotonic() - begun < PATIENCE / 2
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "prometheus_client", None)
+    with pytest.raises(MissingExtraError, match=r"sapflow\[prometheus\]"):
+        registry.check("prometheus", {})
+
+
+# Rules
+
+
+@promtool
+def test_rules_are_what_promtool_takes(tmp_path):
+    for name, rules in {
+        "default": DEFAULT_RULES,
+        "none": (),
+        "every": tuple(every_condition()),
+    }.items():
+        path = tmp_path / f"{name}.yml"
+        path.write_text(rule_file(rules, 30.0))
+        checked = subprocess.run(["promtool", "check", "rules", path], capture_output=True, text=True, check=False)
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+        assert f"{len(rules) + 3} rules found" in checked.stdout
+
+
+def every_condition():
+    for condition in Condition:
+        needs = condition in prometheus_rules.COMPARED
+        yield Rule(
+            name=f'{condition} "quoted" {{{{ $x }}}} \\', when=condition, for_epochs=3, level=0.5 if needs else None,
+            slots=("block[0-9].*", "a.b?[!x]", "plain"), blueprints=("c+c",),
+            stages=(SeedStage.TRAINING, SeedStage.HOLDING),
+        )  # fmt: skip
+
+
+SEEDS = {
+    "vanishing": seed("s", 0.1),
+    "exploding": seed("s", 30.0),
+    "healthy": seed("s", 1.0, parameter_liveness=1.0, accuracy_delta=3.0, stage=SeedStage.HOLDING),
+    "dead": seed("s", 0.0),
+    "lifeless": seed("s", 1.0, parameter_liveness=0.0),
+    "non-finite": seed("s", 1.0, non_finite_passes=3, has_exploding=True),
+    "overflowed": seed("s", 1.0, non_finite_passes=3),
+    "masked": seed("s", 1.0, masked_values=4),
+    "unmeasured": seed("s", 0.0, measurement=Measurement.INPUT_DETACHED, has_vanishing=False),
+    "germinated": seed("s", 0.0, measurement=Measurement.UNMEASURED, has_vanishing=False, stage=SeedStage.GERMINATED),
+    "harmful": seed("s", 1.0, accuracy_delta=-7.0, stage=SeedStage.HOLDING),
+    "watched": seed("s", 1.0, accuracy_delta=-7.0, stage=SeedStage.WATCHED),
+}
+LEVELS = {
+    Condition.RATIO_BELOW: 0.5, Condition.RATIO_ABOVE: 2.0, Condition.PEAK_ABOVE: 2.0, Condition.LIVENESS_BELOW: 0.5,
+    Condition.ACCURACY_BELOW: -5.0,
+}  # fmt: skip
+
+
+@promtool
+def test_prometheus_judges_every_condition_as_sapflow_does(tmp_path):
+    """Each seed as Sapflow's own exporter shows it, each rule in promtool's engine: the same alerts, no others."""
+    rules = [
+        Rule(name=condition.value, when=condition, for_epochs=1, level=LEVELS.get(condition)) for condition in Condition
+    ]
+    (tmp_path / "rules.yml").write_text(
+        "groups:\n  - name: g\n    rules:\n"
+        + "".join(f"      - alert: {rule.name}\n        expr: {json.dumps(expression(rule))}\n" for rule in rules)
+    )
+    series, expected = [], {rule.name: [] for rule in rules}
+    for name, one in SEEDS.items():
+        done = EpochCompleted(epoch=1, epochs=9, seeds=(one,))
+        with serving([TelemetryEvent(run_id=name, env_id=0, sequence=0, time=1.0, payload=done)]) as url:
+            series += [
+                {"series": line.rpartition(" ")[0], "values": f"{line.rpartition(' ')[2]}x9"}
+                for line in get(url).splitlines()
+                if not line.startswith("#")
+            ]
+        for rule in rules:
+            if rule.find(one) is Finding.HOLDS:
+                expected[rule.name].append(name)
+    tests = [
+        {"alertname": rule, "eval_time": "5m", "exp_alerts": [{"exp_labels": labels(name)} for name in names]}
+        for rule, names in expected.items()
+    ]
+    (tmp_path / "test.yml").write_text(
+        json.dumps(
+            {
+                "rule_files": ["rules.yml"],
+                "tests": [{"interval": "1m", "input_series": series, "alert_rule_test": tests}],
+            }
+        )
+    )
+    checked = subprocess.run(
+        ["promtool", "test", "rules", tmp_path / "test.yml"], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert sum(map(len, expected.values())) > len(SEEDS)
+
+
+def labels(name: str) -> dict[str, str]:
+    return {"run": name, "env": "0", "slot": "s", "blueprint": SEEDS[name].blueprint_id}
+
+
+@promtool
+def test_a_rule_holds_for_as_many_epochs_and_goes_on_through_a_change_of_stage(tmp_path):
+    rule = Rule(name="low", when=Condition.RATIO_BELOW, level=0.5, for_epochs=3)
+    (tmp_path / "rules.yml").write_text(rule_file((rule,), epoch_seconds=60.0))
+    annotations = {"summary": " of env 0 (): 0.1", "description": sentence(rule)}
+    alert = {"exp_labels": {"env": "0", "rule": "low", "severity": "warning"}, "exp_annotations": annotations}
+    test = {
+        "interval": "1m",
+        "input_series": [
+            {"series": 'sapflow_gradient_gain_ratio{env="0",stage="TRAINING"}', "values": "0.1 0.1 stale"},
+            {"series": 'sapflow_gradient_gain_ratio{env="0",stage="BLENDING"}', "values": "_ _ 0.1 0.1 0.1"},
+        ],
+        "alert_rule_test": [
+            {"alertname": "SapflowLow", "eval_time": "1m", "exp_alerts": []},
+            {"alertname": "SapflowLow", "eval_time": "2m", "exp_alerts": [alert]},
+        ],
+    }
+    (tmp_path / "test.yml").write_text(
+        json.dumps({"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": [test]})
+    )
+    checked = subprocess.run(
+        ["promtool", "test", "rules", tmp_path / "test.yml"], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@given(st.text("ab.*?[]!^-\\", max_size=8), st.text("ab.-^\\!", max_size=5))
+def test_a_glob_and_its_regular_expression_say_the_same(glob, name):
+    from fnmatch import fnmatchcase
+
+    try:
+        pattern = re.compile(prometheus_rules._regex(glob))
+    except re.error:
+        pytest.skip("a range that is none")
+    assert bool(pattern.fullmatch(name)) == fnmatchcase(name, glob)
+
+
+def test_the_command_prints_them(tmp_path):
+    done = finish((*SAPFLOW, "rules", "prometheus", "--epoch-seconds", "7"), tmp_path)
+    assert (done.returncode, done.stdout) == (0, rule_file(DEFAULT_RULES, 7.0))
+    refused(finish((*SAPFLOW, "rules", "prometheus", "--epoch-seconds", "0"), tmp_path), "--epoch-seconds")
+    refused(finish((*SAPFLOW, "rules", "prometheus", "missing.toml"), tmp_path), "missing.toml")
+
+
+# The dashboard
+
+
+def test_the_dashboard_asks_for_nothing_that_is_not_exported():
+    dashboard = json.loads(DASHBOARD.read_text())
+    with serving() as url:
+        text = get(url)
+    exported = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
+    asked = set(re.findall(r"\bsapflow_\w+", DASHBOARD.read_text()))
+    assert asked <= exported
+    assert len(asked) > 15
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert place["x"] + place["w"] <= 24
+        assert not cells & taken
+        taken |= cells
+        assert panel["title"]
+        assert panel["targets"]
+
+
+@promtool
+def test_the_dashboard_s_queries_are_promql(tmp_path):
+    dashboard = json.loads(DASHBOARD.read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    rules = "".join(
+        f"      - record: q{number}\n        expr: {json.dumps(query.replace('$__rate_interval', '1m'))}\n"
+        for number, query in enumerate(queries)
+    )
+    (tmp_path / "queries.yml").write_text(f"groups:\n  - name: g\n    rules:\n{rules}")
+    checked = subprocess.run(
+        ["promtool", "check", "rules", tmp_path / "queries.yml"], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
