@@ -36,6 +36,7 @@ from sapflow.errors import InputError
 from sapflow.gradients.selection import select
 from sapflow.growth.blueprints import Blueprint
 from sapflow.growth.seed_trainer import SeedTraining
+from sapflow.telemetry.mailbox import Mailbox, Request
 from sapflow.telemetry.vocabulary import SeedStage
 
 WIDTH, BATCH, LENGTH, PASSES, RATE = 8, 8, 4, 3, 0.1
@@ -687,6 +688,38 @@ def growing(scratch):
     batches, rank = [batch for (batch,) in global_batches()], dist.get_rank()
     outcome = grown(DistributedDataParallel(make()), [share_of(batch) for batch in batches], 10.0 + rank)
     return outcome | ({"alone": grown(make(), batches, 10.5)} if rank == 0 else {})
+
+
+class Sower(Gardener):
+    """Germinates, and leaves the seed where it is."""
+
+    def decide(self, outcome, actions):
+        if outcome.epoch == 0:
+            super().decide(outcome, actions)
+
+
+@case(2)
+def asked_by_hand(scratch):
+    """Somebody asks the first rank, which alone knows the run directory's mailbox."""
+    model, rank = DistributedDataParallel(make()), dist.get_rank()
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    growth = grow(model, {"block": "after"}, optimizer=optimizer, run_dir=scratch / "asked", controller=Sower())
+    stages = []
+    for epoch in (1, 2, 3):
+        for (batch,) in global_batches():
+            x, target = share_of(batch)
+            optimizer.zero_grad()
+            growth.loss(lambda net, x=x, target=target: F.mse_loss(net(x), target)).backward()
+            optimizer.step()
+        if epoch == 2 and rank == 0:
+            fields = {"env_id": 0, "slot_id": "block", "seed_id": "block-1", "by": "ä" * 200}
+            for order, action in enumerate(("hold", "prune", "prune")):
+                request = Request(request_id=f"r{order}", action=action, asked_at=float(order), **fields)
+                Mailbox(growth.run_dir).post(request)
+        stages.append(growth.epoch().seeds[0].stage)
+    (life,) = growth.actions.lives
+    growth.close()
+    return {"stages": stages, "pruned": [life.pruned_epoch, life.pruned_by], "kept": growth.run_dir is not None}
 
 
 @case(2)

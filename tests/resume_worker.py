@@ -21,13 +21,13 @@ from sapflow.training.trainer import Plant, RunPlan
 PLAN = RunPlan(task="digits-mlp", envs=1, epochs=8, plants=(Plant(0, "early", "sigmoid"),))
 
 
-def trainer(run_dir, *, resume):
+def trainer(run_dir, *, resume, plan=None):
     """The process id of a trainer at work in `run_dir`."""
     child = os.fork()
     if child:
         return child
     try:
-        recording.record(recording.plan_of(run_dir) if resume else PLAN, run_dir, resume=resume)
+        recording.record(recording.plan_of(run_dir) if resume else plan or PLAN, run_dir, resume=resume)
     except InputError:  # it was complete before the signal came
         os._exit(3)
     except BaseException:
@@ -38,9 +38,9 @@ def trainer(run_dir, *, resume):
     os._exit(0)
 
 
-def finish(run_dir, *, resume):
+def finish(run_dir, *, resume, plan=None):
     begun = time.monotonic()
-    _, status = os.waitpid(trainer(run_dir, resume=resume), 0)
+    _, status = os.waitpid(trainer(run_dir, resume=resume, plan=plan), 0)
     assert os.waitstatus_to_exitcode(status) in (0, 3), f"{run_dir}: {status}"
     return time.monotonic() - begun
 

@@ -182,6 +182,13 @@ def test_all_ranks_hold_the_seed_that_one_process_would_hold(two_ranks):
     assert first["ratio"] == pytest.approx(alone["ratio"], rel=1e-4)
 
 
+def test_what_is_asked_of_the_first_rank_is_done_on_all(two_ranks):
+    first, second = of_case(two_ranks, "asked_by_hand")
+    assert first["stages"] == second["stages"] == ["TRAINING", "TRAINING", "PRUNED"]
+    assert first["pruned"] == second["pruned"] == [2, "by hand"]
+    assert (first["kept"], second["kept"]) == (True, False)
+
+
 def test_a_peer_that_died_leaves_the_rank_its_own(two_ranks):
     survivor, _ = of_case(two_ranks, "a_peer_that_died")
     assert survivor["local"]

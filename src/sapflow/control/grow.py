@@ -1,7 +1,7 @@
 """`sapflow.grow`: seeds in a model of one's own, in a training loop of one's own."""
 
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ from sapflow.health.policy import Policy
 from sapflow.health.rule_file import DECIDE_EVERY, RuleFile, load_rules
 from sapflow.health.rules import DEFAULT_RULES, Rule
 from sapflow.telemetry.events import Alert, EnvCompleted, EpochCompleted, RunCompleted, RunStarted
+from sapflow.telemetry.inbox import Inbox
 from sapflow.telemetry.keeping import Keeping
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def grow(
         slots: where seeds may grow, {"layers.3": "after"}: before or after a module, by its name. None: the slots that
             the model has (`SeedSlot`).
         optimizer: of the model; seeds have their own.
-        run_dir: where to keep the telemetry, for `sapflow sanctum`; if it exists, a new one beside it. None keeps none.
+        run_dir: where to keep the telemetry, for `sapflow sanctum`, and where people ask by hand to prune, hold, resume
+            or stop; if it exists, a new one beside it. None keeps none.
         controller: decides at the end of each epoch; a `ScheduledController` by default.
         training: how seeds are trained.
         rules: raise alerts and ask for actions; or the rule file that they stand in, with its own `decide_every`.
@@ -88,6 +90,7 @@ def grow(
         process_group = model.process_group
     leads = process_group is None or dist.get_rank(process_group) == 0
     keeping = Keeping(Path(run_dir).resolve() if run_dir is not None and leads else None, "grow")
+    inbox = Inbox(keeping.run_dir, keeping.flush) if keeping.run_dir is not None else None
     notifier = Notifier(rule_file.notify) if rule_file.notify and leads else None
     versions = {"sapflow": sapflow.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
     keeping.run.emit(RunStarted(task=kind_of(model), envs=1, epochs=epochs, rng_seed=random_seed, versions=versions))
@@ -103,25 +106,32 @@ def grow(
         decide_every=rule_file.decide_every or decide_every,
         functions=functions,
         notifier=notifier.of_env(0, keeping.env.run_id) if notifier is not None else None,
+        inbox=inbox,
         policy=policy,
         epochs=epochs,
         optimizer=optimizer,
         grad_scaler=grad_scaler,
         process_group=process_group,
     )
-    return Growth(grower, placed, keeping, notifier)
+    return Growth(grower, placed, keeping, notifier, inbox)
 
 
 class Growth:
     """Seeds that grow in a model; made by `grow`, a context manager."""
 
     def __init__(
-        self, grower: Grower, placed: Mapping[str, PlacedSlot], keeping: Keeping, notifier: Notifier | None
+        self,
+        grower: Grower,
+        placed: Mapping[str, PlacedSlot],
+        keeping: Keeping,
+        notifier: Notifier | None,
+        inbox: Inbox | None,
     ) -> None:
         self._grower = grower
         self._placed = placed
         self._keeping = keeping
         self._notifier = notifier
+        self._inbox = inbox
         self._begun = self._closed = False
 
     @property
@@ -131,7 +141,7 @@ class Growth:
 
     @property
     def stop_reason(self) -> str:
-        """Why a rule asks for the training to stop; empty while none does."""
+        """Why a rule or a person asks for the training to stop; empty while none does."""
         return self._grower.responses.stop_reason
 
     @property
@@ -174,7 +184,9 @@ class Growth:
         def evaluate() -> Evaluation:
             return Evaluation(accuracy=validate(self._grower.host) if validate is not None else None)
 
-        return self._grower.close_epoch(evaluate, train_loss=train_loss)
+        said = self._grower.close_epoch(evaluate, train_loss=train_loss)
+        self._refuse_others({0})
+        return said
 
     def export(self) -> nn.Module:
         """A copy of the model with its fossils and without Sapflow; living seeds stay behind."""
@@ -186,11 +198,16 @@ class Growth:
             return
         self._closed = True
         self._keeping.env.emit(EnvCompleted(epoch=self._grower.epoch))
+        self._refuse_others(())
         self._keeping.run.emit(RunCompleted(completed_envs=1))
         self._grower.monitor.close()
         if self._notifier is not None:
             self._notifier.close(NOTIFYING_SECONDS)  # before the journal, which is told what came of it
         self._keeping.close()
+
+    def _refuse_others(self, living: Collection[int]) -> None:
+        if self._inbox is not None:
+            self._inbox.refuse_others(self._grower.epoch, living, self._keeping.run, {0: self._keeping.env})
 
     def __enter__(self) -> "Growth":
         return self

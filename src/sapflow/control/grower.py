@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sapflow.control.actions import SlotActions
 from sapflow.control.controller import Controller, EpochOutcome
 from sapflow.control.functions import check_functions
+from sapflow.control.requests import Requests
 from sapflow.control.responses import Notifying, Responses
 from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.gradients.sampling import Sampler
@@ -24,6 +25,7 @@ from sapflow.health.policy import Policy
 from sapflow.health.rule_file import DECIDE_EVERY
 from sapflow.health.rules import DEFAULT_RULES, Outcome, Rule, RuleBook
 from sapflow.telemetry.events import Alert, AlertCleared, AlertRaised, EnvStarted, EpochCompleted
+from sapflow.telemetry.inbox import Inbox
 from sapflow.telemetry.stream import EventStream
 from sapflow.telemetry.vocabulary import SeedStage
 
@@ -57,6 +59,7 @@ class Grower:
         decide_every: steps from one decision to the next within an epoch, if there are rules for passes.
         functions: that rules may call, by name.
         notifier: tells people, where rules ask for it.
+        inbox: where people ask by hand; None where they cannot, and on ranks that do not lead.
         policy: judges the gradient flow of seeds; the record's band by default.
         epochs: that there will be, 0 where nobody knows.
         optimizer: of the host: its step closes a pass; without one, `monitor.step()` does.
@@ -81,6 +84,7 @@ class Grower:
         decide_every: int = DECIDE_EVERY,
         functions: Mapping[str, Callable[[Alert], object]] | None = None,
         notifier: Notifying | None = None,
+        inbox: Inbox | None = None,
         policy: Policy | None = None,
         epochs: int = 0,
         optimizer: torch.optim.Optimizer | None = None,
@@ -118,6 +122,7 @@ class Grower:
             process_group=process_group,
         )
         self.responses = Responses(self.actions, stream, functions, notifier)
+        self.requests = Requests(inbox, self.actions, self.responses, stream, process_group)
         self._process_group = process_group
         self._sampler = Sampler(self.monitor, stream, self._seed_in)
         self._graphs_before = compiled_graphs()
@@ -178,6 +183,7 @@ class Grower:
         )
         self.stream.emit(said)
         self.responses.carry_out(self.epoch, raised)
+        self.requests.carry_out(self.epoch)
         outcome = EpochOutcome(
             epoch=self.epoch,
             epochs=self.epochs,
@@ -197,6 +203,7 @@ class Grower:
             "steps": self.trainer.steps,
             "shadows": self.trainer.shadows,
             "stop_reason": self.responses.stop_reason,
+            "held_by_hand": sorted(self.responses.held_by_hand),
             "sequence": self.stream.next_sequence,
             "actions": self.actions.state_dict(),
             "rules": self.rules.state_dict(),
@@ -214,6 +221,7 @@ class Grower:
         self._total_alerts = state["alerts"]
         self.trainer.steps, self.trainer.shadows = state["steps"], state["shadows"]
         self.responses.stop_reason = state["stop_reason"]
+        self.responses.held_by_hand = set(state.get("held_by_hand", ()))
         self.stream.next_sequence = state["sequence"]
         self.actions.load_state_dict(state["actions"])
         self.rules.load_state_dict(state["rules"])

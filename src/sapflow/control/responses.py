@@ -39,6 +39,7 @@ class Responses:
         notifier: Notifying | None = None,
     ) -> None:
         self.stop_reason = ""  # why the env is to end after this epoch
+        self.held_by_hand: set[str] = set()  # seeds that no rule lets go
         self._actions = actions
         self._stream = stream
         self._functions = functions or {}
@@ -51,13 +52,13 @@ class Responses:
                 self._respond(epoch, alert, action)
 
     def clear(self, epoch: int, alerts: Iterable[Alert]) -> None:
-        """Let go what these alerts held, which have just been cleared, unless another still holds it."""
+        """Let go what these alerts held, which have just been cleared, unless another or a person still holds it."""
         for alert in alerts:
             slot = self._slot_of(alert)
             if "hold" not in alert.actions or slot is None or not slot.state.paused:
                 continue
-            still = any("hold" in other.actions and other.seed_id == alert.seed_id for other in self._open_alerts())
-            if not still:
+            others = ("hold" in other.actions and other.seed_id == alert.seed_id for other in self._open_alerts())
+            if alert.seed_id not in self.held_by_hand and not any(others):
                 self._actions.resume(slot)
                 self._say(epoch, alert, "resume", True, "the alert was cleared")
 

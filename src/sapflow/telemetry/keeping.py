@@ -22,10 +22,15 @@ class Keeping:
 
     def __init__(self, run_dir: Path | None, unkept_id: str) -> None:
         self.run_dir: Path | None = None
+        self._journal: Journal | None = None
         self._open = ExitStack()
         sink = self._keep(run_dir) if run_dir is not None else _Nowhere()
         run_id = self.run_dir.name if self.run_dir is not None else unkept_id
         self.run, self.env = EventStream(sink, run_id), EventStream(sink, run_id, 0)
+
+    def flush(self, seconds: float) -> bool:
+        """Wait so long until what was said is acknowledged, and tell whether it is; True where nothing is kept."""
+        return self._journal is None or self._journal.flush(seconds)
 
     def close(self) -> None:
         """Write what is left, and let go of the directory."""
@@ -34,9 +39,9 @@ class Keeping:
     def _keep(self, run_dir: Path) -> Sink:
         self.run_dir = run_directory.create_beside(run_dir)
         self._open.enter_context(run_directory.TrainerLock(self.run_dir))
-        journal = Journal(self.run_dir)
-        self._open.callback(journal.close)
-        return journal
+        self._journal = Journal(self.run_dir)
+        self._open.callback(self._journal.close)
+        return self._journal
 
 
 class _Nowhere:

@@ -5,7 +5,7 @@ from typing import Self
 
 from msgspec.structs import replace
 
-from sapflow.telemetry.events import GradientSampled, TelemetryEvent
+from sapflow.telemetry.events import GradientSampled, RequestAnswered, TelemetryEvent
 from sapflow.telemetry.source import Source
 from sapflow.telemetry.stream import Sink
 
@@ -16,6 +16,8 @@ class WhatIsNew:
     The sequences of an env are the same to the bit when it lives through an epoch again, so an event with a number that
     is there is there. Of samples, which the clock paces, it lets the passes through that are not.
 
+    `answers` are those to people's requests, each with its env, and whether it is numbered among the env's events.
+
     Raises:
         JournalError: there is no journal, or it cannot be read.
     """
@@ -24,6 +26,7 @@ class WhatIsNew:
         self.run_id = ""
         self._sink: Sink | None = None
         self.last_sequence: dict[int | None, int] = {}
+        self.answers: list[tuple[int | None, RequestAnswered, bool]] = []
         self._last_pass: dict[tuple[int | None, str, int], int] = {}
         with Source(run_dir) as source:
             while events := source.read():
@@ -59,6 +62,8 @@ class WhatIsNew:
 
     def _note(self, event: TelemetryEvent) -> None:
         payload, self.run_id = event.payload, event.run_id
+        if isinstance(payload, RequestAnswered):
+            self.answers.append((event.env_id, payload, event.sequence is not None))
         if event.sequence is not None:
             before = self.last_sequence.get(event.env_id, -1)
             self.last_sequence[event.env_id] = max(before, event.sequence)

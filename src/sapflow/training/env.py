@@ -24,6 +24,7 @@ from sapflow.health.policy import Policy
 from sapflow.health.rule_file import DECIDE_EVERY
 from sapflow.health.rules import DEFAULT_RULES, Rule
 from sapflow.telemetry.events import EnvCompleted
+from sapflow.telemetry.inbox import Inbox
 from sapflow.telemetry.stream import EventStream
 from sapflow.training.tasks.task import Task
 
@@ -57,6 +58,7 @@ class Env:
         decide_every: steps from one decision to the next within an epoch, if there are rules for passes.
         functions: that rules may call, by name.
         notifier: tells people, where rules ask for it.
+        inbox: where people ask by hand.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Env:
         decide_every: int = DECIDE_EVERY,
         functions: Mapping[str, Function] | None = None,
         notifier: Notifying | None = None,
+        inbox: Inbox | None = None,
     ) -> None:
         self.plan = plan
         self.stream = stream
@@ -103,6 +106,7 @@ class Env:
             decide_every=decide_every,
             functions=functions,
             notifier=notifier,
+            inbox=inbox,
             epochs=plan.epochs,
         )
 
@@ -113,7 +117,7 @@ class Env:
 
     @property
     def stopped(self) -> bool:
-        """A rule has ended it, after the last epoch that it completed."""
+        """A rule or a person has ended it, after the last epoch that it completed."""
         return bool(self.grower.responses.stop_reason)
 
     @property

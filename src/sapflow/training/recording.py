@@ -17,6 +17,7 @@ import msgspec
 from sapflow.control.notify import NOTIFYING_SECONDS, Notifier
 from sapflow.errors import InputError
 from sapflow.telemetry import run_directory
+from sapflow.telemetry.inbox import Inbox
 from sapflow.telemetry.journal import Journal, JournalReport
 from sapflow.telemetry.resuming import WhatIsNew
 from sapflow.telemetry.source import RunState, Source
@@ -108,8 +109,11 @@ def record(
         kept = (known.last_sequence if known is not None else {}) if resume else None
         urls = plan.rule_file().notify
         notifier = Notifier(urls) if urls else None
+        inbox = Inbox(run_dir, journal.flush, known)
         try:
-            completed = run(plan, run_id, sink, on_epoch, checkpoints=checkpoints, notifier=notifier, resumed=kept)
+            completed = run(
+                plan, run_id, sink, on_epoch, checkpoints=checkpoints, notifier=notifier, inbox=inbox, resumed=kept
+            )
         finally:
             with _undisturbed():
                 if notifier is not None:

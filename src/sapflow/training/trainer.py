@@ -21,6 +21,7 @@ from sapflow.growth.randomness import RandomState, stream_seed
 from sapflow.health.rule_file import RuleFile, parse_rules
 from sapflow.health.rules import DEFAULT_RULES
 from sapflow.telemetry.events import EnvFailed, RunCompleted, RunResumed, RunStarted
+from sapflow.telemetry.inbox import Inbox
 from sapflow.telemetry.stream import EventStream, Sink
 from sapflow.training.checkpoint import Checkpoints
 from sapflow.training.env import Env, EnvPlan
@@ -122,6 +123,7 @@ def run(
     *,
     checkpoints: Checkpoints | None = None,
     notifier: Notifier | None = None,
+    inbox: Inbox | None = None,
     resumed: Mapping[int | None, int] | None = None,
 ) -> dict[int, Env]:
     """Train all envs to their end and return those that came there, by env_id.
@@ -135,6 +137,7 @@ def run(
         on_epoch: called with an env after each of its epochs.
         checkpoints: where the state is kept after each round of epochs.
         notifier: tells people, where rules ask for it.
+        inbox: where people ask by hand.
         resumed: go on from the newest checkpoint that can be used, or from the beginning where there is none; the last
             sequence that was kept of each env, and of the run itself under None.
 
@@ -145,7 +148,7 @@ def run(
     torch.set_num_threads(THREADS)
     stream = EventStream(sink, run_id)
     streams = {env_id: EventStream(sink, run_id, env_id) for env_id in range(plan.envs)}
-    make = partial(_make_env, plan, task, notifier)
+    make = partial(_make_env, plan, task, notifier, inbox)
     done, envs = 0, None
     if resumed is not None and checkpoints is not None:
         done, envs = _restored(make, streams, checkpoints, resumed)
@@ -165,11 +168,18 @@ def run(
                 env.run_epoch()
                 envs[env_id] = env
             on_epoch(env)
+        if inbox is not None:
+            living = {env_id for env_id, env in envs.items() if not env.stopped}
+            inbox.refuse_others(epoch, living, stream, streams)
         if checkpoints is not None:
             checkpoints.write(epoch, {"envs": {env_id: env.state_dict() for env_id, env in envs.items()}})
+        if all(env.stopped for env in envs.values()):
+            break
     for env in envs.values():
         if not env.stopped:
             env.complete()
+    if inbox is not None:
+        inbox.refuse_others(plan.epochs, (), stream, streams)
     stream.emit(RunCompleted(completed_envs=len(envs), failed_envs=plan.envs - len(envs)))
     return envs
 
@@ -224,7 +234,7 @@ def _contained(stream: EventStream, epoch: int) -> Iterator[None]:
         stream.emit(EnvFailed(epoch=epoch, error=f"{type(error).__name__}: {error}"))
 
 
-def _make_env(plan: RunPlan, task: Task, notifier: Notifier | None, stream: EventStream) -> Env:
+def _make_env(plan: RunPlan, task: Task, notifier: Notifier | None, inbox: Inbox | None, stream: EventStream) -> Env:
     env_id, growth, rules = stream.env_id, GrowthPlan(), plan.rule_file()
     assert env_id is not None
     controller = controller_named(plan.controller)(
@@ -244,4 +254,5 @@ def _make_env(plan: RunPlan, task: Task, notifier: Notifier | None, stream: Even
         decide_every=rules.decide_every,
         functions=registered_functions(rules.rules),
         notifier=notifier.of_env(env_id, stream.run_id) if notifier is not None else None,
+        inbox=inbox,
     )
