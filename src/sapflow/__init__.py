@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sapflow.growth.seed_trainer import SeedTraining as SeedTraining
     from sapflow.health.calibrated import CalibratedPolicy as CalibratedPolicy
     from sapflow.health.policy import HealthPolicy as HealthPolicy
+    from sapflow.history import plot as plot
     from sapflow.history.run import Run as Run
     from sapflow.history.run import open_run as open_run
     from sapflow.telemetry.events import SeedTelemetry as SeedTelemetry
@@ -34,6 +35,7 @@ _HOMES = {
     "open_run": "sapflow.history.run",
     "watch": "sapflow.gradients.watch",
 }
+_MODULES = {"plot": "sapflow.history.plot"}
 
 __all__ = [
     "CalibratedPolicy",
@@ -48,15 +50,18 @@ __all__ = [
     "blueprint",
     "grow",
     "open_run",
+    "plot",
     "watch",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(_MODULES[name])
     if name not in _HOMES:
         raise AttributeError(f"module 'sapflow' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_HOMES, *_MODULES])

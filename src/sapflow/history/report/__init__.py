@@ -1,0 +1,1 @@
+"""A run, or a comparison of several, as one HTML page that opens offline."""
