@@ -25,6 +25,7 @@ rules = cyclopts.App(name="rules", help="Explain alert rules, and try them on a 
 # The help stands here as well, so that an overview of the commands imports none of them.
 app.command("sapflow.cli.train:train", name="train", help="Train hosts in whose slots seeds grow, and record it.")
 app.command("sapflow.cli.sanctum:sanctum", name="sanctum", help="Show a run in the terminal, live or finished.")
+app.command("sapflow.cli.roll:roll", name="roll", help="Write finished runs into Parquet.")
 app.command("sapflow.cli.report:report", name="report", help="Write what happened in runs as one HTML page.")
 app.command(records)
 records.command("sapflow.cli.records:show", name="show", help="Print a record's page.")

@@ -12,6 +12,7 @@ from sapflow.health.replay import Firing, Replay, blind_spots
 from sapflow.health.rule_file import RuleFile, dump_rules, load_rules
 from sapflow.health.rule_words import sentence
 from sapflow.health.rules import DEFAULT_RULES
+from sapflow.history.restoring import with_journal
 from sapflow.telemetry.source import Source
 
 LONGEST_EPOCH_SECONDS = 10**7
@@ -63,7 +64,7 @@ def prometheus(file: Path | None = None, /, *, epoch_seconds: float = 60.0) -> N
 def _replayed(found: RuleFile, run_dir: Path) -> tuple[Replay, str]:
     """The rules after the whole run, and what of it could not be seen."""
     replay = Replay(found.rules, found.decide_every)
-    with Source(run_dir) as source:
+    with with_journal(run_dir) as journal, Source(journal) as source:
         while events := source.read():
             for event in events:
                 replay.take(event)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sapflow.cli.extras import needs
 from sapflow.errors import InputError
+from sapflow.history.restoring import with_journal
 from sapflow.telemetry import run_directory
 from sapflow.telemetry.source import Source
 
@@ -19,9 +20,10 @@ def sanctum(run_dir: Path | None = None, /) -> None:
         A run directory, or the journal in it; by default the newest run under runs/.
     """
     run_dir = run_directory.newest(run_directory.RUNS) if run_dir is None else run_dir
-    Source(run_dir).close()  # first what is wrong with the run, then what is wrong here
-    check_terminal()
-    show(run_dir)
+    with with_journal(run_dir) as journal:
+        Source(journal).close()  # first what is wrong with the run, then what is wrong here
+        check_terminal()
+        show(journal)
 
 
 def check_terminal() -> None:

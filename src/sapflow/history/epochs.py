@@ -1,12 +1,13 @@
 """The tables `epochs`, a row for each slot and completed epoch, and `events`, a row for each event."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from math import nan
 
 from sapflow.errors import UnreadableEventError
 from sapflow.history.arrow import pa
 from sapflow.history.columns import batch_of, in_batches, microseconds
-from sapflow.history.journal_rows import MAX_INT32, MAX_SECONDS, JournalRows, Row
+from sapflow.history.journal_rows import MAX_INT32, MAX_INT64, JournalRows, Row, is_time
 from sapflow.history.schemas import EPOCHS, EVENTS
 from sapflow.history.selection import Selection
 from sapflow.telemetry.events import EpochCompleted, Payload, SeedTelemetry, TelemetryEvent
@@ -81,19 +82,31 @@ def event_batches(rows: JournalRows, selection: Selection, wanted: set[str]) -> 
     Events that cannot be read are rows, too: with what the journal's own columns say, and no text.
     """
     for page in in_batches(rows.select(None, selection.env, selection.epochs)):
-        yield event_batch(page, wanted)
+        yield event_batch(page, payloads_of(page) if wanted & {"slot", "text"} else [], wanted)
 
 
-def event_batch(page: Sequence[Row], wanted: set[str]) -> pa.RecordBatch:
-    """The wanted columns of these rows."""
-    payloads = [_payload(row) for row in page] if wanted & {"slot", "text"} else []
+def payloads_of(page: Sequence[Row], skipped: Counter[str] | None = None) -> list[Payload | None]:
+    """What these rows say, None of those that cannot be read, which are counted by cause where that is asked for."""
+    payloads: list[Payload | None] = []
+    for row in page:
+        try:
+            payloads.append(row.event().payload)
+        except UnreadableEventError as error:
+            payloads.append(None)
+            if skipped is not None:
+                skipped[error.cause] += 1
+    return payloads
+
+
+def event_batch(page: Sequence[Row], payloads: Sequence[Payload | None], wanted: set[str]) -> pa.RecordBatch:
+    """The wanted columns of these rows, which say that."""
     columns = {
         "id": lambda: [row.id for row in page],
         "env": lambda: [_integer(row.env, MAX_INT32) for row in page],
         "sequence": lambda: [_integer(row.sequence) for row in page],
         "epoch": lambda: [_integer(row.epoch, MAX_INT32) for row in page],
         "type": lambda: [str(row.type) for row in page],
-        "time": lambda: [microseconds(row.time) if _is_time(row.time) else None for row in page],
+        "time": lambda: [_time(row.time) for row in page],
         "slot": lambda: [None if payload is None else slot_of(payload) for payload in payloads],
         "text": lambda: [None if payload is None else line(payload) for payload in payloads],
     }
@@ -111,17 +124,10 @@ def line(payload: Payload) -> str:
     return " · ".join(part for part in describe(payload) if part)
 
 
-def _payload(row: Row) -> Payload | None:
-    try:
-        return row.event().payload
-    except UnreadableEventError:
-        return None
-
-
-def _integer(value: object, highest: int = 2**63 - 1) -> int | None:
+def _integer(value: object, highest: int = MAX_INT64) -> int | None:
     """SQLite's columns take anything."""
     return value if isinstance(value, int) and abs(value) <= highest else None
 
 
-def _is_time(value: object) -> bool:
-    return isinstance(value, int | float) and abs(value) < MAX_SECONDS
+def _time(value: object) -> int | None:
+    return microseconds(value) if isinstance(value, float) and is_time(value) else None

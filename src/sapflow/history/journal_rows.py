@@ -20,7 +20,7 @@ PAGE_BYTES = 16 * 2**20
 # What the tables of a run have room for.
 MAX_INT32 = 2**31 - 1
 MAX_INT64 = 2**63 - 1
-MAX_SECONDS = MAX_INT64 // 1_000_000
+FIRST_SECOND, LAST_SECOND = -62_135_596_800, 253_402_300_799  # of the years 1 to 9999, which calendars have
 
 _SELECT = f"""
     SELECT id, env, sequence, epoch, type, time, iif(typeof(body) = 'blob', length(body), -1),
@@ -52,6 +52,8 @@ class Row(NamedTuple):
                 "too large" if self.size > MAX_EVENT_BYTES else "malformed", f"{self.size} bytes"
             )
         event = codec.decode(self.body)
+        if (event.type, event.env_id, event.epoch) != (self.type, self.env, self.epoch):
+            raise UnreadableEventError("malformed", f"event {self.id} is not what its columns say")
         if not _in_range(event):
             raise UnreadableEventError("out of range", f"event {self.id}")
         return event
@@ -167,6 +169,11 @@ class JournalRows(JournalFile):
         return connection
 
 
+def is_time(seconds: float) -> bool:
+    """Whether a calendar has such a time."""
+    return FIRST_SECOND <= seconds < LAST_SECOND
+
+
 def _marks(values: Collection[object]) -> str:
     return ", ".join("?" * len(values))
 
@@ -174,11 +181,9 @@ def _marks(values: Collection[object]) -> str:
 def _in_range(event: TelemetryEvent) -> bool:
     """Journals come from strangers, and msgpack has wider numbers than tables have."""
     payload = event.payload
-    if isinstance(payload, GradientSampled) and not (
-        len(payload.pass_index) == len(payload.entering) == len(payload.leaving)
-        and all(0 <= index <= MAX_INT64 for index in payload.pass_index)
-    ):
-        return False
-    return (
-        0 <= (event.env_id or 0) <= MAX_INT32 and 0 <= (event.epoch or 0) <= MAX_INT32 and abs(event.time) < MAX_SECONDS
-    )
+    if isinstance(payload, GradientSampled):
+        passes = payload.pass_index
+        even = len(passes) == len(payload.entering) == len(payload.leaving)
+        if not even or (passes and not (min(passes) >= 0 and max(passes) <= MAX_INT64)):
+            return False
+    return 0 <= (event.env_id or 0) <= MAX_INT32 and 0 <= (event.epoch or 0) <= MAX_INT32 and is_time(event.time)

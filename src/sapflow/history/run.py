@@ -11,8 +11,10 @@ from sapflow.history.epochs import epoch_batches, event_batches
 from sapflow.history.gradients import gradient_batches
 from sapflow.history.journal_rows import JournalRows
 from sapflow.history.lives import alert_batches, seed_batches
+from sapflow.history.rolled import RolledTables, is_current, manifest_of
 from sapflow.history.selection import Selection
 from sapflow.history.summary import RunSummary, summarize
+from sapflow.telemetry.run_directory import JOURNAL_NAME, ROLLED_NAME
 
 
 def open_run(path: str | Path) -> "Run":
@@ -45,7 +47,7 @@ class Run:
     """
 
     def __init__(self, path: Path) -> None:
-        self._tables: Tables = JournalTables(path)
+        self._tables = _tables_of(path)
         self.path = self._tables.run_dir
 
     @property
@@ -144,6 +146,20 @@ class Run:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _tables_of(path: Path) -> "Tables":
+    """Those in Parquet, unless the journal has more, or it is the journal that is asked for."""
+    if path.is_dir():
+        run_dir = path.resolve()
+        try:
+            manifest = manifest_of(run_dir)
+            if manifest is not None and is_current(run_dir, manifest):
+                return RolledTables(run_dir / ROLLED_NAME, manifest)
+        except JournalError:
+            if not (run_dir / JOURNAL_NAME).exists():
+                raise
+    return JournalTables(path)
 
 
 class Tables(Protocol):

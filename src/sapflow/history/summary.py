@@ -6,7 +6,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from sapflow.history.journal_rows import MAX_SECONDS, JournalRows
+from sapflow.history.journal_rows import JournalRows, is_time
 from sapflow.telemetry.events import RunStarted, TelemetryEvent
 from sapflow.telemetry.source import RunState, Source
 from sapflow.telemetry.vocabulary import EventType
@@ -72,12 +72,7 @@ def summarize(run_dir: Path, rows: JournalRows, skipped: Counter[str] | None = N
 
 def moment(seconds: float | None) -> datetime | None:
     """Unix seconds as a time in UTC; None where there is none that a calendar has."""
-    if seconds is None or abs(seconds) > MAX_SECONDS:
-        return None
-    try:
-        return datetime.fromtimestamp(seconds, UTC)
-    except (ValueError, OverflowError):
-        return None
+    return datetime.fromtimestamp(seconds, UTC) if seconds is not None and is_time(seconds) else None
 
 
 def _first(rows: JournalRows, event_type: EventType) -> TelemetryEvent | None:

@@ -14,6 +14,7 @@ LOCK_NAME = "trainer.lock"
 LOG_NAME = "trainer.log"
 PLAN_NAME = "plan.json"
 CHECKPOINTS_NAME = "checkpoints"
+ROLLED_NAME = "parquet"  # what the journal of a finished run is rolled into
 REQUESTS_NAME = "requests"
 
 # A reader's probe holds the lock for an instant, so a trainer asks more than once before it gives up.
@@ -60,20 +61,26 @@ def create_beside(path: Path) -> Path:
 
 
 def newest(root: Path) -> Path:
-    """The run directory directly under `root` whose journal changed last.
+    """The run directory directly under `root` that changed last: its journal or, where that is gone, what it became.
 
     Raises:
         RunDirectoryError: there is none.
     """
-    journals = list(root.glob(f"*/{JOURNAL_NAME}"))
-    if not journals:
+    runs = all_under(root)
+    if not runs:
         raise RunDirectoryError(f"there is no run under {root}: start one, or name the run directory to open")
-    return max(journals, key=_last_change).parent
+    return max(runs, key=_last_change)
 
 
-def _last_change(journal: Path) -> int:
-    wal = wal_of(journal)
-    return max(path.stat().st_mtime_ns for path in (journal, wal) if path.exists())
+def all_under(root: Path) -> list[Path]:
+    """The run directories directly under `root`: those with a journal, or with what one was rolled into."""
+    return sorted({path.parent for name in (JOURNAL_NAME, ROLLED_NAME) for path in root.glob(f"*/{name}")})
+
+
+def _last_change(run_dir: Path) -> int:
+    journal = run_dir / JOURNAL_NAME
+    places = (journal, wal_of(journal)) if journal.exists() else (run_dir / ROLLED_NAME,)
+    return max(path.stat().st_mtime_ns for path in places if path.exists())
 
 
 def wal_of(journal: Path) -> Path:

@@ -1,0 +1,53 @@
+"""A journal for those who read journals, where a rolled run has none any more: made again, byte by byte, aside."""
+
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from sapflow.errors import JournalError
+from sapflow.telemetry.journal_layout import CREATE, SET_META
+from sapflow.telemetry.run_directory import JOURNAL_NAME, ROLLED_NAME
+
+INSERT = "INSERT INTO events (id, env, sequence, epoch, type, time, body) VALUES (?, ?, ?, ?, ?, ?, ?)"
+
+
+@contextmanager
+def with_journal(path: Path) -> Iterator[Path]:
+    """A path that has a journal: the one given, unless it is a rolled run without; then a copy, gone with the context.
+
+    Raises:
+        JournalError: what was rolled cannot be read.
+        MissingExtraError: it can be read only with pyarrow, which is not installed.
+        OSError: there is no room for the journal among temporary files.
+    """
+    if not (path / ROLLED_NAME).is_dir() or (path / JOURNAL_NAME).exists():
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="sapflow-") as folder:
+        copy = Path(folder) / path.resolve().name
+        copy.mkdir()
+        restore(path, copy)
+        yield copy
+
+
+def restore(run_dir: Path, target: Path) -> None:
+    """Make the journal of a rolled run again, in the directory `target`, which has none.
+
+    Raises:
+        JournalError: what was rolled cannot be read.
+    """
+    from sapflow.history.rolled import manifest_of, stored_rows
+
+    manifest = manifest_of(run_dir)
+    if manifest is None:
+        raise JournalError(f"{run_dir} is not rolled: there is nothing to make a journal of")
+    with closing(sqlite3.connect(target / JOURNAL_NAME, isolation_level=None)) as connection:
+        for pragma in ("journal_mode = OFF", "synchronous = OFF"):  # who is interrupted makes it again
+            connection.execute(f"PRAGMA {pragma}").fetchall()
+        for statement in ("BEGIN", *CREATE):
+            connection.execute(statement)
+        connection.executemany(SET_META, manifest.meta.items())
+        connection.executemany(INSERT, stored_rows(run_dir / ROLLED_NAME))
+        connection.execute("COMMIT")

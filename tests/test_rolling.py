@@ -1,0 +1,351 @@
+"""Rolling a run into Parquet: nothing is lost, to the byte; whatever interrupts it, the run is as it was."""
+
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import stat
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+import sapflow
+from commands import SAPFLOW, finish, iter_events, refused
+from journals import PATIENCE, event, finished_run, killed_run, open_folder, plain_user, python
+from sanctum_events import demo_run
+from sapflow.errors import InputError, JournalError, RunDirectoryError
+from sapflow.history.restoring import with_journal
+from sapflow.history.rolled import MANIFEST_NAME
+from sapflow.history.rolling import roll
+from sapflow.telemetry import codec, run_directory
+from sapflow.telemetry.events import GradientHealth, GradientSampled, RunCompleted
+from sapflow.telemetry.journal import Journal
+from sapflow.telemetry.run_directory import CHECKPOINTS_NAME, JOURNAL_NAME, ROLLED_NAME, TrainerLock
+from sapflow.telemetry.source import RunState, Source
+
+TABLES = ("gradients", "epochs", "seeds", "alerts", "events")
+
+
+def rows_of(run_dir: Path) -> list[tuple[object, ...]]:
+    with closing(sqlite3.connect(run_dir / JOURNAL_NAME)) as connection:
+        return connection.execute("SELECT * FROM events ORDER BY id").fetchall()
+
+
+def tables_of(run_dir: Path) -> dict[str, str]:
+    with sapflow.open_run(run_dir) as run:
+        return {name: repr(run.batches(name).read_all().to_pylist()) for name in TABLES}
+
+
+def raw(run_dir: Path, *rows: tuple[object, ...]) -> None:
+    """Rows that no Journal would write: env, sequence, epoch, type, time, body."""
+    with closing(sqlite3.connect(run_dir / JOURNAL_NAME)) as connection, connection:
+        connection.executemany(
+            "INSERT INTO events (env, sequence, epoch, type, time, body) VALUES (?, ?, ?, ?, ?, ?)", rows
+        )
+
+
+@pytest.fixture
+def demo(tmp_path):
+    return finished_run(tmp_path / "demo", *demo_run(completed=True))
+
+
+def test_a_rolled_run_is_the_same_run(demo):
+    rows, tables = rows_of(demo), tables_of(demo)
+    with sapflow.open_run(demo) as run, Source(demo) as source:
+        summary, events = run.summary, list(iter_events(source))
+    done = roll(demo, remove_journal=True)
+    assert done.removed
+    assert not (demo / JOURNAL_NAME).exists()
+    assert sorted(path.name for path in (demo / ROLLED_NAME).iterdir()) == sorted(
+        [MANIFEST_NAME, *(f"{name}.parquet" for name in TABLES)]
+    )
+    assert tables_of(demo) == tables
+    with sapflow.open_run(demo) as run:
+        assert run.summary == summary
+        assert run.gradients(columns=["ratio"], env=1, slot="early", epochs=(3, 5)).num_rows == 6
+    with with_journal(demo) as restored, Source(restored) as source:
+        assert rows_of(restored) == rows
+        assert list(iter_events(source)) == events
+        assert source.status().state is RunState.COMPLETED
+    assert not restored.exists()
+    assert list(demo.glob(".rolling-*")) == []
+
+
+def test_counts_of_drops_are_kept(tmp_path):
+    journal = Journal(tmp_path, queue_size=0)
+    journal.emit(event(RunCompleted(completed_envs=1), env=None))
+    journal.close()
+    roll(tmp_path, remove_journal=True)
+    with with_journal(tmp_path) as restored, Source(restored) as source:
+        assert source.status().dropped_events == 1
+    with sapflow.open_run(tmp_path) as run:
+        assert run.summary.dropped_events == 1
+
+
+FLOATS = st.floats(allow_nan=True, allow_infinity=True)
+SAMPLED = st.builds(
+    lambda slot, passes: codec.encode(
+        event(
+            GradientSampled(
+                epoch=1,
+                slot_id=slot,
+                pass_index=tuple(index for index, _, _ in passes),
+                entering=tuple(entering for _, entering, _ in passes),
+                leaving=tuple(leaving for _, _, leaving in passes),
+                health=GradientHealth(),
+            ),
+            sequence=None,
+        )
+    ),
+    st.text(max_size=3),
+    st.lists(st.tuples(st.integers(0, 2**64 - 1), FLOATS, FLOATS), max_size=3),
+)
+# What an older, a newer or another writer may have left: other widths of numbers, more after the end, nonsense.
+FOREIGN = SAMPLED.map(lambda body: body.replace(b"\x00", b"\xcc\x00")) | SAMPLED.map(lambda body: body + b"!")
+TIMES = st.floats(-1e12, 1e12)
+ROWS = st.lists(
+    st.tuples(st.just(0), st.none(), st.just(1), st.just("GRADIENT_SAMPLED"), TIMES, SAMPLED | FOREIGN)
+    | st.tuples(
+        st.none() | st.integers(0, 3),
+        st.none() | st.integers(-(2**63), 2**63 - 1),
+        st.none() | st.integers(0, 2**31 - 1),
+        st.sampled_from(["GRADIENT_SAMPLED", "EPOCH_COMPLETED", "UNHEARD_OF"]),
+        TIMES,
+        SAMPLED | FOREIGN | st.binary(max_size=10),
+    ),
+    max_size=8,
+)
+
+
+@given(rows=ROWS)
+@settings(
+    max_examples=25,
+    deadline=None,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),  # shrinking would take minutes
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_whatever_the_journal_holds_comes_back_to_the_byte_or_is_refused(rows, tmp_path_factory):
+    run_dir = finished_run(tmp_path_factory.mktemp("any"))
+    raw(run_dir, *rows)
+    before, tables = rows_of(run_dir), tables_of(run_dir)
+    roll(run_dir, remove_journal=True)
+    assert tables_of(run_dir) == tables
+    with with_journal(run_dir) as restored:
+        assert rows_of(restored) == before
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        ("zero", None, None, "RUN_STARTED", 1.0, b""),
+        (0, "one", None, "RUN_STARTED", 1.0, b""),
+        (0, None, 2**40, "RUN_STARTED", 1.0, b""),
+        (0, None, None, "RUN_STARTED", "now", b""),
+        (0, None, None, b"RUN_STARTED", 1.0, b""),
+        (0, None, None, "RUN_STARTED", 1.0, "text"),
+        (0, None, None, "RUN_STARTED", 1.0, bytes(16 * 2**20 + 1)),
+    ],
+    ids=["env", "sequence", "epoch", "time", "type", "body", "size"],
+)
+def test_what_would_not_come_back_keeps_the_journal(tmp_path, row):
+    run_dir = finished_run(tmp_path / "run", *demo_run(1, completed=True))
+    raw(run_dir, row)
+    before = (run_dir / JOURNAL_NAME).read_bytes()
+    with pytest.raises(JournalError, match=r"journal stays|cannot be rolled"):
+        roll(run_dir, remove_journal=True)
+    assert (run_dir / JOURNAL_NAME).read_bytes() == before
+    assert not (run_dir / ROLLED_NAME).exists()
+    assert list(run_dir.glob(".rolling-*")) == []
+
+
+def test_a_live_run_is_refused(demo):
+    (demo / JOURNAL_NAME).unlink()
+    journal = Journal(demo)
+    with TrainerLock(demo), pytest.raises(InputError, match="demo is live: roll it when its training is over"):
+        roll(demo)
+    journal.close()
+
+
+def test_a_complete_run_whose_directory_is_held_is_refused(demo):
+    with TrainerLock(demo), pytest.raises(RunDirectoryError, match="another trainer"):
+        roll(demo)
+
+
+def test_a_killed_run_is_rolled_with_what_its_wal_holds(tmp_path):
+    run_dir = killed_run(tmp_path / "run", acknowledged=200)
+    before = tables_of(run_dir)
+    assert (run_dir / f"{JOURNAL_NAME}-wal").stat().st_size > 0
+    roll(run_dir, remove_journal=True)
+    assert [path.name for path in run_dir.iterdir() if path.name.startswith(JOURNAL_NAME)] == []
+    assert tables_of(run_dir) == before
+    with sapflow.open_run(run_dir) as run:
+        assert run.summary.state is RunState.ENDED
+
+
+def test_the_journal_of_a_run_that_can_be_resumed_stays(tmp_path):
+    run_dir = killed_run(tmp_path / "run")
+    (run_dir / CHECKPOINTS_NAME).mkdir()
+    with pytest.raises(InputError, match="its journal is needed to resume it"):
+        roll(run_dir, remove_journal=True)
+    roll(run_dir)
+    assert (run_dir / JOURNAL_NAME).exists()
+
+
+def test_a_run_that_went_on_is_read_from_its_journal_and_rolled_again(demo):
+    roll(demo)
+    journal = Journal(demo, resume=True)
+    journal.emit(event(GradientSampled(
+        epoch=15, slot_id="mid", pass_index=(0,), entering=(1.0,), leaving=(2.0,), health=GradientHealth()
+    ), sequence=None))  # fmt: skip
+    assert journal.close(PATIENCE).acknowledged == 1
+    after = tables_of(demo)
+    with sapflow.open_run(demo) as run:
+        assert run.gradients(epochs=(15, 15)).column("ratio").to_pylist() == [2.0]
+    roll(demo, remove_journal=True)
+    assert tables_of(demo) == after
+
+
+def test_rolling_again_changes_nothing_and_repairs_what_was_damaged(demo):
+    tables = tables_of(demo)
+    roll(demo)
+    parquet = demo / ROLLED_NAME / "events.parquet"
+    before = parquet.stat().st_ino
+    roll(demo)
+    assert parquet.stat().st_ino == before
+    damaged = bytearray(parquet.read_bytes())
+    damaged[100:200] = bytes(100)
+    parquet.write_bytes(damaged)
+    roll(demo, remove_journal=True)
+    assert tables_of(demo) == tables
+    assert roll(demo, remove_journal=True).removed  # again, without a journal
+
+
+def test_damage_is_said_in_one_line(demo):
+    roll(demo, remove_journal=True)
+    parquet = demo / ROLLED_NAME / "gradients.parquet"
+    parquet.write_bytes(parquet.read_bytes()[:-100])
+    with (
+        sapflow.open_run(demo) as run,
+        pytest.raises(JournalError, match=r"gradients.parquet cannot") as caught,
+    ):
+        run.gradients()
+    assert "\n" not in str(caught.value)
+    for text, words in [
+        ('{"format": 99}', "newer Sapflow"),
+        ('{"format": 1}', "is damaged"),
+        ("nonsense", "is damaged"),
+        ("x" * (2**20 + 1), "too large"),
+    ]:
+        (demo / ROLLED_NAME / MANIFEST_NAME).write_text(text)
+        with pytest.raises(JournalError, match=words):
+            sapflow.open_run(demo)
+
+
+def test_a_damaged_manifest_is_no_harm_beside_a_journal(demo):
+    tables = tables_of(demo)
+    roll(demo)
+    (demo / ROLLED_NAME / MANIFEST_NAME).write_text("nonsense")
+    assert tables_of(demo) == tables
+
+
+def test_an_old_run_is_no_newer_for_being_rolled(tmp_path):
+    old, new = (finished_run(tmp_path / name, *demo_run(1, completed=True)) for name in ("old", "new"))
+    os.utime(old / JOURNAL_NAME, (100, 100))
+    os.utime(new / JOURNAL_NAME, (200, 200))
+    roll(old, remove_journal=True)
+    roll(new, remove_journal=True)
+    assert run_directory.newest(tmp_path) == new
+    assert run_directory.all_under(tmp_path) == [new, old]
+
+
+ROLLER = """
+import shutil, sys
+from pathlib import Path
+from sapflow.history.rolling import roll
+
+run_dir = Path(sys.argv[1])
+roll(run_dir)
+print("warm", flush=True)
+while True:
+    shutil.rmtree(run_dir / "parquet")
+    sys.stdout.write("go\\n")
+    sys.stdout.flush()
+    roll(run_dir)
+    sys.stdin.readline()
+"""
+
+
+def test_sigkill_at_any_moment_leaves_the_run_as_it_was(tmp_path):
+    pristine = finished_run(tmp_path / "pristine", *demo_run(completed=True))
+    journal, tables = (pristine / JOURNAL_NAME).read_bytes(), tables_of(pristine)
+    moments = random.Random(0)
+    interrupted = 0
+    for trial in range(6):
+        run_dir = shutil.copytree(pristine, tmp_path / f"trial-{trial}")
+        with python(ROLLER, run_dir) as roller:
+            assert roller.stdout.readline() == "warm\n"
+            assert roller.stdout.readline() == "go\n"
+            time.sleep(moments.uniform(0.0, 0.15))  # the moment is meant to be any
+            roller.send_signal(signal.SIGKILL)
+            roller.wait(PATIENCE)
+        interrupted += not (run_dir / ROLLED_NAME).exists()
+        assert (run_dir / JOURNAL_NAME).read_bytes() == journal
+        assert tables_of(run_dir) == tables
+        roll(run_dir, remove_journal=True)
+        assert tables_of(run_dir) == tables
+        assert list(run_dir.glob(".rolling-*")) == []
+    assert interrupted
+
+
+FULL_DISK = """
+import resource, signal, sys
+from sapflow.cli import run
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, resource.RLIM_INFINITY))
+sys.exit(run(["roll", sys.argv[1]]))
+"""
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_run_as_it_was(demo, capfd):
+    journal = (demo / JOURNAL_NAME).read_bytes()
+    with python(FULL_DISK, demo) as roller:
+        assert roller.wait(PATIENCE) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "File too large" in line
+    assert (demo / JOURNAL_NAME).read_bytes() == journal
+    assert not (demo / ROLLED_NAME).exists()
+    assert list(demo.glob(".rolling-*")) == []
+
+
+def test_a_directory_that_cannot_be_written_is_said():
+    with open_folder() as folder:
+        run_dir = finished_run(folder / "run", *demo_run(1, completed=True))
+        run_dir.chmod(0o555)
+        (run_dir / JOURNAL_NAME).chmod(0o444)
+        with plain_user(), pytest.raises(RunDirectoryError, match="cannot write to the run directory"):
+            roll(run_dir)
+
+
+def test_the_folder_has_the_permissions_of_its_run(demo):
+    demo.chmod(0o750)
+    roll(demo)
+    assert stat.S_IMODE((demo / ROLLED_NAME).stat().st_mode) == 0o750
+
+
+def test_the_command(demo, tmp_path):
+    done = finish((*SAPFLOW, "roll", "demo", "--remove-journal"), tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("demo: 128 events and 112 rows of gradients in ")
+    assert done.stdout.endswith("of Parquet, read back and the same; the journal is gone\n")
+    refused(finish((*SAPFLOW, "roll", "missing"), tmp_path), "there is no journal at")
+    refused(finish((*SAPFLOW, "sanctum", "demo"), tmp_path), "Sanctum needs a terminal")  # so the run was found
+    (tmp_path / "rules.toml").write_text(finish((*SAPFLOW, "rules", "default"), tmp_path).stdout)
+    checked = finish((*SAPFLOW, "rules", "check", "rules.toml", "--run", "demo"), tmp_path)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert "in 56 epochs of all envs" in checked.stdout
