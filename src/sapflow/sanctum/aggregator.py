@@ -6,10 +6,10 @@ from types import MappingProxyType
 
 from msgspec.structs import replace
 
+from sapflow.sanctum.log import log_line
 from sapflow.sanctum.reducers import reduce
 from sapflow.sanctum.schema import EnvState, LogLine, SanctumSnapshot
 from sapflow.telemetry.events import (
-    AlertRaised,
     EpochCompleted,
     Payload,
     RunCompleted,
@@ -18,7 +18,6 @@ from sapflow.telemetry.events import (
     TelemetryEvent,
 )
 from sapflow.telemetry.source import RunStatus
-from sapflow.telemetry.wording import describe
 
 LOG_LIMIT = 500
 ENV_LOG_LIMIT = 100
@@ -127,23 +126,9 @@ class SanctumAggregator:
         self._changed = True
 
     def _write_log(self, event: TelemetryEvent) -> LogLine | None:
-        parts = tuple(part for part in describe(event.payload) if part)
-        if not parts:
+        line = log_line(event)
+        if line is None:
             return None
-        line = LogLine(
-            time=event.time,
-            env_id=event.env_id,
-            sequence=-1 if event.sequence is None else event.sequence,  # what the run did not determine
-            kind=event.type,
-            parts=parts,
-            slot_id=_slot_of(event.payload),
-            severity=event.payload.alert.severity if isinstance(event.payload, AlertRaised) else None,
-        )
         insort(self._log, line, key=lambda entry: entry.order)
         del self._log[:-LOG_LIMIT]
         return line
-
-
-def _slot_of(payload: Payload) -> str:
-    about = getattr(payload, "alert", payload)
-    return getattr(about, "slot_id", "")

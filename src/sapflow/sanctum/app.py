@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import ClassVar
 
 from textual.app import App, SystemCommand
@@ -40,7 +40,7 @@ class SanctumApp(App[None]):
     """
 
     TITLE = "Sanctum"
-    CSS_PATH = "sanctum.tcss"
+    CSS_PATH: ClassVar[list[str | PurePath]] = ["sanctum.tcss", "screens.tcss"]
     BINDINGS: ClassVar[list[BindingType]] = [
         *(command.binding for command in COMMANDS),
         Binding("ctrl+c", "quit", show=False, system=True),
@@ -229,13 +229,18 @@ class SanctumApp(App[None]):
         await self.pop_screen()
         await self.show()
 
+    @property
+    def _listed_env(self) -> int | None:
+        """Whose events and alerts are listed: those of the run from the overview, else of the env that is looked at."""
+        return None if isinstance(self.screen, OverviewScreen) else self.subject.env_id
+
     async def action_events(self) -> None:
         """Opens the log of events."""
-        await self.open(screen_for("event_screen", "EventScreen", self.subject.env_id))
+        await self.open(screen_for("event_screen", "EventScreen", self._listed_env))
 
     async def action_alerts(self) -> None:
         """Opens the alerts."""
-        await self.open(screen_for("alert_screen", "AlertScreen", self.subject.env_id))
+        await self.open(screen_for("alert_screen", "AlertScreen", self._listed_env))
 
     async def action_compare(self) -> None:
         """Opens the comparison."""

@@ -52,7 +52,7 @@ def measurement_line(seed: GradientHealth) -> Line:
     return line((f"{seed.measurement} {reason}", DIM))
 
 
-def seed_card(seed: SeedState, width: int, plot_rows: int = 3) -> list[Line]:
+def seed_card(seed: SeedState, width: int, plot_rows: int = 3, focused: bool = False) -> list[Line]:
     """The whole card of a slot, `width` cells wide and card_height(plot_rows) lines high, whatever the seed's state."""
     condition = seed.condition
     mark: Line = ((CONDITION_GLYPHS[condition], CONDITION_STYLES[condition]),) if condition else ()
@@ -72,7 +72,8 @@ def seed_card(seed: SeedState, width: int, plot_rows: int = 3) -> list[Line]:
         *ratio_plot(seed.ratio_history, inner, plot_rows),
         fit(evidence_line(seed), inner),
     ]
-    return box(line((clean(seed.slot_id, inner - 6), "bold")), mark, body, width, CONDITION_STYLES[condition])
+    style = "bold" if focused else CONDITION_STYLES[condition]
+    return box(line((clean(seed.slot_id, inner - 6), "bold")), mark, body, width, style, heavy=focused)
 
 
 def evidence_line(seed: SeedTelemetry) -> Line:

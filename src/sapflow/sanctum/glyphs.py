@@ -78,6 +78,9 @@ _ASCII = str.maketrans(
     "·◌○◐◕●✕⊘◇▲▼✓⚑»■→…�╭╮╰╯─│┏┓┗┛━┃┈░▁▂▃▄▅▆▇█×¼Δ–",
     ".oO%#*x/w^v+&:=>.?++++-|++++=|..__--==##x/D-",
 )
+_ASCII |= str.maketrans("›‖▌“”∞", '>||""!')
+# Braille, by how many dots there are.
+_ASCII |= {0x2800 + dots: ord(" ...:::**"[dots.bit_count()]) for dots in range(256)}
 
 
 def terminal_has_unicode() -> bool:

@@ -52,7 +52,7 @@ def alert_lines(env: EnvState, width: int) -> list[Line]:
             line(
                 (f"{'open':<9} ⚑ ", CONDITION_STYLES[Condition.ALERTED]),
                 (f"{padded(alert.slot_id, _SLOT_WIDTH)} ", "bold"),
-                (_joined(describe_alert(alert)), _SEVERITY_STYLES[alert.severity]),
+                (_joined(describe_alert(alert)), SEVERITY_STYLES[alert.severity]),
             ),
             width,
         )
@@ -60,7 +60,7 @@ def alert_lines(env: EnvState, width: int) -> list[Line]:
     ]
 
 
-_SEVERITY_STYLES = {Severity.WARNING: ORANGE, Severity.CRITICAL: f"bold {VERMILLION}"}
+SEVERITY_STYLES = {Severity.WARNING: ORANGE, Severity.CRITICAL: f"bold {VERMILLION}"}
 
 
 def log_lines(log: Iterable[LogLine], width: int) -> list[Line]:
@@ -71,7 +71,7 @@ def log_lines(log: Iterable[LogLine], width: int) -> list[Line]:
 def _log_line(entry: LogLine) -> Line:
     mark, style = EVENT_MARKS.get(entry.kind, ("·", DIM))
     place = "run   " if entry.env_id is None else f"env {entry.env_id:02}"
-    severity = _SEVERITY_STYLES[entry.severity] if entry.severity else ""
+    severity = SEVERITY_STYLES[entry.severity] if entry.severity else ""
     return line(
         (f"{clock(entry.time)}  ", DIM),
         (f"{mark} ", style),

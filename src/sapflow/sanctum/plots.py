@@ -5,7 +5,7 @@ from math import ceil, copysign, inf, isfinite, isnan, log2
 
 from sapflow.sanctum.glyphs import BLOCKS, BLUISH_GREEN, CONDITION_STYLES
 from sapflow.sanctum.schema import Condition
-from sapflow.sanctum.spans import DIM, Line, Span, line
+from sapflow.sanctum.spans import DIM, Line, line, merged
 
 _ROW_LABELS = {3: "64×", 2: "16×", 1: "4×", 0: "1×", -1: "¼×", -2: "1/16×", -3: "1/64×"}
 
@@ -26,7 +26,7 @@ def ratio_plot(history: Sequence[float], width: int, rows: int) -> list[Line]:
         cells = [ground] * (columns - len(points)) + [
             (BLOCKS[point[1]], _plot_style(row)) if point and point[0] == row else ground for point in points
         ]
-        lines.append(line((f"{label:>{margin}}", BLUISH_GREEN if row == 0 else DIM), *_merged(cells)))
+        lines.append(line((f"{label:>{margin}}", BLUISH_GREEN if row == 0 else DIM), *merged(cells)))
     return lines
 
 
@@ -49,17 +49,6 @@ def _plot_style(row: int) -> str:
     if row == 0:
         return f"bold {BLUISH_GREEN}"
     return CONDITION_STYLES[Condition.EXPLODING if row > 0 else Condition.VANISHING]
-
-
-def _merged(cells: Sequence[Span]) -> Line:
-    """Neighbours of one style as one span."""
-    merged: list[Span] = []
-    for text, style in cells:
-        if merged and merged[-1][1] == style:
-            merged[-1] = (merged[-1][0] + text, style)
-        else:
-            merged.append((text, style))
-    return tuple(merged)
 
 
 def sparkline(values: Sequence[float], width: int) -> str:

@@ -2,8 +2,11 @@
 
 import unicodedata
 from collections.abc import Iterable, Sequence
+from io import StringIO
 
 from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.text import Text
 
 Span = tuple[str, str]
 """Text and the name of its style, such as ("ok", "bold red")."""
@@ -106,3 +109,24 @@ def _ruled(spans: Line, flat: str, style: str) -> Line:
     return tuple(
         (flat * len(text), style) if len(text) > 1 and text.isspace() else (text, kept) for text, kept in spans
     )
+
+
+def merged(cells: Iterable[Span]) -> Line:
+    """Neighbours of one style as one span."""
+    joined: list[Span] = []
+    for text, style in cells:
+        if joined and joined[-1][1] == style:
+            joined[-1] = (joined[-1][0] + text, style)
+        else:
+            joined.append((text, style))
+    return tuple(joined)
+
+
+def labelled(label: Span, text: str, style: str, width: int) -> list[Line]:
+    """`text`, which is clean, on as many lines of `width` cells as it takes, broken at blanks, all beside the label."""
+    indent = cell_len(label[0])
+    broken = Text(text).wrap(_PLAIN, max(width - indent, 8))
+    return [line(label if n == 0 else (" " * indent, ""), (part.plain, style)) for n, part in enumerate(broken)]
+
+
+_PLAIN = Console(file=StringIO())  # never printed to: Rich wants one to know what a line is

@@ -4,8 +4,8 @@ What opens a screen of its own is named by module and class and is imported when
 
 | key | module, class | is called with |
 | --- | --- | --- |
-| e | event_screen.EventScreen | the subject's env_id, or None for the whole run |
-| a | alert_screen.AlertScreen | the subject's env_id, or None for the whole run |
+| e | event_screen.EventScreen | the subject's env_id; None, for the whole run, from the overview |
+| a | alert_screen.AlertScreen | the subject's env_id; None, for the whole run, from the overview |
 | c | compare_screen.CompareScreen | the subject's env_id, or None |
 | p o r x | request_dialog.RequestDialog | the action ("prune", "hold", "resume", "stop") and the Subject |
 | t | time_bar.TimeBar | nothing; it is mounted on the active SnapshotScreen, above the key bar |
@@ -55,7 +55,7 @@ def _screen(name: str) -> tuple[str]:
 
 _TIME = (_REWIND, f"{_WIDGETS}.time_bar")
 ALL = (
-    Command("e", "events", "events", "Events of the env in focus, or of the run", _screen("event_screen")),
+    Command("e", "events", "events", "Events: of the run, or of the env that is looked at", _screen("event_screen")),
     Command("a", "alerts", "alerts", "Alerts, open and closed", _screen("alert_screen")),
     Command("c", "compare", "compare", "Two envs or two runs side by side", _screen("compare_screen"), shown=False),
     Command("p", "request('prune')", "prune", "Prune the seed in focus", _screen("request_dialog")),

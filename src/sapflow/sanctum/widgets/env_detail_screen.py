@@ -7,24 +7,37 @@ from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Grid, VerticalScroll
-from textual.widgets import Footer
+from textual.message import Message
 
 from sapflow.sanctum.formatting import card_height, seed_card
 from sapflow.sanctum.panels import env_line
 from sapflow.sanctum.schema import EnvState, SanctumSnapshot, SeedState
 from sapflow.sanctum.spans import Line
 from sapflow.sanctum.widgets.event_log import EventLog
+from sapflow.sanctum.widgets.key_bar import KeyBar
 from sapflow.sanctum.widgets.run_header import RunHeader
+from sapflow.sanctum.widgets.seed_detail_screen import SeedDetailScreen
+from sapflow.sanctum.widgets.shell import Subject, shell
 from sapflow.sanctum.widgets.snapshot_screen import SnapshotScreen
 from sapflow.sanctum.widgets.span_view import SpanView
 
 MIN_CARD_WIDTH = 33
 SMALL_PLOT, LARGE_PLOT = 3, 7  # rows
-ROOM_FOR_LARGE_PLOT = 45  # lines of screen
+CARDS_SHARE = 55  # percent of the screen's lines that the cards may take by taller plots
+SCROLL_STEP = 3  # lines
 
 
-class SeedCard(SpanView):
-    """One slot: the gradient line of TELE-557, and everything that stands behind it."""
+class SeedCard(SpanView, can_focus=True):
+    """One slot: the gradient line of TELE-557, and everything that stands behind it; chosen by enter or a click."""
+
+    class Chosen(Message):
+        """The person wants to see the slot's own screen."""
+
+        def __init__(self, slot_id: str) -> None:
+            super().__init__()
+            self.slot_id = slot_id
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "choose", "seed", tooltip="The seed's own screen")]
 
     def __init__(self, seed: SeedState) -> None:
         super().__init__()
@@ -39,7 +52,23 @@ class SeedCard(SpanView):
 
     def build(self, width: int) -> Sequence[Line]:
         """The card at `width` cells."""
-        return seed_card(self.seed, width, self.plot_rows)
+        return seed_card(self.seed, width, self.plot_rows, self.has_focus)
+
+    def on_focus(self) -> None:
+        """A focused card has a heavy frame."""
+        self.redraw()
+
+    def on_blur(self) -> None:
+        """Back to the light frame."""
+        self.redraw()
+
+    def on_click(self) -> None:
+        """A click chooses."""
+        self.action_choose()
+
+    def action_choose(self) -> None:
+        """Says that this slot was chosen."""
+        self.post_message(self.Chosen(self.seed.slot_id))
 
 
 class EnvLine(SpanView):
@@ -60,33 +89,47 @@ class EnvLine(SpanView):
         return [env_line(self.env, width)]
 
 
+class SeedCards(VerticalScroll, can_focus=False, inherit_bindings=False):
+    """The cards in a grid; the arrows are the screen's, which moves the focus, too."""
+
+    def compose(self) -> ComposeResult:
+        """An empty grid."""
+        yield Grid()
+
+
 class EnvDetailScreen(SnapshotScreen):
     """Follows one env until escape."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "app.back", "overview"),
-        Binding("down,j", "scroll_cards(1)", "scroll", key_display="↑↓"),
-        Binding("up,k", "scroll_cards(-1)", show=False),
+        Binding("left,h", "move(-1, 0)", "move", key_display="←↓↑→", tooltip="To the card on the left"),
+        Binding("right,l", "move(1, 0)", "right", show=False, tooltip="To the card on the right"),
+        Binding("up,k", "move(0, -1)", "up", show=False, tooltip="Scroll up, or to the card above"),
+        Binding("down,j", "move(0, 1)", "down", show=False, tooltip="Scroll down, or to the card below"),
     ]
 
     def __init__(self, env_id: int) -> None:
         super().__init__()
         self.env_id = env_id
 
+    @property
+    def subject(self) -> Subject:
+        """The seed in focus."""
+        card = next((card for card in self.query(SeedCard) if card.has_focus), None)
+        return Subject(self.env_id, card.seed.slot_id, card.seed.seed_id) if card else Subject(self.env_id)
+
     def compose(self) -> ComposeResult:
         """From the top to the bottom."""
-        empty = EnvState(env_id=self.env_id)
         yield RunHeader()
-        yield EnvLine(empty)
-        with VerticalScroll(can_focus=False):
-            yield Grid()
+        yield EnvLine(EnvState(env_id=self.env_id))
+        yield SeedCards()
         yield EventLog(f"events of env {self.env_id:02}")
-        yield Footer()
+        yield KeyBar()
 
     async def show(self, snapshot: SanctumSnapshot, notice: str) -> None:
-        """Draws the env as it is in `snapshot`."""
+        """Draws the env as it is in `snapshot`; before the env began, it has nothing."""
         self.query_one(RunHeader).show(snapshot, notice)
-        env = snapshot.envs[self.env_id]
+        env = snapshot.envs.get(self.env_id, EnvState(env_id=self.env_id))
         self.query_one(EnvLine).show(env)
         self.query_one(EventLog).show(env.log, env)
         seeds = list(env.seeds.values())
@@ -95,26 +138,44 @@ class EnvDetailScreen(SnapshotScreen):
             await card.remove()
         if len(seeds) > len(cards):
             await self.query_one(Grid).mount(*(SeedCard(seed) for seed in seeds[len(cards) :]))
-        for card, seed in zip(self.query(SeedCard), seeds, strict=True):
-            card.show(seed, self._plot_rows)
-        self._arrange(len(seeds))
+        self._draw(seeds)
 
-    def action_scroll_cards(self, lines: int) -> None:
-        """Scrolls the cards where they do not all fit."""
-        self.query_one(VerticalScroll).scroll_relative(y=lines, animate=False)
+    def _draw(self, seeds: Sequence[SeedState]) -> None:
+        """As many columns, and as tall a plot, as there is room for."""
+        columns = max(min(self.size.width // MIN_CARD_WIDTH, len(seeds)), 1)
+        rows = -(-len(seeds) // columns) or 1
+        room = self.size.height * CARDS_SHARE // 100 // rows - card_height(0)
+        plot_rows = min(max((room - 1) // 2 * 2 + 1, SMALL_PLOT), LARGE_PLOT)
+        cards = list(self.query(SeedCard))
+        for card, seed in zip(cards, seeds, strict=True):
+            card.show(seed, plot_rows)
+        grid = self.query_one(Grid).styles
+        grid.grid_size_columns = columns
+        grid.grid_rows = str(card_height(plot_rows))
+        if cards and self.focused is None:
+            cards[0].focus(scroll_visible=False)
+
+    async def on_seed_card_chosen(self, message: SeedCard.Chosen) -> None:
+        """Opens the slot's own screen."""
+        await shell(self).open(SeedDetailScreen(self.env_id, message.slot_id))
+
+    def action_move(self, right: int, down: int) -> None:
+        """Moves the focus over the cards; what is hidden of a card is scrolled into view first."""
+        cards = list(self.query(SeedCard))
+        at = next((n for n, card in enumerate(cards) if card.has_focus), None)
+        if at is None:
+            return
+        view = self.query_one(SeedCards)
+        card, seen = cards[at].region, view.content_region
+        if (down > 0 and card.bottom > seen.bottom) or (down < 0 and card.y < seen.y):
+            view.scroll_relative(y=SCROLL_STEP * down, animate=False)
+            return
+        columns = self.query_one(Grid).styles.grid_size_columns
+        target = at + right + down * columns
+        if 0 <= target < len(cards):
+            cards[target].focus(scroll_visible=False)
+            view.scroll_to_widget(cards[target], animate=False, top=down > 0)
 
     def on_resize(self, event: events.Resize) -> None:
-        """As many columns, and as tall a plot, as there is room for."""
-        cards = list(self.query(SeedCard))
-        for card in cards:
-            card.show(card.seed, self._plot_rows)
-        self._arrange(len(cards))
-
-    @property
-    def _plot_rows(self) -> int:
-        return LARGE_PLOT if self.size.height >= ROOM_FOR_LARGE_PLOT else SMALL_PLOT
-
-    def _arrange(self, cards: int) -> None:
-        grid = self.query_one(Grid)
-        grid.styles.grid_size_columns = max(min(self.size.width // MIN_CARD_WIDTH, cards), 1)
-        grid.styles.grid_rows = str(card_height(self._plot_rows))
+        """There is more room, or less."""
+        self._draw([card.seed for card in self.query(SeedCard)])

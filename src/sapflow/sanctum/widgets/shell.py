@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol, cast
 
 from textual.dom import DOMNode
+from textual.screen import Screen
 
 from sapflow.sanctum.census import Census
 from sapflow.sanctum.schema import SanctumSnapshot
@@ -68,6 +69,9 @@ class Shell(Protocol):
     @property
     def speed(self) -> float:
         """Epochs a second that are played; 0.0 while paused."""
+
+    async def open(self, screen: Screen[None]) -> None:
+        """Lays `screen` upon the others, and shows the run on it."""
 
     def go_to(self, epoch: int) -> None:
         """Shows the run as it stood at the end of `epoch`, at least 0 and at most the last one."""

@@ -1,0 +1,51 @@
+"""How the log of events looks on a screen of its own, and what lists say of their search."""
+
+from collections.abc import Iterable
+
+from sapflow.sanctum.glyphs import BLUISH_GREEN, EVENT_MARKS, ORANGE, SKY_BLUE
+from sapflow.sanctum.numbers import clock
+from sapflow.sanctum.panels import SEVERITY_STYLES
+from sapflow.sanctum.query import KINDS, STATES, AlertFilter, LogFilter, Query
+from sapflow.sanctum.schema import LogLine
+from sapflow.sanctum.spans import DIM, Line, Span, clean, ends, fit, line, padded
+
+
+def log_row(entry: LogLine, width: int, slot_width: int) -> Line:
+    """One entry: when, what, where, and its words."""
+    mark, style = EVENT_MARKS.get(entry.kind, ("·", DIM))
+    severity = SEVERITY_STYLES[entry.severity] if entry.severity else ""
+    place = "run    " if entry.env_id is None else f"env {entry.env_id:02} "
+    return fit(
+        line(
+            (f"{clock(entry.time)}  ", DIM),
+            (f"{mark} ", style),
+            (place, "bold"),
+            f"{padded(entry.slot_id, slot_width)}  ",
+            ("  ".join(clean(part, 300) for part in entry.parts if part), severity),
+        ),
+        width,
+    )
+
+
+def log_filter_line(wanted: LogFilter, cursor: int, count: int, following: bool, width: int) -> Line:
+    """Which kinds and which envs are shown, what is searched for, and whether what comes is followed."""
+    state = ("● following", BLUISH_GREEN) if following else ("‖ paused: end follows", f"bold {ORANGE}")
+    return ends(_asked(KINDS, wanted.kind, wanted.query), line(state, "  ", _place(cursor, count)), width)
+
+
+def alert_filter_line(wanted: AlertFilter, cursor: int, count: int, width: int) -> Line:
+    """Which alerts are shown, and what is searched for."""
+    return ends(_asked(STATES, wanted.state, wanted.query), line(_place(cursor, count)), width)
+
+
+def _asked(choices: Iterable[str], chosen: str, query: Query) -> Line:
+    """The choices by their keys; where; and the words."""
+    keys = ((f"{n} {choice}  ", f"bold {SKY_BLUE}" if choice == chosen else DIM) for n, choice in enumerate(choices, 1))
+    where = "all envs" if query.env_id is None else f"env {query.env_id:02} (0 all)"
+    words = " ".join(clean(word, 30) for word in query.words)
+    slot = (f"slot:{clean(query.slot, 20)}  ", f"bold {ORANGE}") if query.slot else ("", "")
+    return line(*keys, (f" {where}  ", "bold"), slot, (f"“{words}”" if words else "", f"bold {ORANGE}"))
+
+
+def _place(cursor: int, count: int) -> Span:
+    return (f"{cursor + 1} of {count} ", DIM)

@@ -1,0 +1,76 @@
+"""The app on a real journal: what is on disk can be looked up, and the trainer may go on writing."""
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from textual.pilot import Pilot
+
+from journals import PATIENCE
+from sapflow.sanctum.app import SanctumApp
+from sapflow.telemetry.events import TelemetryEvent
+from sapflow.telemetry.journal import Journal
+from sapflow.telemetry.run_directory import TrainerLock
+from sapflow.telemetry.source import Source
+
+
+@dataclass
+class Sitting:
+    """A person before the app; it looks at the journal only when a test says so."""
+
+    app: SanctumApp
+    pilot: Pilot[None]
+    journal: Journal
+
+    @property
+    def lines(self) -> list[str]:
+        """What stands on the terminal."""
+        return ["".join(part.text for part in strip) for strip in self.app.screen._compositor.render_strips()]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+    async def press(self, *keys: str) -> None:
+        for key in keys:
+            await self.pilot.press(key)
+        await self.pilot.pause()
+
+    async def write(self, *events: TelemetryEvent) -> None:
+        """The trainer writes, and the app looks."""
+        for event in events:
+            self.journal.emit(event)
+        assert self.journal.flush(PATIENCE)
+        while self.app.read_batch():
+            pass
+        await self.app.show()
+        await self.pilot.pause()
+
+
+@asynccontextmanager
+async def sitting(
+    run_dir: Path, events: Iterable[TelemetryEvent], size: tuple[int, int] = (100, 30), live: bool = True
+) -> AsyncIterator[Sitting]:
+    """Sanctum on a run that has said `events`; while it is `live`, a trainer holds its directory."""
+    run_dir.mkdir(exist_ok=True)
+    async with AsyncExitStack() as stack:
+        if live:
+            stack.enter_context(TrainerLock(run_dir))
+        journal = Journal(run_dir)
+        stack.callback(journal.close)
+        for event in events:
+            journal.emit(event)
+        assert journal.flush(PATIENCE)
+        if not live:
+            journal.close()
+        source = stack.enter_context(Source(run_dir))
+        app = SanctumApp(source, poll_seconds=3600)
+        pilot = await stack.enter_async_context(app.run_test(size=size))
+        await pilot.pause()
+        now = Sitting(app, pilot, journal)
+        while app.read_batch():
+            pass
+        await app.show()
+        await pilot.pause()
+        yield now

@@ -1,0 +1,417 @@
+"""The screens that lie upon the overview, as a person meets them: a real journal, keys in, text out."""
+
+import math
+from pathlib import Path
+
+import pytest
+from textual.widgets import Input
+
+from sanctum_events import EPOCHS, demo_run, epoch, event, explosion, sample, seed
+from sanctum_screens import Sitting, sitting
+from sapflow.sanctum.numbers import clock
+from sapflow.sanctum.slot_history import SlotHistory
+from sapflow.sanctum.widgets.alert_screen import AlertScreen
+from sapflow.sanctum.widgets.env_detail_screen import EnvDetailScreen, SeedCard
+from sapflow.sanctum.widgets.env_overview import OverviewScreen
+from sapflow.sanctum.widgets.event_screen import EventScreen
+from sapflow.sanctum.widgets.panel import Panel
+from sapflow.sanctum.widgets.row_list import RowList
+from sapflow.sanctum.widgets.seed_detail_screen import SeedDetailScreen
+from sapflow.sanctum.widgets.shell import Subject
+from sapflow.telemetry.events import (
+    ActionTaken,
+    AlertCleared,
+    AlertRaised,
+    EnvStarted,
+    SeedGerminated,
+    SeedPruned,
+    SeedStageChanged,
+    TelemetryEvent,
+)
+from sapflow.telemetry.vocabulary import SeedStage
+
+SIZES = [(80, 24), (100, 30), (200, 60)]
+
+
+def focused_slot(now: Sitting) -> str:
+    return next(card.seed.slot_id for card in now.app.screen.query(SeedCard) if card.has_focus)
+
+
+def next_of(now: Sitting, env_id: int) -> int:
+    """The sequence of the env's next event."""
+    return now.app.snapshot.envs[env_id].last_sequence + 1
+
+
+def pruning(number: int) -> TelemetryEvent:
+    """A seed of env 3 is pruned."""
+    cut = SeedPruned(
+        epoch=number, slot_id="late", seed_id="late-9", blueprint_id="conv", stage=SeedStage.TRAINING,
+        rule="dying seed", grad_ratio=0.001, evidence=f"cut in epoch {number}",
+    )  # fmt: skip
+    return event(cut, 3, 100 + number, time=1_795_375_000.0 + number)
+
+
+# An env's own screen
+
+
+async def test_the_focus_goes_from_card_to_card_and_enter_opens_the_seed(tmp_path: Path) -> None:
+    async with sitting(tmp_path, demo_run()) as now:
+        await now.press("enter")
+        assert isinstance(now.app.screen, EnvDetailScreen)
+        assert focused_slot(now) == "early"
+        walked = []
+        for key in ("right", "l", "l", "left", "h", "h"):
+            await now.press(key)
+            walked.append(focused_slot(now))
+        assert walked == ["mid", "late", "late", "mid", "early", "early"]
+        await now.press("right", "enter")
+        assert isinstance(now.app.screen, SeedDetailScreen)
+        assert (now.app.screen.env_id, now.app.screen.slot_id) == (3, "mid")
+        await now.press("escape")
+        assert focused_slot(now) == "mid"
+        await now.press("escape")
+        assert isinstance(now.app.screen, OverviewScreen)
+
+
+async def test_a_click_on_a_card_opens_the_seed(tmp_path: Path) -> None:
+    async with sitting(tmp_path, demo_run()) as now:
+        await now.press("enter")
+        await now.pilot.click(list(now.app.screen.query(SeedCard))[2])
+        await now.pilot.pause()
+        assert isinstance(now.app.screen, SeedDetailScreen)
+        assert now.app.screen.slot_id == "late"
+
+
+async def test_many_cards_are_walked_row_by_row_and_each_is_seen_whole(tmp_path: Path) -> None:
+    slots = [seed(f"slot{n}", 1.0) for n in range(7)]
+    async with sitting(tmp_path, [event(epoch(1, *slots), 0, 0)]) as now:
+        await now.press("enter")
+        await now.press(*["down"] * 40)
+        assert focused_slot(now) == "slot6"
+        card = next(card for card in now.app.screen.query(SeedCard) if card.has_focus)
+        view = card.parent.parent.content_region  # type: ignore[union-attr]
+        assert card.region.bottom == view.bottom
+        await now.press(*["k"] * 40)
+        assert focused_slot(now) == "slot0"
+        assert next(iter(now.app.screen.query(SeedCard))).region.y == view.y
+
+
+async def test_the_subject_is_the_seed_in_focus(tmp_path: Path) -> None:
+    async with sitting(tmp_path, demo_run()) as now:
+        await now.press("enter", "right")
+        assert now.app.subject == Subject(3, "mid", "mid-1")
+        await now.press("enter")
+        assert now.app.subject == Subject(3, "mid", "mid-1")
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_an_env_of_which_nothing_is_known_is_an_empty_screen(tmp_path: Path, size: tuple[int, int]) -> None:
+    async with sitting(tmp_path, demo_run(), size) as now:
+        await now.app.open(EnvDetailScreen(77))
+        await now.pilot.pause()
+        assert "env 77" in now.text
+        assert "nothing yet" in now.text
+
+
+# A seed's own screen
+
+
+async def open_seed(now: Sitting, env_id: int, slot_id: str) -> SeedDetailScreen:
+    await now.app.open(SeedDetailScreen(env_id, slot_id))
+    await now.pilot.pause()
+    assert isinstance(now.app.screen, SeedDetailScreen)
+    return now.app.screen
+
+
+def shown_history(now: Sitting) -> SlotHistory:
+    assert isinstance(now.app.screen, SeedDetailScreen)
+    return now.app.screen.history
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_a_seeds_screen_says_all_of_it_at_every_size(tmp_path: Path, size: tuple[int, int]) -> None:
+    async with sitting(tmp_path, demo_run(), size) as now:
+        await open_seed(now, 3, "early")
+        for what in ("env 03 › early", "TRAINING", "exploder", "7.31", "epochs 1 – 15"):
+            assert what in now.lines[2]
+        for what in ("2×", "1/2×", "stage", "spread"):
+            assert what in now.text
+        assert "cannot draw" not in now.text
+        scrolled = now.text
+        for _ in range(3):
+            await now.press(*["down"] * 6)
+            scrolled += now.text
+        for what in ("alert open", "exploding seed (critical)", "ratio 7.31 for 3 epochs", "germinated", "its life"):
+            assert what in scrolled
+        assert ("Grad: ▲ EXPLODING" in now.text) is (size[0] >= 140)
+        assert ("entering" in now.text) is (size[1] > 30)
+
+
+async def test_the_norms_have_the_place_of_the_ratio_where_only_one_has_room(tmp_path: Path) -> None:
+    async with sitting(tmp_path, demo_run(), (80, 24)) as now:
+        await open_seed(now, 3, "early")
+        await now.press("n")
+        assert "entering" in now.text
+        assert "ratio of each pass" not in now.text
+        await now.press("n")
+        assert "ratio of each pass" in now.text
+
+
+async def test_zooming_and_panning_change_the_epochs_shown(tmp_path: Path) -> None:
+    async with sitting(tmp_path, demo_run(epochs=30)) as now:
+        await open_seed(now, 3, "early")
+        assert "epochs 1 – 31" in now.text
+        await now.press("plus", "plus", "plus")
+        assert "epochs 24 – 31" in now.text
+        await now.press("left")
+        assert "epochs 19 – 26" in now.text
+        assert {math.ceil(each.at) for each in shown_history(now).passes} <= set(range(19, 27))
+        await now.press("right", "right", "right")
+        assert "epochs 24 – 31" in now.text
+        await now.press(*["h"] * 20)
+        assert "epochs 1 – 8" in now.text
+        await now.press("minus", "minus", "minus", "minus")
+        assert "epochs 1 – " in now.text
+
+
+async def test_tab_goes_on_to_the_next_slot(tmp_path: Path) -> None:
+    async with sitting(tmp_path, demo_run()) as now:
+        await open_seed(now, 3, "early")
+        await now.press("tab")
+        assert "env 03 › mid" in now.text
+        await now.press("tab", "tab", "shift+tab")
+        assert "env 03 › late" in now.text
+
+
+async def test_new_passes_are_drawn_while_it_is_open(tmp_path: Path) -> None:
+    async with sitting(tmp_path, demo_run()) as now:
+        await open_seed(now, 3, "early")
+        before = len(shown_history(now).passes)
+        await now.write(event(sample(15, "early", 0, 4.0), 3, None))
+        passes = shown_history(now).passes
+        assert len(passes) == before + 2
+        assert [each.ratio for each in passes[-2:]] == [4.0, 4.0]
+        await now.write(event(epoch(15, seed("early", 4.0)), 3, next_of(now, 3)))
+        assert shown_history(now).epochs[-1][0] == 15
+        assert "epochs 1 – 16" in now.text
+
+
+async def test_stage_changes_and_alerts_are_marked_at_their_epoch(tmp_path: Path) -> None:
+    def turn(number: int, stage: SeedStage) -> SeedStageChanged:
+        return SeedStageChanged(
+            epoch=number, slot_id="a", seed_id="a-1", from_stage=SeedStage.TRAINING, to_stage=stage, reason="because"
+        )
+
+    alert = explosion(1).__class__(
+        rule="exploding seed", severity=explosion(1).severity, slot_id="a", seed_id="a-1", blueprint_id="conv",
+        since_epoch=5, value=3.0,
+    )  # fmt: skip
+    payloads = [
+        EnvStarted(host="h", host_params=1, slot_ids=("a",), epochs=EPOCHS),
+        SeedGerminated(epoch=2, slot_id="a", seed_id="a-1", blueprint_id="conv", seed_params=1, birth_gain=1.0),
+        turn(4, SeedStage.BLENDING),
+        *(epoch(number, seed("a", 1.0)) for number in range(1, 11)),
+        AlertRaised(epoch=6, alert=alert),
+        turn(8, SeedStage.HOLDING),
+    ]
+    async with sitting(tmp_path, [event(each, 0, n) for n, each in enumerate(payloads)], live=False) as now:
+        await open_seed(now, 0, "a")
+        rows = {row.split()[0]: row for row in now.lines if row.split()[:1] in (["stage"], ["marks"], ["epoch"])}
+        begin = {number: rows["epoch"].index(f" {number} ") for number in (3, 5, 7, 9)}
+        assert begin[3] - 6 < rows["stage"].index("◌") < begin[3]
+        assert begin[5] - 6 < rows["stage"].index("◐") < begin[5]
+        assert begin[9] - 6 < rows["stage"].index("◕") < begin[9]
+        assert begin[7] - 6 < rows["marks"].index("⚑") < begin[7]
+
+
+async def test_a_slot_that_is_not_there_is_an_empty_screen(tmp_path: Path) -> None:
+    async with sitting(tmp_path, demo_run()) as now:
+        await open_seed(now, 3, "no such slot")
+        assert "cannot draw" not in now.text
+        assert "no pass with a finite ratio" in now.text
+        await now.press("tab", "plus", "left", "n")
+        assert "cannot draw" not in now.text
+
+
+# The log of events
+
+
+def entries(now: Sitting) -> list[str]:
+    """The rows of the list, without the header, the filter and the footer."""
+    above = next(n for n, row in enumerate(now.lines) if "1 all" in row)
+    return [row for row in now.lines[above + 1 : -1] if row.strip()]
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_the_log_is_followed_until_somebody_scrolls_up_and_then_says_so(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    async with sitting(tmp_path, demo_run(), size) as now:
+        await now.press("e")
+        assert isinstance(now.app.screen, EventScreen)
+        assert "● following" in now.text
+        await now.write(pruning(15))
+        assert "pruned" in entries(now)[-1]
+        await now.press("up")
+        assert "paused: end follows" in now.text
+        chosen = next(row for row in entries(now) if "▌" in row)
+        await now.write(*(pruning(number) for number in range(16, 100)))
+        assert next(row for row in entries(now) if "▌" in row) == chosen
+        assert f"{clock(pruning(99).time)}" not in now.text
+        await now.press("end")
+        assert "● following" in now.text
+        assert clock(pruning(99).time) in entries(now)[-1]
+
+
+async def test_the_log_of_the_env_in_focus_and_of_all(tmp_path: Path) -> None:
+    async with sitting(tmp_path, demo_run()) as now:
+        await now.press("enter", "e")
+        assert {row.split("env ")[1][:2] for row in entries(now)} == {"03"}
+        await now.press("0")
+        assert {row.split("env ")[1][:2] for row in entries(now) if "env " in row} == {"00", "01", "02", "03"}
+
+
+@pytest.mark.parametrize(
+    ("key", "kind", "marks"), [("2", "growth", "◌→●"), ("3", "pruned", "✕"), ("4", "alerts", "⚑✓")]
+)
+async def test_a_key_shows_one_kind(tmp_path: Path, key: str, kind: str, marks: str) -> None:
+    async with sitting(tmp_path, demo_run()) as now:
+        await now.press("e", key)
+        rows = entries(now)
+        assert rows
+        assert all(any(mark in row for mark in marks) for row in rows)
+        await now.press("1")
+        assert len(entries(now)) > len(rows)
+
+
+async def test_search_narrows_while_it_is_typed_and_escape_forgets_it(tmp_path: Path) -> None:
+    async with sitting(tmp_path, demo_run()) as now:
+        await now.press("e")
+        everything = entries(now)
+        await now.press("slash", *"vanish")
+        assert len(entries(now)) == 2  # the search itself, and what it found
+        assert "vanishing seed" in entries(now)[-1]
+        await now.press("q", "space", "a")  # letters, not commands
+        assert now.app.screen.query_one(Input).value == "vanishq a"
+        await now.press("escape")
+        assert entries(now) == everything
+        assert isinstance(now.app.screen, EventScreen)
+        await now.press("slash", *"env:1 slot:late", "enter")
+        assert isinstance(now.app.focused, RowList)
+        assert "pruned  vanisher" in entries(now)[-1]
+        await now.press("escape", "escape")
+        assert isinstance(now.app.screen, OverviewScreen)
+
+
+async def test_entries_that_the_snapshot_has_lost_come_from_the_journal(tmp_path: Path) -> None:
+    cuts = [pruning(number) for number in range(15, 1_915)]
+    async with sitting(tmp_path, [*demo_run(), *cuts]) as now:
+        assert len(now.app.snapshot.log) == 500
+        await now.press("e")
+        for _ in range(4):
+            await now.press("home")
+        assert "run started" in entries(now)[0]
+        await now.press("slash", *'"birth gain"', "enter")
+        assert len(entries(now)) == 5
+
+
+async def test_enter_opens_the_seed_that_an_entry_is_about(tmp_path: Path) -> None:
+    async with sitting(tmp_path, demo_run()) as now:
+        await now.press("e", "3", "enter")
+        assert isinstance(now.app.screen, SeedDetailScreen)
+        assert (now.app.screen.env_id, now.app.screen.slot_id) == (1, "late")
+
+
+async def test_a_click_moves_the_cursor_and_the_wheel_too(tmp_path: Path) -> None:
+    async with sitting(tmp_path, demo_run()) as now:
+        await now.press("e")
+        await now.pilot.click(RowList, offset=(10, 2))
+        await now.pilot.pause()
+        assert "▌" in now.lines[5]
+        rows = now.app.screen.query_one(RowList)
+        await now.press("pagedown", "G")
+        assert rows.following
+        rows.action_move(-3)
+        assert not rows.following
+
+
+# Alerts
+
+
+def story() -> list[TelemetryEvent]:
+    """An alert that led to nothing, one that was acted upon, and one that stands."""
+    acted, closed, opened = explosion(3), explosion(5), explosion(13)
+    failed = ActionTaken(epoch=5, alert=acted, action="prune", done=False, outcome="it is fossilised")
+    held = ActionTaken(epoch=5, alert=acted, action="hold", done=True, outcome="held")
+    told = [
+        AlertRaised(epoch=4, alert=acted),
+        failed,
+        held,
+        AlertCleared(epoch=6, alert=acted, reason="back to normal"),
+        AlertRaised(epoch=7, alert=closed),
+        AlertCleared(epoch=8, alert=closed, reason="the seed was pruned"),
+        AlertRaised(epoch=15, alert=opened),
+    ]
+    return [event(each, 2, 500 + n, time=1_795_376_000.0 + n) for n, each in enumerate(told)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_alerts_stand_there_with_value_evidence_action_and_outcome(tmp_path: Path, size: tuple[int, int]) -> None:
+    async with sitting(tmp_path, [*demo_run(), *story()], size) as now:
+        await now.press("a")
+        assert isinstance(now.app.screen, AlertScreen)
+        rows = [row for row in now.lines if "exploding seed  " in row]
+        assert [row.split()[1 if "▌" not in row else 2] for row in rows] == ["open", "open", "closed", "closed"]
+        assert "exploding seed" in rows[0]
+        assert "7.31" in rows[0]
+        assert "→ prune" in rows[0]
+        await now.press("end")
+        assert "prune ✕  hold ✓" in now.text
+        details = now.text
+        for _ in range(8):
+            now.app.screen.query_one("#details").scroll_relative(y=1, animate=False)
+            await now.pilot.pause()
+            details += now.text
+        for what in ("it is fossilised", "held (epoch 5)", "back to normal", "evidence  ratio 7.31 for 3 epochs"):
+            assert what in details
+
+
+async def test_open_and_closed_alerts_and_a_search(tmp_path: Path) -> None:
+    async with sitting(tmp_path, [*demo_run(), *story()]) as now:
+        await now.press("a", "2")
+        assert "1 of 2" in now.text
+        await now.press("3")
+        assert "1 of 2" in now.text
+        await now.press("1", "slash", *"fossilised")
+        assert "1 of 1" in now.text
+        await now.press("escape", "slash", *"env:3")
+        assert "1 of 1" in now.text
+
+
+async def test_a_new_alert_appears_at_the_top_and_the_cursor_stays(tmp_path: Path) -> None:
+    async with sitting(tmp_path, [*demo_run(), *story()]) as now:
+        await now.press("a", "end")
+        chosen = next(row for row in now.lines if "▌" in row)
+        another = explosion(15)
+        await now.write(event(AlertRaised(epoch=15, alert=another), 0, next_of(now, 0), time=1_795_377_000.0))
+        assert next(row for row in now.lines if "▌" in row) == chosen
+        assert "5 of 5" in now.text
+        await now.press("home", "enter")
+        assert isinstance(now.app.screen, SeedDetailScreen)
+
+
+async def test_a_run_without_alerts_says_so(tmp_path: Path) -> None:
+    async with sitting(tmp_path, [event(epoch(1, seed("a", 1.0)), 0, 0)]) as now:
+        await now.press("a")
+        assert "no alert like that" in now.text
+        await now.press("down", "enter", "escape")
+        assert isinstance(now.app.screen, OverviewScreen)
+
+
+def test_a_panel_draws_again_only_for_another_state() -> None:
+    panel, drawn = Panel(), list[int]()
+    panel.redraw = lambda: drawn.append(1)  # type: ignore[method-assign]
+    panel.show((1, "a"), lambda width, height: ())
+    panel.show((1, "a"), lambda width, height: ())
+    panel.show((2, "a"), lambda width, height: ())
+    assert len(drawn) == 2

@@ -1,0 +1,174 @@
+"""What is looked up for a seed's own screen, and how alerts and entries are found."""
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from journals import finished_run
+from sanctum_events import epoch, event, explosion, sample, seed
+from sapflow.sanctum import slot_history
+from sapflow.sanctum.alert_history import AlertLife, alert_lives
+from sapflow.sanctum.query import AlertFilter, LogFilter, Query
+from sapflow.sanctum.schema import LogLine
+from sapflow.sanctum.slot_history import SlotHistory, SlotReader
+from sapflow.telemetry.events import ActionTaken, AlertCleared, AlertRaised, SeedPruned, TelemetryEvent
+from sapflow.telemetry.source import Source
+from sapflow.telemetry.vocabulary import EventType, SeedStage
+
+
+def run_of(epochs: int, samples: int = 2) -> list[TelemetryEvent]:
+    """One env of two slots; the ratio of slot early in epoch n is n, of its k-th pass n + k / 100."""
+    events = []
+    for number in range(1, epochs + 1):
+        for first in range(0, 2 * samples, 2):
+            for slot_id in ("early", "late"):
+                ratio = number + first / 100 if slot_id == "early" else 99.0
+                events.append(event(sample(number, slot_id, first, ratio), 0, None))
+        seeds = [seed(slot_id, float(number), passes=2 * samples) for slot_id in ("early", "late")]
+        events.append(event(epoch(number, *seeds), 0, number))
+    return events
+
+
+def history(run_dir: Path, first: int, done: int, columns: int = 80, live: bool = False) -> SlotHistory:
+    with Source(run_dir) as source:
+        return SlotReader(source, 0, "early").read(first, done, columns, live)
+
+
+def test_epochs_and_passes_of_the_slot_alone_in_their_order(tmp_path: Path) -> None:
+    found = history(finished_run(tmp_path, *run_of(5)), 2, 4)
+    assert [(number, telemetry.grad_ratio) for number, telemetry in found.epochs] == [(2, 2.0), (3, 3.0), (4, 4.0)]
+    assert [each.ratio for each in found.passes] == pytest.approx(
+        [n + k / 100 for n in (2, 3, 4) for k in (0, 0, 2, 2)]
+    )
+    assert [each.at for each in found.passes] == pytest.approx(
+        [n - 1 + (k + 0.5) / 4 for n in (2, 3, 4) for k in range(4)]
+    )
+
+
+def test_the_running_epoch_is_read_while_it_is_live(tmp_path: Path) -> None:
+    run_dir = finished_run(tmp_path, *run_of(3), event(sample(4, "early", 0, 7.0), 0, None))
+    assert [each.ratio for each in history(run_dir, 4, 3, live=True).passes] == [7.0, 7.0]
+    assert history(run_dir, 3, 3, live=False).last == 3
+
+
+def test_of_a_long_life_as_many_epochs_are_read_as_there_are_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slot_history, "MOMENT_LIMIT", 10)
+    found = history(finished_run(tmp_path, *run_of(40, samples=1)), 1, 40, columns=5)
+    assert [number for number, _ in found.epochs] == [1, 11, 21, 30, 40]
+    assert min(each.at for each in found.passes) >= 29
+
+
+def test_no_more_passes_are_kept_than_there_is_memory_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slot_history, "PASS_LIMIT", 6)
+    found = history(finished_run(tmp_path, *run_of(20)), 1, 20)
+    assert [each.at for each in found.passes] == pytest.approx([18 + (k + 0.5) / 4 for k in range(8)])
+
+
+def test_what_is_finished_is_read_once(tmp_path: Path) -> None:
+    with Source(finished_run(tmp_path, *run_of(6))) as source:
+        reader = SlotReader(source, 0, "early")
+        before = reader.read(1, 6, 80, live=False)
+        asked: list[object] = []
+        look_up = source.events
+        source.events = lambda types, *rest, **more: (asked.append(types), look_up(types, *rest, **more))[1]  # type: ignore[method-assign]
+        assert reader.read(1, 6, 80, live=False) == before
+        assert [types for types in asked if EventType.GRADIENT_SAMPLED in types] == []  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("index", [-1, 2**62])
+def test_a_pass_from_nowhere_stays_within_its_epoch(tmp_path: Path, index: int) -> None:
+    odd = replace(sample(1, "early", 0, 2.0), pass_index=(index, 1), entering=(math.nan, 0.0))
+    found = history(finished_run(tmp_path, event(odd, 0, None), event(epoch(1, seed("early", 1.0)), 0, 1)), 1, 1)
+    assert all(0 <= each.at <= 1 and math.isnan(each.ratio) for each in found.passes)
+
+
+def told(*payloads: object) -> list[TelemetryEvent]:
+    return [event(payload, 0, n) for n, payload in enumerate(payloads)]  # type: ignore[arg-type]
+
+
+FIRST, SECOND = explosion(3), replace(explosion(9), value=8.0)
+DONE = ActionTaken(epoch=5, alert=FIRST, action="prune", done=False, outcome="it is fossilised")
+
+
+def test_an_alert_has_what_was_done_about_it_and_why_it_was_closed() -> None:
+    (life,) = alert_lives(
+        told(AlertRaised(epoch=5, alert=FIRST), DONE, AlertCleared(epoch=7, alert=FIRST, reason="back to normal"))
+    )
+    assert (life.raised_epoch, life.actions, life.cleared_epoch) == (5, (DONE,), 7)
+    assert life.cleared_reason == "back to normal"
+    assert not life.is_open
+
+
+def test_a_rule_that_is_raised_again_is_another_alert_and_the_open_one_comes_first() -> None:
+    again = told(
+        AlertRaised(epoch=5, alert=FIRST), AlertCleared(epoch=7, alert=FIRST), AlertRaised(epoch=11, alert=SECOND)
+    )
+    lives = alert_lives(again, [(0, SECOND)])
+    assert [(life.alert.since_epoch, life.is_open) for life in lives] == [(9, True), (3, False)]
+
+
+def test_what_stands_in_the_snapshot_decides_what_is_open() -> None:
+    raised = told(AlertRaised(epoch=5, alert=FIRST))
+    assert [life.is_open for life in alert_lives(raised, [(0, FIRST)])] == [True]
+    assert [life.is_open for life in alert_lives(raised, [])] == [False]
+    (unheard,) = alert_lives([], [(0, FIRST)])
+    assert (unheard.is_open, unheard.raised_epoch) == (True, None)
+
+
+ENTRY = LogLine(
+    time=1.0, env_id=3, sequence=1, kind=EventType.SEED_PRUNED, parts=("pruned", "Sigmoid", "ratio 0.01"), slot_id="mid"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", True),
+        ("sigmoid", True),
+        ("PRUNED sigmoid", True),
+        ('"ratio 0.01"', True),
+        ('"0.01 ratio"', False),
+        ("env:3", True),
+        ("env:4", False),
+        ("env:x", False),
+        ("slot:MI", True),
+        ("slot:late", False),
+        ("env:3 slot:mid pruned", True),
+        ("env:3 slot:mid nothing", False),
+        ("mid", True),
+        ('slot:"mid"', True),
+    ],
+)
+def test_a_search_finds_what_has_all_that_is_asked_for(text: str, found: bool) -> None:
+    assert LogFilter(query=Query.parse(text)).lets_through(ENTRY) is found
+
+
+@given(text=st.text(max_size=80))
+def test_any_text_may_be_searched_for(text: str) -> None:
+    query = Query.parse(text)
+    assert query.finds(query.env_id, query.slot, query.words)
+
+
+def test_kinds_and_states_are_told_apart() -> None:
+    assert LogFilter(kind="pruned").lets_through(ENTRY)
+    assert not LogFilter(kind="alerts").lets_through(ENTRY)
+    (life,) = alert_lives(told(AlertRaised(epoch=5, alert=FIRST), DONE), [(0, FIRST)])
+    by_state = {state: AlertFilter(state=state).lets_through(life) for state in ("all", "open", "closed")}
+    assert by_state == {"all": True, "open": True, "closed": False}
+    assert AlertFilter(query=Query.parse("fossilised exploder")).lets_through(life)
+    assert isinstance(life, AlertLife)
+
+
+def test_the_turns_of_a_slot_are_its_own(tmp_path: Path) -> None:
+    def pruned(slot_id: str) -> SeedPruned:
+        return SeedPruned(epoch=2, slot_id=slot_id, seed_id="x", stage=SeedStage.TRAINING, rule="r", grad_ratio=0.0)
+
+    events = [event(pruned("early"), 0, 1), event(pruned("late"), 0, 2), event(pruned("early"), 1, 1)]
+    turns = history(finished_run(tmp_path, *events), 1, 3).turns
+    assert [turn.payload for turn in turns] == [pruned("early")]
