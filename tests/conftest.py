@@ -1,8 +1,14 @@
-"""Processes that tests start, in whichever directory, run the Sapflow that the tests import."""
+"""Processes that tests start run the Sapflow that the tests import; examples of hypothesis have no deadline."""
 
 import os
 from pathlib import Path
 
+from hypothesis import settings
+
 import sapflow
+
+# A loaded machine takes any time for an example: how long one took says nothing of whether the code is right.
+settings.register_profile("sapflow", deadline=None)
+settings.load_profile("sapflow")
 
 os.environ["PYTHONPATH"] = str(Path(sapflow.__file__).parents[1])

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from few_digits import few_digits
 from sapflow.errors import InputError
 from sapflow.training import recording
 from sapflow.training.trainer import Plant, RunPlan
@@ -67,4 +68,5 @@ def main(scratch, trials):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    with few_digits():
+        main(Path(sys.argv[1]), int(sys.argv[2]))

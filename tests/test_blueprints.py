@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -71,6 +71,7 @@ class TestBirth:
             assert found == pytest.approx(1.0, abs=0.01)
         assert slot.state.seed_params == sum(p.numel() for p in slot.seed.parameters())
 
+    @settings(max_examples=50)
     @given(
         st.sampled_from([(1, (3, 70)), (2, (3, 20)), (3, (2, 9))]).flatmap(
             lambda rank: st.lists(st.integers(*rank[1]), min_size=rank[0], max_size=rank[0])

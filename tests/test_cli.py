@@ -6,7 +6,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -15,10 +14,12 @@ import pytest
 from commands import (
     SAPFLOW,
     TRAIN,
+    Forked,
     Terminal,
     deterministic,
     finish,
     finish_all,
+    finish_forked,
     read_whole,
     refused,
     without,
@@ -121,10 +122,10 @@ def content(folder: Path) -> dict[str, bytes | None]:
 def refusals(scene) -> dict[str, subprocess.CompletedProcess[str]]:
     """What came of all bad input, given in one place; nothing there may change by it."""
     before = content(scene)
-    done = finish_all(
-        {name: ((*SAPFLOW, "train", *arguments), scene) for name, (arguments, _) in BAD_TRAINING.items()}
-        | {f"{name}.": ((*SAPFLOW, *arguments), scene) for name, (arguments, _) in BAD_COMMANDS.items()}
-        | {f"no {name}": (without(name.split(",")[0], *arguments), scene) for name, (arguments, _) in MISSING.items()}
+    done = {name: finish_forked(["train", *arguments], scene) for name, (arguments, _) in BAD_TRAINING.items()}
+    done |= {f"{name}.": finish_forked(arguments, scene) for name, (arguments, _) in BAD_COMMANDS.items()}
+    done |= finish_all(
+        {f"no {name}": (without(name.split(",")[0], *arguments), scene) for name, (arguments, _) in MISSING.items()}
     )
     assert content(scene) == before
     return done
@@ -147,20 +148,15 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(refusals, 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A directory in which four runs were made side by side; what came of each, by its name."""
+    """A directory in which four runs were made; what came of each, by its name."""
     cwd = tmp_path_factory.mktemp("trained")
     planted = (*TRAIN, "--epochs", "5", "--plant", "0:early:sigmoid", "--rng-seed", "7")
     short = (*TRAIN, "--epochs", "2", "--run-dir")
-    failing = (sys.executable, "-c", FAILING_ENV, "train", "--task", "digits-mlp", "--envs", "2", "--epochs", "2")
+    failing = ("train", "--task", "digits-mlp", "--envs", "2", "--epochs", "2", "--run-dir", "failing")
     unread = ("sh", "-c", '"$@" | head -1', "sh", *short, os.fsdecode(b"unread\xff"))
-    return cwd, finish_all(
-        {
-            "default": (planted, cwd),
-            ODD_NAME: ((*planted, "--run-dir", ODD_NAME), cwd),
-            "failing": ((*failing, "--run-dir", "failing"), cwd),
-            "unread": (unread, cwd),
-        }
-    )
+    done = {"failing": finish_forked(failing, cwd, FAILING_ENV)}
+    done |= {ODD_NAME: finish_forked([*planted[len(SAPFLOW) :], "--run-dir", ODD_NAME], cwd)}
+    return cwd, done | finish_all({"default": (planted, cwd), "unread": (unread, cwd)})
 
 
 @pytest.mark.parametrize("name", ["default", ODD_NAME])
@@ -224,9 +220,9 @@ def test_training_goes_on_when_the_reader_of_its_output_leaves(trained):
 
 
 def test_of_two_trainers_in_one_directory_one_is_refused_and_neither_needs_a_stdout(tmp_path):
-    command = ("sh", "-c", '"$@" >&-', "sh", *TRAIN, "--epochs", "2", "--run-dir", "one")
-    done = finish_all({"first": (command, tmp_path), "second": (command, tmp_path)})
-    winner, loser = sorted(done.values(), key=lambda each: each.returncode)
+    command = (*TRAIN[len(SAPFLOW) :], "--epochs", "2", "--run-dir", "one")
+    both = [Forked(command, tmp_path, output=False) for _ in range(2)]
+    winner, loser = sorted((each.finish() for each in both), key=lambda each: each.returncode)
     assert (winner.returncode, winner.stderr) == (0, "")
     refused(loser, "one")
     events, state = read_whole(tmp_path / "one")

@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 from torch import nn
 
+from few_digits import few_digits
 from sapflow.control.controller import EpochOutcome
 from sapflow.control.controllers import (
     CONTROLLERS,
@@ -154,7 +155,8 @@ def test_a_resumed_controller_decides_as_one_that_was_not_stopped(name, stop):
 def test_each_of_them_grows_seeds_in_a_real_run(name, epochs):
     events = []
     sink = type("Kept", (), {"emit": lambda self, event: events.append(event)})()
-    (env,) = run(RunPlan(task="digits-mlp", envs=1, epochs=epochs, controller=name), "run", sink).values()
+    with few_digits():
+        (env,) = run(RunPlan(task="digits-mlp", envs=1, epochs=epochs, controller=name), "run", sink).values()
     assert env.epoch == epochs
     assert any(isinstance(event.payload, SeedGerminated) for event in events)
     assert len([event for event in events if isinstance(event.payload, EpochCompleted)]) == epochs

@@ -20,11 +20,16 @@ def _benchmarks():
 @pytest.fixture(scope="module")
 def trials(_benchmarks):
     from detection import trial
-    from detection_subjects import HEALTHY, HOSTS, Kind, Setting
+    from detection_subjects import HEALTHY, HOSTS, ONSETS, Kind, Setting
 
     names = list(HEALTHY)
+    strikes = {Kind.LATE_FALL, Kind.LATE_DEATH, Kind.LATE_RISE, Kind.NAN}
     faulty = [
-        trial(Setting(HOSTS[index % 3], index, kind, names[index % len(names)]), passes=110, rivals=False)
+        trial(
+            Setting(HOSTS[index % 3], index, kind, names[index % len(names)]),
+            passes=max(ONSETS) + 25 if kind in strikes else 40,
+            rivals=False,
+        )
         for index, kind in enumerate(Kind)
     ]
     healthy = [

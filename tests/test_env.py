@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from few_digits import STEPS, few_digits
 from sapflow.control.actions import SlotActions
 from sapflow.control.controller import EpochOutcome
 from sapflow.growth.blueprints import Blueprint
@@ -201,7 +202,8 @@ def _incubate(actions):
 
 def test_an_epoch_s_counts_and_open_alerts_follow_from_the_events_before_it():
     kept = Kept()
-    run(RunPlan(task="digits-mlp", envs=1, epochs=14, plants=(Plant(0, "early", "sigmoid"),)), "run", kept)
+    with few_digits():
+        run(RunPlan(task="digits-mlp", envs=1, epochs=14, plants=(Plant(0, "early", "sigmoid"),)), "run", kept)
     counts = dict.fromkeys((SeedGerminated, SeedPruned, SeedFossilized, AlertRaised), 0)
     open_alerts, passes = set(), 0
     for event in kept:
@@ -213,7 +215,7 @@ def test_an_epoch_s_counts_and_open_alerts_follow_from_the_events_before_it():
         elif isinstance(payload, AlertCleared):
             open_alerts.remove((payload.alert.rule, payload.alert.seed_id))
         elif isinstance(payload, EpochCompleted):
-            passes += 23 if any(seed.stage.trained for seed in payload.seeds) else 0
+            passes += STEPS if any(seed.stage.trained for seed in payload.seeds) else 0
             assert payload.total_passes == passes
             assert payload.total_germinated == counts[SeedGerminated]
             assert payload.total_pruned == counts[SeedPruned]
@@ -235,7 +237,8 @@ def test_envs_that_fail_before_they_begin_do_not_take_the_run_down(monkeypatch, 
 
     monkeypatch.setattr(Env, "start", failing)
     kept = Kept()
-    envs = run(RunPlan(task="digits-mlp", envs=3, epochs=1), "run", kept)
+    with few_digits():
+        envs = run(RunPlan(task="digits-mlp", envs=3, epochs=1), "run", kept)
     assert list(envs) == [0, 2]
     failed = [event for event in kept if isinstance(event.payload, EnvFailed)]
     assert [(event.env_id, event.payload.error) for event in failed] == [(1, "RuntimeError: no room")]

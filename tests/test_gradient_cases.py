@@ -328,7 +328,7 @@ class TestNestedModules:
         names = ["blocks.1", "blocks.1.branch", "blocks.1.branch.0", "blocks.1.branch.2", "blocks.1.norm"]
         check(Net(), names, lambda net: net(x).square().sum())
 
-    @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
         gains=st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=4), rows=st.integers(1, 5), calls=st.integers(1, 3)
     )

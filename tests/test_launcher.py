@@ -1,12 +1,10 @@
 """Training that is cut off or watched, from outside: signals, SIGKILL, and the trainer behind Sanctum."""
 
-import contextlib
 import os
 import re
 import shlex
 import signal
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,12 +15,12 @@ from commands import (
     ENDLESS,
     SAPFLOW,
     TRAIN,
+    Forked,
     Terminal,
     deterministic,
-    finish,
+    finish_forked,
     follow_to,
     read_whole,
-    started,
     wait_until,
     without,
 )
@@ -51,16 +49,19 @@ class Cut:
 def cut(tmp_path_factory):
     """Three trainings, side by side, cut off in mid-run: killed, told to stop, and stopped by an impatient person."""
     cwd = tmp_path_factory.mktemp("cut")
-    names = ("killed", "told", "impatient")
-    with contextlib.ExitStack() as stack:
-        trainers = {name: stack.enter_context(started((*ENDLESS, "--run-dir", name), cwd)) for name in names}
-        seen = {name: follow_to(cwd / name, EpochCompleted, 2) for name in names}
-        trainers["killed"].kill()
-        trainers["told"].terminate()
+    endless = ENDLESS[len(SAPFLOW) :]
+    trainers = {name: Forked([*endless, "--run-dir", name], cwd) for name in ("killed", "told", "impatient")}
+    try:
+        seen = {name: follow_to(cwd / name, EpochCompleted, 2) for name in trainers}
+        trainers["told"].send_signal(signal.SIGTERM)
         while trainers["impatient"].poll() is None:  # Ctrl-C, again and again, until it is gone
             trainers["impatient"].send_signal(signal.SIGINT)
-        errors = {name: trainers[name].communicate(timeout=PATIENCE)[1] for name in names}
-        return {name: Cut(cwd / name, seen[name], trainers[name].returncode, errors[name]) for name in names}
+        wait_until(lambda: trainers["told"].poll() is not None, "the end of a trainer that was told to stop")
+    finally:
+        for trainer in trainers.values():
+            trainer.send_signal(signal.SIGKILL)
+    done = {name: trainer.finish() for name, trainer in trainers.items()}
+    return {name: Cut(cwd / name, seen[name], done[name].returncode, done[name].stderr) for name in trainers}
 
 
 @pytest.mark.parametrize("name", ["killed", "told", "impatient"])
@@ -91,7 +92,7 @@ def test_sanctum_shows_a_killed_run_as_ended_without_completion(cut):
 
 
 def test_training_goes_on_behind_sanctum_and_without_it(tmp_path):
-    command = (*TRAIN, "--epochs", "20", "--run-dir", "my run", "--sanctum")
+    command = (*TRAIN, "--epochs", "8", "--run-dir", "my run", "--sanctum")
     run_dir = tmp_path / "my run"
     with Terminal(command, tmp_path) as terminal:
         follow_to(run_dir, EpochCompleted)
@@ -100,7 +101,7 @@ def test_training_goes_on_behind_sanctum_and_without_it(tmp_path):
         try:
             assert os.getsid(trainer) == trainer != terminal.process.pid
             terminal.wait_for("digits-mlp")
-            terminal.wait_for("/20")
+            terminal.wait_for("/8")
             terminal.type("q")
             assert terminal.wait() == 0
             terminal.assert_left_clean()
@@ -112,7 +113,7 @@ def test_training_goes_on_behind_sanctum_and_without_it(tmp_path):
     wait_until(lambda: not trainer_is_alive(run_dir), "the end of the training")
     events, state = read_whole(run_dir)
     assert state is RunState.COMPLETED
-    assert len([event for event in events if isinstance(event.payload, EpochCompleted)]) == 20
+    assert len([event for event in events if isinstance(event.payload, EpochCompleted)]) == 8
     assert "completed 1 of 1 envs" in (run_dir / LOG_NAME).read_text()
 
 
@@ -162,7 +163,7 @@ def test_a_trainer_that_never_begins_is_reported_with_its_log(tmp_path, monkeypa
 def test_ctrl_c_before_anything_was_made_is_one_line(tmp_path):
     script = "import signal; from sapflow.cli import main; import sapflow.training.trainer as trainer\n"
     script += "trainer.RunPlan.check = lambda plan: signal.raise_signal(signal.SIGINT)\nmain()"
-    done = finish((sys.executable, "-c", script, "train"), tmp_path)
+    done = finish_forked(["train"], tmp_path, script)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "sapflow: interrupted\n")
     assert list(tmp_path.iterdir()) == []
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from commands import SAPFLOW, finish, refused
+from commands import finish_forked, refused
+from few_digits import few_digits
 from sapflow.telemetry.events import GradientSampled, RunResumed
 from sapflow.telemetry.journal import Journal
 from sapflow.telemetry.source import RunState, Source
@@ -24,6 +25,7 @@ from sapflow.training.trainer import Plant, RunPlan
 TRIALS = 10
 # Whole, and what is in it calls a function when it is unpickled.
 CALL = pickle.dumps(type("Call", (), {"__reduce__": lambda _self: (print, ("called",))})(), protocol=2)
+WITH_FEW_DIGITS = "from few_digits import few_digits\nfrom sapflow.cli import main\nwith few_digits(): main()"
 HOSTILE = MAGIC + hashlib.sha256(CALL).digest() + CALL
 PLAN = RunPlan(task="digits-mlp", envs=2, epochs=5, plants=(Plant(1, "early", "explosive"),))
 
@@ -100,6 +102,12 @@ def test_killed_at_random_moments_and_resumed_it_is_the_same_to_the_bit(tmp_path
         assert_same_run(tmp_path / trial["run"], tmp_path / "whole")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _few_digits():
+    with few_digits():
+        yield
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("whole") / "run"
@@ -137,7 +145,11 @@ class TestACheckpoint:
         assert [newest.name in record.message and "damaged" in record.message for record in caplog.records] == [True]
         assert_same_run(run_dir, whole)
 
-    @pytest.mark.parametrize("content", [b"", b"no checkpoint", MAGIC + bytes(32) + b"x" * 99, HOSTILE])
+    @pytest.mark.parametrize(
+        "content",
+        [b"", b"no checkpoint", MAGIC + bytes(32) + b"x" * 99, HOSTILE],
+        ids=["empty", "text", "of another digest", "hostile"],
+    )
     def test_that_is_none_is_passed_over_and_the_run_begins_anew(self, tmp_path, whole, caplog, content):
         run_dir = stopped_after(2, tmp_path / "run")
         for path in (run_dir / "checkpoints").iterdir():
@@ -244,7 +256,7 @@ def test_an_env_that_a_rule_has_ended_stays_ended(tmp_path):
 class TestTheCommand:
     def test_resumes(self, tmp_path, whole):
         run_dir = stopped_after(3, tmp_path / "run")
-        done = finish([*SAPFLOW, "train", "--resume", str(run_dir)], tmp_path)
+        done = finish_forked(["train", "--resume", str(run_dir)], tmp_path, WITH_FEW_DIGITS)
         assert done.returncode == 0, done.stderr
         assert_same_run(run_dir, whole)
         (resumed,) = [event.payload for event in events_of(run_dir) if isinstance(event.payload, RunResumed)]
@@ -265,4 +277,4 @@ class TestTheCommand:
             (tmp_path / name).mkdir()
             (tmp_path / name / "plan.json").write_bytes(content)
         given = [part.format(whole=whole, tmp=tmp_path) for part in arguments]
-        refused(finish([*SAPFLOW, "train", "--resume", *given], tmp_path), said)
+        refused(finish_forked(["train", "--resume", *given], tmp_path), said)

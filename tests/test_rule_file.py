@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commands import SAPFLOW, finish_all, refused, without
+from commands import finish, finish_forked, refused, without
 from journals import event, finished_run, run_completed
 from sapflow.cli import run
 from sapflow.health.conditions import MEASURES, ONLY_AT_EPOCH_ENDS
@@ -308,24 +308,23 @@ def done(tmp_path_factory):
     finished_run(cwd / "run", *STORY)
     finished_run(cwd / "samples", *SAMPLES)
     before = {path: path.read_bytes() for path in cwd.rglob("*") if path.is_file()}
-    check = (*SAPFLOW, "rules", "check")
-    finished = finish_all(
-        {
-            "explained": ((*check, "whole.toml"), cwd),
-            "tried": ((*check, "whole.toml", "--run", "run"), cwd),
-            "tried by passes": ((*check, "whole.toml", "--run", "samples"), cwd),
-            "not tried": ((*check, "liveness.toml", "--run", "samples"), cwd),
-            "default": ((*SAPFLOW, "rules", "default"), cwd),
-            "without torch": (without("torch", "rules", "check", "whole.toml", "--run", "run"), cwd),
-            "bad": ((*check, "bad.toml"), cwd),
-            "loud": ((*check, "loud.toml"), cwd),
-            "missing": ((*check, "none.toml"), cwd),
-            "folder": ((*check, "folder"), cwd),
-            "no run": ((*check, "whole.toml", "--run", "none"), cwd),
-            "nothing": (check, cwd),
-            "unknown": ((*SAPFLOW, "rules", "dance"), cwd),
-        }
-    )
+    check = ("rules", "check")
+    commands = {
+        "explained": (*check, "whole.toml"),
+        "tried": (*check, "whole.toml", "--run", "run"),
+        "tried by passes": (*check, "whole.toml", "--run", "samples"),
+        "not tried": (*check, "liveness.toml", "--run", "samples"),
+        "default": ("rules", "default"),
+        "bad": (*check, "bad.toml"),
+        "loud": (*check, "loud.toml"),
+        "missing": (*check, "none.toml"),
+        "folder": (*check, "folder"),
+        "no run": (*check, "whole.toml", "--run", "none"),
+        "nothing": check,
+        "unknown": ("rules", "dance"),
+    }
+    finished = {name: finish_forked(arguments, cwd) for name, arguments in commands.items()}
+    finished["without torch"] = finish(without("torch", *commands["tried"]), cwd)
     assert {path: path.read_bytes() for path in cwd.rglob("*") if path.is_file()} == before
     return finished
 

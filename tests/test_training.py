@@ -6,6 +6,7 @@ import msgspec
 import pytest
 import torch
 
+from few_digits import STEPS, few_digits
 from sapflow.errors import InputError
 from sapflow.gradients.sampling import Sampler
 from sapflow.telemetry.codec import decode, encode
@@ -39,7 +40,8 @@ class Kept(list):
 
 def record(**plan) -> Kept:
     kept = Kept()
-    run(RunPlan(**plan), "run", kept)
+    with few_digits():
+        run(RunPlan(**plan), "run", kept)
     return kept
 
 
@@ -88,15 +90,21 @@ def test_a_run_says_what_happens_in_order(small_run):
     assert small_run[-1].payload == RunCompleted(completed_envs=2)
 
 
-def test_the_host_learns_and_seeds_are_measured_in_every_epoch_they_live(small_run):
-    epochs = small_run.of(EpochCompleted, 0)
+def test_the_host_learns_from_all_of_the_digits():
+    kept = Kept()
+    run(RunPlan(task="digits-mlp", envs=1, epochs=6), "run", kept)
+    epochs = kept.of(EpochCompleted, 0)
     assert epochs[-1].accuracy > 85
     assert epochs[-1].train_loss < epochs[0].train_loss / 4
-    for epoch in epochs:
+    assert epochs[-1].seeds[0].passes == 23  # 1,437 images in batches of 64
+
+
+def test_seeds_are_measured_in_every_epoch_they_live(small_run):
+    for epoch in small_run.of(EpochCompleted, 0):
         for seed in epoch.seeds:
             grows = seed.stage in (SeedStage.TRAINING, SeedStage.BLENDING, SeedStage.HOLDING, SeedStage.FOSSILIZED)
             assert (seed.measurement is Measurement.MEASURED) == grows
-            assert seed.passes == (23 if grows else 0)  # 1,437 images in batches of 64
+            assert seed.passes == (STEPS if grows else 0)
 
 
 def test_accuracy_delta_is_zero_while_the_host_does_not_see_the_seed(small_run):
@@ -154,7 +162,7 @@ def test_samples_hold_every_pass_of_every_epoch_at_any_pace(monkeypatch, seconds
     samples = kept.of(GradientSampled, 0)
     for epoch in (2, 3):
         mine = [sample for sample in samples if sample.epoch == epoch and sample.slot_id == "early"]
-        assert [index for sample in mine for index in sample.pass_index] == list(range(23))
+        assert [index for sample in mine for index in sample.pass_index] == list(range(STEPS))
         ratios = [l / e for sample in mine for l, e in zip(sample.leaving, sample.entering, strict=True)]  # noqa: E741
         (completed,) = [p for p in kept.of(EpochCompleted, 0) if p.epoch == epoch]
         seed = completed.seeds[0]
@@ -172,7 +180,8 @@ def test_an_env_that_fails_says_so_and_the_others_go_on(monkeypatch, caplog):
 
     monkeypatch.setattr(Env, "run_epoch", failing)
     kept = Kept()
-    envs = run(RunPlan(task="digits-mlp", envs=2, epochs=3), "run", kept)
+    with few_digits():
+        envs = run(RunPlan(task="digits-mlp", envs=2, epochs=3), "run", kept)
     assert list(envs) == [1]
     assert kept.of(EnvFailed, 0) == [EnvFailed(epoch=2, error="RuntimeError: out of cheese")]
     assert kept[-1].payload == RunCompleted(completed_envs=1, failed_envs=1)
