@@ -1,8 +1,10 @@
-"""`sapflow sanctum`: look at a run, live or finished."""
+"""`sapflow sanctum`: look at a run, live or finished, in the terminal or in a browser."""
 
+import os
 import signal
 import sys
 from pathlib import Path
+from typing import Literal
 
 from sapflow.cli.extras import needs
 from sapflow.errors import InputError
@@ -10,20 +12,47 @@ from sapflow.history.restoring import with_journal
 from sapflow.telemetry import run_directory
 from sapflow.telemetry.source import Source
 
+ThemeName = Literal["dark", "light", "colour-blind"]
 
-def sanctum(run_dir: Path | None = None, /) -> None:
+
+def sanctum(
+    run_dir: Path | None = None,
+    /,
+    *,
+    theme: ThemeName = "dark",
+    read_only: bool = False,
+    serve: bool = False,
+    host: str = "localhost",
+    port: int = 8000,
+) -> None:
     """Show a run in the terminal: whether gradient flows through what grows there.
 
     Parameters
     ----------
     run_dir:
         A run directory, or the journal in it; by default the newest run under runs/.
+    theme:
+        The colours; T changes them.
+    read_only:
+        Look only: nothing can be asked of the trainer.
+    serve:
+        Show it in a browser of this machine instead of the terminal.
+    host:
+        With --serve: this machine's own address; others are refused.
+    port:
+        With --serve: the port of that address.
     """
     run_dir = run_directory.newest(run_directory.RUNS) if run_dir is None else run_dir
     with with_journal(run_dir) as journal:
         Source(journal).close()  # first what is wrong with the run, then what is wrong here
-        check_terminal()
-        show(journal)
+        if not serve:
+            check_terminal()
+            show(journal, read_only=read_only, theme=theme)
+            return
+    with needs("Sanctum in a browser", "serve"):
+        from sapflow.sanctum.serve import serve as serve_command
+    options = ["--theme", theme, *(["--read-only"] if read_only else [])]
+    serve_command([sys.executable, "-m", "sapflow", "sanctum", str(run_dir.resolve()), *options], host, port)
 
 
 def check_terminal() -> None:
@@ -35,14 +64,17 @@ def check_terminal() -> None:
     """
     with needs("Sanctum", "tui"):
         import sapflow.sanctum.app  # noqa: F401
+    if "TEXTUAL_DRIVER" in os.environ:  # a page draws it and sends the keys
+        return
     # Textual reads stdin, asks stdout for its size, and draws on stderr; a stream that was closed is None.
     if not all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         raise InputError("Sanctum needs a terminal: run it in one, with nothing redirected")
 
 
-def show(run_dir: Path) -> None:
-    """Show the run until the person quits; SIGTERM quits too, and leaves the terminal as it was."""
+def show(run_dir: Path, read_only: bool = False, theme: str = "dark") -> None:
+    """Show the run until the person quits; SIGTERM and a lost terminal quit too, and leave it as it was."""
     from sapflow.sanctum.app import run
 
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # which the event loop ends by
-    run(run_dir)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))  # which the event loop ends by
+    run(run_dir, read_only=read_only, theme=theme)
