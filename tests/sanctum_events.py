@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 from sapflow.telemetry.events import (
     Alert,
@@ -51,6 +52,7 @@ class FakeSource:
     def __init__(self, events: list[TelemetryEvent], status: RunStatus | None = None) -> None:
         self.events = list(events)
         self.error: Exception | None = None
+        self.run_dir = Path("there is none")
         last = events[-1].time if events else None
         self.now = status or RunStatus(state=RunState.LIVE, last_event_time=last)
 

@@ -1,7 +1,7 @@
 """The app on a real journal: what is on disk can be looked up, and the trainer may go on writing."""
 
-from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ class Sitting:
     app: SanctumApp
     pilot: Pilot[None]
     journal: Journal
+    let_the_trainer_go: Callable[[], None]
 
     @property
     def lines(self) -> list[str]:
@@ -31,6 +32,11 @@ class Sitting:
     @property
     def text(self) -> str:
         return "\n".join(self.lines)
+
+    @property
+    def words(self) -> str:
+        """The same without frames and line breaks."""
+        return " ".join(self.text.translate(str.maketrans("│┃", "  ")).split())
 
     async def press(self, *keys: str) -> None:
         for key in keys:
@@ -50,13 +56,18 @@ class Sitting:
 
 @asynccontextmanager
 async def sitting(
-    run_dir: Path, events: Iterable[TelemetryEvent], size: tuple[int, int] = (100, 30), live: bool = True
+    run_dir: Path,
+    events: Iterable[TelemetryEvent],
+    size: tuple[int, int] = (100, 30),
+    live: bool = True,
+    read_only: bool = False,
 ) -> AsyncIterator[Sitting]:
     """Sanctum on a run that has said `events`; while it is `live`, a trainer holds its directory."""
     run_dir.mkdir(exist_ok=True)
     async with AsyncExitStack() as stack:
+        trainer = stack.enter_context(ExitStack())
         if live:
-            stack.enter_context(TrainerLock(run_dir))
+            trainer.enter_context(TrainerLock(run_dir))
         journal = Journal(run_dir)
         stack.callback(journal.close)
         for event in events:
@@ -65,10 +76,10 @@ async def sitting(
         if not live:
             journal.close()
         source = stack.enter_context(Source(run_dir))
-        app = SanctumApp(source, poll_seconds=3600)
+        app = SanctumApp(source, poll_seconds=3600, read_only=read_only)
         pilot = await stack.enter_async_context(app.run_test(size=size))
         await pilot.pause()
-        now = Sitting(app, pilot, journal)
+        now = Sitting(app, pilot, journal, trainer.close)
         while app.read_batch():
             pass
         await app.show()

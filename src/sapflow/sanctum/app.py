@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath
 from typing import ClassVar
 
+from textual import events
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
@@ -15,11 +16,12 @@ from sapflow.errors import InputError, SapflowError
 from sapflow.sanctum.aggregator import SanctumAggregator
 from sapflow.sanctum.census import Census
 from sapflow.sanctum.glyphs import ORANGE, SKY_BLUE, VERMILLION
+from sapflow.sanctum.hand import why_not
 from sapflow.sanctum.pace import Pace
 from sapflow.sanctum.playhead import Playhead
-from sapflow.sanctum.schema import EnvStatus, SanctumSnapshot
+from sapflow.sanctum.schema import SanctumSnapshot
 from sapflow.sanctum.themes import DEFAULT, THEMES, Theme
-from sapflow.sanctum.widgets.commands import COMMANDS, screen_for, time_bar
+from sapflow.sanctum.widgets.commands import COMMANDS, HAND, screen_for, time_bar
 from sapflow.sanctum.widgets.env_detail_screen import EnvDetailScreen
 from sapflow.sanctum.widgets.env_grid import EnvGrid
 from sapflow.sanctum.widgets.env_overview import OverviewScreen
@@ -211,18 +213,21 @@ class SanctumApp(App[None]):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Whether the key does something now; what does nothing is not shown."""
         if action == "request":
-            return self._may_ask(str(parameters[0]))
+            return not self._why_not(str(parameters[0]))
         if action == "live":
             return self.moment is not None
         return True
 
-    def _may_ask(self, action: str) -> bool:
-        """Whether there is something here that the trainer can be asked to `action`: never of the past."""
-        subject, live = self.subject, self.moment is None
-        env = self.snapshot.envs.get(-1 if subject.env_id is None else subject.env_id)
-        if self.read_only or not live or env is None or env.status is not EnvStatus.TRAINING:
-            return False
-        return action == "stop" or bool(subject.seed_id)
+    def _why_not(self, action: str) -> str:
+        """Why the trainer cannot be asked to do that to what is looked at; "" if it can."""
+        env_id, _, seed_id = self.subject
+        return why_not(action, env_id, seed_id, self.snapshot, self.moment, self.read_only)
+
+    def on_key(self, event: events.Key) -> None:
+        """A key of the operator's hand that does nothing here says why."""
+        action = HAND.get(event.key)
+        if action is not None and isinstance(self.screen, SnapshotScreen):
+            self.notify(f"cannot {action} here: {self._why_not(action)}", severity="warning", markup=False)
 
     async def action_back(self) -> None:
         """Closes the screen on top."""

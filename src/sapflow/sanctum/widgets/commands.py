@@ -73,6 +73,9 @@ ALL = (
 )
 COMMANDS = tuple(command for command in ALL if all(find_spec(module) for module in command.needs))
 
+HAND = {command.key: command.word for command in ALL if command.action.startswith("request(")}
+"""The keys of the operator's hand, and what they ask for."""
+
 
 def screen_for(module: str, name: str, *arguments: int | str | Subject | None) -> Screen[None]:
     """The screen of that name, made with `arguments`."""

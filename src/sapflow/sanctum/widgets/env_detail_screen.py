@@ -1,6 +1,7 @@
 """One env: a card for each of its slots, its open alerts and its events."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import ClassVar
 
 from textual import events
@@ -9,17 +10,21 @@ from textual.binding import Binding, BindingType
 from textual.containers import Grid, VerticalScroll
 from textual.message import Message
 
+from sapflow.errors import InputError
 from sapflow.sanctum.formatting import card_height, seed_card
+from sapflow.sanctum.hand import pending_lines
 from sapflow.sanctum.panels import env_line
 from sapflow.sanctum.schema import EnvState, SanctumSnapshot, SeedState
-from sapflow.sanctum.spans import Line
+from sapflow.sanctum.spans import Line, fit
 from sapflow.sanctum.widgets.event_log import EventLog
 from sapflow.sanctum.widgets.key_bar import KeyBar
+from sapflow.sanctum.widgets.panel import TallPanel
 from sapflow.sanctum.widgets.run_header import RunHeader
 from sapflow.sanctum.widgets.seed_detail_screen import SeedDetailScreen
 from sapflow.sanctum.widgets.shell import Subject, shell
 from sapflow.sanctum.widgets.snapshot_screen import SnapshotScreen
 from sapflow.sanctum.widgets.span_view import SpanView
+from sapflow.telemetry.mailbox import Mailbox, Request
 
 MIN_CARD_WIDTH = 33
 SMALL_PLOT, LARGE_PLOT = 3, 7  # rows
@@ -123,6 +128,7 @@ class EnvDetailScreen(SnapshotScreen):
         yield RunHeader()
         yield EnvLine(EnvState(env_id=self.env_id))
         yield SeedCards()
+        yield TallPanel(id="asked")
         yield EventLog(f"events of env {self.env_id:02}")
         yield KeyBar()
 
@@ -132,6 +138,7 @@ class EnvDetailScreen(SnapshotScreen):
         env = snapshot.envs.get(self.env_id, EnvState(env_id=self.env_id))
         self.query_one(EnvLine).show(env)
         self.query_one(EventLog).show(env.log, env)
+        self._show_requests(env)
         seeds = list(env.seeds.values())
         cards = list(self.query(SeedCard))
         for card in cards[len(seeds) :]:
@@ -139,6 +146,14 @@ class EnvDetailScreen(SnapshotScreen):
         if len(seeds) > len(cards):
             await self.query_one(Grid).mount(*(SeedCard(seed) for seed in seeds[len(cards) :]))
         self._draw(seeds)
+
+    def _show_requests(self, env: EnvState) -> None:
+        """What was asked of the env, by whomever, and not yet answered."""
+        pending: list[Request] = []
+        with suppress(InputError):  # a folder that cannot be read is said to who asks
+            pending = Mailbox(shell(self).source.run_dir).pending()
+        lines = pending_lines(pending, env)
+        self.query_one("#asked", TallPanel).show(tuple(lines), lambda width, _: [fit(line, width) for line in lines])
 
     def _draw(self, seeds: Sequence[SeedState]) -> None:
         """As many columns, and as tall a plot, as there is room for."""

@@ -1,0 +1,247 @@
+"""The operator's hand: from a key to a seed that is gone, and every way in which that may not be."""
+
+import contextlib
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from textual.pilot import Pilot
+
+from commands import TRAIN
+from journals import PATIENCE
+from sanctum_events import demo_run, event
+from sanctum_screens import Sitting, sitting
+from sapflow.sanctum.app import SanctumApp
+from sapflow.sanctum.hand import new_request, question_lines
+from sapflow.sanctum.schema import EnvState, SeedState
+from sapflow.sanctum.widgets.env_detail_screen import EnvDetailScreen, SeedCard
+from sapflow.sanctum.widgets.request_dialog import RequestDialog
+from sapflow.telemetry.events import RequestAnswered, RunCompleted, SeedPruned
+from sapflow.telemetry.mailbox import Mailbox, Request
+from sapflow.telemetry.run_directory import JOURNAL_NAME
+from sapflow.telemetry.source import Source
+from sapflow.telemetry.vocabulary import EventType, SeedStage
+
+ACTIONS = {"p": "prune", "o": "hold", "r": "resume", "x": "stop"}
+
+
+def answer(request: Request, done: bool, outcome: str) -> RequestAnswered:
+    return RequestAnswered(
+        epoch=15, slot_id=request.slot_id, seed_id=request.seed_id, request_id=request.request_id,
+        action=request.action, done=done, outcome=outcome,
+    )  # fmt: skip
+
+
+def dialog(now: Sitting) -> RequestDialog:
+    assert isinstance(now.app.screen, RequestDialog)
+    return now.app.screen
+
+
+async def look(now: Sitting) -> str:
+    """What the dialog shows, once it has looked again."""
+    dialog(now).look()
+    await now.pilot.pause()
+    return now.words
+
+
+@pytest.mark.parametrize(("key", "action"), ACTIONS.items())
+async def test_a_key_asks_and_only_yes_posts(tmp_path: Path, key: str, action: str) -> None:
+    async with sitting(tmp_path, demo_run()) as now:
+        mailbox = Mailbox(tmp_path)
+        mailbox.open()
+        await now.press("enter", "right", key)
+        assert f"{action.capitalize()} " in now.words
+        assert ("norm mid-1 in mid of env 03?" in now.words) is (action != "stop")
+        await now.press("enter", "space", "escape")
+        assert isinstance(now.app.screen, EnvDetailScreen)
+        await now.press(key, "n")
+        assert mailbox.pending() == []
+        await now.press(key, "y", "y")
+        (request,) = mailbox.pending()
+        asked = (3, "", "") if action == "stop" else (3, "mid", "mid-1")
+        assert (request.action, request.env_id, request.slot_id, request.seed_id) == (action, *asked)
+        assert "the trainer answers at the end of epoch 15" in await look(now)
+
+
+@pytest.mark.parametrize(
+    ("done", "outcome", "shown"),
+    [(True, "pruned in TRAINING", "✓ done"), (False, "it is a part of its host", "✕ refused")],
+)
+async def test_the_answer_is_shown_when_it_comes(tmp_path: Path, done: bool, outcome: str, shown: str) -> None:
+    async with sitting(tmp_path, demo_run()) as now:
+        mailbox = Mailbox(tmp_path)
+        mailbox.open()
+        await now.press("enter", "right", "p", "y")
+        (request,) = mailbox.pending()
+        other = answer(new_request("prune", 3, "late", "late-1", 0.0), not done, "of another")
+        await now.write(event(other, 3, 900))
+        assert "ago; the trainer answers" in await look(now)
+        await now.write(event(answer(request, done, outcome), 3, 901))
+        assert f"{shown}: {outcome}" in await look(now)
+        await now.press("escape")
+        assert outcome in now.words
+
+
+async def test_a_trainer_that_is_gone_is_said_at_once(tmp_path: Path) -> None:
+    async with sitting(tmp_path, demo_run()) as now:
+        Mailbox(tmp_path).open()
+        await now.press("enter", "right", "p")
+        now.let_the_trainer_go()
+        await now.press("y")
+        assert "not asked: no trainer is at work" in await look(now)
+        assert Mailbox(tmp_path).pending() == []
+
+
+async def test_a_trainer_that_goes_without_an_answer_is_said(tmp_path: Path) -> None:
+    async with sitting(tmp_path, demo_run()) as now:
+        Mailbox(tmp_path).open()
+        await now.press("enter", "right", "p", "y")
+        now.let_the_trainer_go()
+        await now.write()
+        assert "the trainer is gone: nobody will answer" in await look(now)
+
+
+async def test_a_run_that_takes_no_requests_says_so(tmp_path: Path) -> None:
+    async with sitting(tmp_path, demo_run()) as now:
+        await now.press("enter", "x", "y")
+        assert "not asked: " in now.words
+        assert "takes no requests" in now.words
+
+
+@pytest.mark.parametrize("key", ACTIONS)
+@pytest.mark.parametrize(
+    ("read_only", "live", "why"), [(True, True, "read-only"), (False, False, "the trainer is gone")]
+)
+async def test_where_nothing_can_be_asked_the_key_says_why(
+    tmp_path: Path, key: str, read_only: bool, live: bool, why: str
+) -> None:
+    async with sitting(tmp_path, demo_run(), live=live, read_only=read_only) as now:
+        await now.press("enter", "right", key)
+        assert isinstance(now.app.screen, EnvDetailScreen)
+        (note,) = now.app._notifications
+        assert f"cannot {ACTIONS[key]} here: " in note.message
+        assert why in note.message
+        assert f"{key} {ACTIONS[key]}" not in now.lines[-1]
+
+
+async def test_a_completed_run_and_an_empty_slot_say_why(tmp_path: Path) -> None:
+    async with sitting(tmp_path, [*demo_run(), event(RunCompleted(completed_envs=4), None, 1)]) as now:
+        await now.press("enter", "right", "p")
+        assert "the run is completed" in next(iter(now.app._notifications)).message
+    async with sitting(tmp_path / "other", demo_run()) as now:
+        await now.press("enter", "right", "right", "p")
+        assert "no seed is in focus" in next(iter(now.app._notifications)).message
+
+
+async def test_what_is_pending_is_seen_by_everybody_who_looks_at_the_env(tmp_path: Path) -> None:
+    async with sitting(tmp_path, demo_run()) as now:
+        mailbox = Mailbox(tmp_path)
+        mailbox.open()
+        await now.press("enter")
+        mailbox.post(Request(request_id="a", env_id=3, action="hold", slot_id="late", seed_id="late-1", by="ann"))
+        mailbox.post(Request(request_id="b", env_id=1, action="stop", by="bob"))
+        await now.write()
+        assert "hold late asked for by ann" in now.words
+        assert "bob" not in now.words
+        mailbox.remove("a")
+        await now.write()
+        assert "ann" not in now.words
+
+
+@given(words=st.text(max_size=200), action=st.sampled_from(list(ACTIONS.values())))
+def test_no_text_breaks_the_question(words: str, action: str) -> None:
+    seed = SeedState(slot_id=words, seed_id=words, blueprint_id=words, stage=SeedStage.FOSSILIZED)
+    for spans in question_lines(action, EnvState(env_id=1), seed, 60):
+        assert all(text.isprintable() for text, _ in spans)
+
+
+# In earnest: a trainer of its own
+
+
+@contextlib.contextmanager
+def trainer(cwd: Path) -> Iterator[Path]:
+    """`sapflow train` at work in another process, on one env with seeds in its slots."""
+    run_dir = cwd / "run"
+    command = (*TRAIN, "--epochs", "1000000", "--run-dir", str(run_dir), "--checkpoint-every", "0")
+    with subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            deadline = time.monotonic() + PATIENCE
+            while not (run_dir / JOURNAL_NAME).exists():
+                assert time.monotonic() < deadline
+                assert process.poll() is None
+                time.sleep(0.05)
+            yield run_dir
+        finally:
+            process.kill()
+
+
+@asynccontextmanager
+async def watching(run_dir: Path) -> AsyncIterator[tuple[SanctumApp, Pilot[None]]]:
+    with Source(run_dir) as source:
+        app = SanctumApp(source, poll_seconds=0.05)
+        async with app.run_test(size=(100, 30)) as pilot:
+            yield app, pilot
+
+
+async def until(pilot: Pilot[None], holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline
+        await pilot.pause(0.05)
+
+
+async def focus_slot(app: SanctumApp, pilot: Pilot[None], slot_id: str) -> None:
+    next(card for card in app.screen.query(SeedCard) if card.seed.slot_id == slot_id).focus()
+    await pilot.pause()
+
+
+async def test_a_seed_is_pruned_by_hand_and_a_fossil_is_not(tmp_path: Path) -> None:
+    with trainer(tmp_path) as run_dir:
+        async with watching(run_dir) as (app, pilot):
+            seeds = lambda: app.snapshot.envs[0].seeds if 0 in app.snapshot.envs else {}  # noqa: E731
+
+            def first_in(stage: SeedStage) -> str:
+                return next((slot_id for slot_id, seed in seeds().items() if seed.stage is stage), "")
+
+            await until(pilot, lambda: bool(first_in(SeedStage.TRAINING)))
+            await pilot.press("enter")
+            slot_id = first_in(SeedStage.TRAINING)
+            await focus_slot(app, pilot, slot_id)
+            doomed = app.subject.seed_id
+            await pilot.press("p", "y")
+            asked = app.screen
+            assert isinstance(asked, RequestDialog)
+            await until(pilot, lambda: asked.answer is not None)
+            assert asked.answer is not None
+            assert (asked.answer.done, asked.answer.seed_id) == (True, doomed)
+            await pilot.press("escape")
+            await until(pilot, lambda: seeds()[slot_id].stage is SeedStage.PRUNED or seeds()[slot_id].seed_id != doomed)
+            with Source(run_dir) as source:
+                (cut,) = source.events([EventType.SEED_PRUNED], 0)
+            assert isinstance(cut.payload, SeedPruned)
+            assert (cut.payload.seed_id, cut.payload.rule) == (doomed, "by hand")
+
+            await until(pilot, lambda: bool(first_in(SeedStage.FOSSILIZED)))
+            fossil = first_in(SeedStage.FOSSILIZED)
+            await focus_slot(app, pilot, fossil)
+            await pilot.press("p", "y")
+            refused = app.screen
+            assert isinstance(refused, RequestDialog)
+            await until(pilot, lambda: refused.answer is not None)
+            assert refused.answer is not None
+            assert not refused.answer.done
+            assert "fossilized" in refused.answer.outcome
+            assert seeds()[fossil].stage is SeedStage.FOSSILIZED
+            await pilot.press("escape")
+
+            async with watching(run_dir) as (other, its_pilot):  # a second person at the same run
+                await until(its_pilot, lambda: 0 in other.snapshot.envs)
+                await its_pilot.press("x", "y")
+                await until(its_pilot, lambda: other.snapshot.completed)
+            await until(pilot, lambda: app.snapshot.completed)
+            assert Mailbox(run_dir).pending() == []
