@@ -25,6 +25,7 @@ class Receiver:
     def __init__(self, port: int = 0) -> None:
         self.answers: list[int | Callable[[bytes], int]] = []
         self.always: int | Callable[[bytes], int] = 200
+        self.says = b""
         self.headers_back: dict[str, str] = {}
         self.bodies: list[bytes] = []
         self.paths: list[str] = []
@@ -78,8 +79,9 @@ class Receiver:
         handler.send_response(code)
         for name, value in self.headers_back.items():
             handler.send_header(name, value)
-        handler.send_header("Content-Length", "0")
+        handler.send_header("Content-Length", str(len(self.says)))
         handler.end_headers()
+        handler.wfile.write(self.says)
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         receiver = self

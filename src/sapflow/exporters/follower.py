@@ -15,6 +15,7 @@ from sapflow.telemetry.events import TelemetryEvent
 from sapflow.telemetry.source import RunState, Source
 
 BATCH_EVENTS = 500
+BATCH_BYTES = 2**20  # in the journal, and one event more
 POLL_SECONDS = 1.0
 JOURNAL_POLL_SECONDS = 0.1
 FIRST_PAUSE_SECONDS = 0.5
@@ -102,7 +103,7 @@ class Follower:
         skipped = source.skipped.copy()
         over = _is_over(source)  # asked first: then nothing comes behind what is read
         before = source.cursor
-        events = source.read(BATCH_EVENTS)
+        events = source.read(BATCH_EVENTS, BATCH_BYTES)
         for cause, count in (source.skipped - skipped).items():
             self._drop(f"unreadable: {cause}", count)
         if source.cursor == before:

@@ -15,7 +15,7 @@ METRIC = {series.name: metric_name(series) for series in SEED_SERIES}
 COMPARED = {
     Condition.RATIO_BELOW: "gradient.gain",
     Condition.RATIO_ABOVE: "gradient.gain",
-    Condition.PEAK_ABOVE: "gradient.gain.max",
+    Condition.PEAK_ABOVE: "gradient.gain_max",
     Condition.LIVENESS_BELOW: "seed.liveness",
     Condition.ACCURACY_BELOW: "seed.accuracy_delta",
 }

@@ -28,7 +28,9 @@ class _BuiltIn:
 
 BUILT_IN = {
     "jsonlines": _BuiltIn("jsonlines"),
+    "otel": _BuiltIn("otel", "opentelemetry.proto"),
     "prometheus": _BuiltIn("prometheus", "prometheus_client"),
+    "tensorboard": _BuiltIn("tensorboard", "tensorboard"),
     "webhook": _BuiltIn("webhook"),
 }
 
@@ -49,7 +51,7 @@ def check(name: str, options: Mapping[str, Any]) -> None:
     if built_in is None:
         _entry_point(name)
         return
-    if built_in.package and find_spec(built_in.package) is None:
+    if built_in.package and not _is_installed(built_in.package):
         raise MissingExtraError(f"the exporter {name}", name)
     kind: type[msgspec.Struct] = _module(built_in).Options
     read_options(name, options, kind)
@@ -75,6 +77,13 @@ def open_exporter(setting: Setting) -> Exporter:
         raise InputError(
             f"the exporter {setting.name} of {entry_point.value} cannot be opened: {type(error).__name__}: {error}"
         ) from error
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # not even the package that it is a part of
+        return False
 
 
 def _module(built_in: _BuiltIn) -> Any:

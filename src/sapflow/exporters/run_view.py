@@ -32,7 +32,7 @@ class RunView:
         run_id: of the run; "" before the first event.
         started: what was asked for, if that is known.
         completed: the run came to its end.
-        last_time: of an event, in Unix seconds.
+        first_time, last_time: of an event, in Unix seconds.
         epochs: by env, the last one that is complete.
         ended: by env, how it did: "completed" or "failed".
     """
@@ -41,7 +41,7 @@ class RunView:
         self.run_id = ""
         self.started: RunStarted | None = None
         self.completed = False
-        self.last_time = 0.0
+        self.first_time = self.last_time = 0.0
         self.epochs: dict[int, EpochCompleted] = {}
         self.ended: dict[int, str] = {}
         self._live: dict[tuple[int, str], GradientSampled] = {}  # of the epoch that is not complete yet
@@ -50,6 +50,7 @@ class RunView:
     def take(self, event: TelemetryEvent) -> None:
         """Take in an event; one that comes again changes nothing."""
         self.run_id = event.run_id
+        self.first_time = self.first_time or event.time
         self.last_time = max(self.last_time, event.time)
         payload = event.payload
         if event.env_id is not None:
@@ -106,9 +107,14 @@ class RunView:
 def view_before(setting: Setting) -> RunView:
     """The run as it stood at the cursor: what an exporter knew that was stopped there."""
     view = RunView()
+    for event in events_before(setting):
+        view.take(event)
+    return view
+
+
+def events_before(setting: Setting) -> Iterator[TelemetryEvent]:
+    """The events that were done with when the exporter was stopped; none for one that begins."""
     if setting.cursor:
         with Source(setting.run_dir) as source:
             while (left := setting.cursor - source.cursor) > 0 and (events := source.read(min(left, 5_000))):
-                for event in events:
-                    view.take(event)
-    return view
+                yield from events

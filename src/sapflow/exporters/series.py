@@ -62,11 +62,11 @@ GAIN = Series[SeedTelemetry](
 SEED_SERIES: tuple[Series[SeedTelemetry], ...] = (
     GAIN,
     Series(
-        name="gradient.gain.min", unit="ratio", help="Smallest gain of a single pass of the epoch.",
+        name="gradient.gain_min", unit="ratio", help="Smallest gain of a single pass of the epoch.",
         value=_if_measured("min_ratio"),
     ),
     Series(
-        name="gradient.gain.max", unit="ratio", help="Largest gain of a single pass of the epoch.",
+        name="gradient.gain_max", unit="ratio", help="Largest gain of a single pass of the epoch.",
         value=_if_measured("max_ratio"),
     ),
     Series(

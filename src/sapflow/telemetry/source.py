@@ -115,8 +115,11 @@ class Source:
         self._status = RunStatus(state=RunState.LIVE, notice=self._notice)  # until the journal tells more
         self._cursor = 0
 
-    def read(self, limit: int = 5_000) -> list[TelemetryEvent]:
-        """The next events, at most `limit`, in the order they were written; empty when there is nothing new."""
+    def read(self, limit: int = 5_000, max_bytes: int = MAX_READ_BYTES) -> list[TelemetryEvent]:
+        """The next events in the order they were written; empty when there is nothing new.
+
+        At most `limit`, and none behind the one with which they reach `max_bytes` in the journal.
+        """
         events: list[TelemetryEvent] = []
         taken = 0
         with closing(self._file.rows(SELECT_NEXT, self._cursor)) as rows:
@@ -128,7 +131,7 @@ class Source:
                     self.skipped[error.cause] += 1
                     continue
                 taken += size
-                if len(events) == limit or taken >= MAX_READ_BYTES:
+                if len(events) == limit or taken >= max_bytes:
                     break
         return events
 

@@ -1,0 +1,113 @@
+"""To OpenTelemetry: metrics and log records by OTLP over HTTP; series for the run, or for every seed by choice."""
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from urllib.parse import unquote
+
+import msgspec
+
+from sapflow.errors import ExporterRefusedError
+from sapflow.exporters import otel_messages
+from sapflow.exporters.exporter import Setting, event_key
+from sapflow.exporters.http import Sender
+from sapflow.exporters.run_view import RunView, view_before
+from sapflow.telemetry.events import TelemetryEvent
+
+DEFAULT_ENDPOINT = "http://localhost:4318"
+VARIABLE = "OTEL_EXPORTER_OTLP"
+
+log = logging.getLogger("sapflow.exporters")
+
+
+class Options(msgspec.Struct, frozen=True):
+    """`endpoint` of the receiver, without /v1/…; `timeout` in seconds; `per_seed`: series for every seed and env."""
+
+    endpoint: str = ""
+    timeout: float = 10.0
+    per_seed: bool = False
+
+
+class OpenTelemetry:
+    """Posts, for each batch, one request with metrics and one with log records.
+
+    What comes again has the same time and attributes, to the bit, and log records have `sapflow.event.key`.
+    """
+
+    def __init__(
+        self, metrics: Sender, logs: Sender, resource: dict[str, str], view: RunView, *, per_seed: bool
+    ) -> None:
+        self._metrics = metrics
+        self._logs = logs
+        self._resource = resource
+        self._view = view
+        self._per_seed = per_seed
+        self._made_of: tuple[str, ...] = ()
+        self._made = (b"", b"")
+        self._rejection_was_logged = False
+
+    def export(self, events: Sequence[TelemetryEvent]) -> None:
+        """See `Exporter.export`."""
+        keys = tuple(map(event_key, events))
+        if keys != self._made_of:  # a batch that is brought again says what it said: the view has moved on since
+            self._made = self._requests(events)
+            self._made_of = keys
+        metrics, logs = self._made
+        if metrics:
+            self._note_rejections(otel_messages.rejected_points(self._metrics.post(metrics)))
+        if logs:
+            self._note_rejections(otel_messages.rejected_records(self._logs.post(logs)))
+
+    def close(self) -> None:
+        """See `Exporter.close`."""
+
+    def _requests(self, events: Sequence[TelemetryEvent]) -> tuple[bytes, bytes]:
+        points = otel_messages.Points()
+        for event in events:
+            self._view.take(event)
+            points.take(self._view, event, per_seed=self._per_seed)
+        now = time.time_ns()
+        return points.request(self._resource), otel_messages.log_request(events, self._resource, now)
+
+    def _note_rejections(self, rejected: tuple[int, str]) -> None:
+        count, reason = rejected
+        if count and not self._rejection_was_logged:
+            self._rejection_was_logged = True
+            log.warning("otel: the receiver took all but %d: %s (said once)", count, reason or "no reason given")
+
+
+def open_exporter(setting: Setting) -> OpenTelemetry:
+    """See `exporter.Open`."""
+    options = setting.options_as(Options)
+    if not 0 < options.timeout <= 600:
+        raise ExporterRefusedError("the timeout of exporter otel must be between 0 and 600 seconds")
+    view = view_before(setting)
+    resource = {
+        "service.name": os.environ.get("OTEL_SERVICE_NAME", "sapflow"),
+        "service.version": version("sapflow"),
+        **_pairs("OTEL_RESOURCE_ATTRIBUTES"),
+        "sapflow.run.id": setting.run_id,
+    }
+    metrics, logs = (_sender(options, signal) for signal in ("metrics", "logs"))
+    return OpenTelemetry(metrics, logs, resource, view, per_seed=options.per_seed)
+
+
+def _sender(options: Options, signal: str) -> Sender:
+    """To the place for `signal` that the options name, or the standard's variables, or its default."""
+
+    def variable(name: str) -> str:
+        return os.environ.get(f"{VARIABLE}_{signal.upper()}_{name}") or os.environ.get(f"{VARIABLE}_{name}") or ""
+
+    base = options.endpoint or os.environ.get(f"{VARIABLE}_ENDPOINT") or DEFAULT_ENDPOINT
+    own = "" if options.endpoint else os.environ.get(f"{VARIABLE}_{signal.upper()}_ENDPOINT", "")
+    headers = {"Content-Type": "application/x-protobuf", "User-Agent": f"sapflow/{version('sapflow')}"}
+    headers |= {**_pairs(f"{VARIABLE}_HEADERS"), **_pairs(f"{VARIABLE}_{signal.upper()}_HEADERS")}
+    return Sender(own or f"{base.rstrip('/')}/v1/{signal}", headers, options.timeout, variable("CERTIFICATE") or None)
+
+
+def _pairs(variable: str) -> dict[str, str]:
+    """A variable of the form key=value,key=value, its values quoted as in URLs."""
+    parts = [part.partition("=") for part in os.environ.get(variable, "").split(",")]
+    return {unquote(key.strip()): unquote(value.strip()) for key, equals, value in parts if equals and key.strip()}

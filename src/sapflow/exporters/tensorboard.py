@@ -1,0 +1,201 @@
+"""To TensorBoard: scalars, histograms of the passes' gains, and alerts as text, an epoch a step, an env a run."""
+
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import msgspec
+
+from sapflow.errors import BackendAwayError, ExporterRefusedError
+from sapflow.exporters.exporter import Setting
+from sapflow.exporters.ledger import FOLDER
+from sapflow.exporters.run_view import events_before
+from sapflow.exporters.series import ENV_GAUGES, SEED_SERIES
+from sapflow.telemetry.events import (
+    HISTOGRAM_LOWEST_OCTAVE,
+    EpochCompleted,
+    GradientSampled,
+    SeedTelemetry,
+    TelemetryEvent,
+)
+from sapflow.telemetry.wording import describe
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+HISTOGRAM_TEXT = "log2 of the gain of single passes: 0 is a gain of 1, the band is from -1 to 1"
+TEXT_LIMIT = 2_000
+
+
+class Options(msgspec.Struct, frozen=True):
+    """`logdir` for RUN_ID/env-N; by default run_dir/exporters/tensorboard, without the RUN_ID."""
+
+    logdir: str = ""
+
+
+class _EventFile:
+    """An event file of one env, written in step, so that what went wrong is known where it did."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        seconds, rest = divmod(time.time_ns(), 10**9)  # TensorBoard reads files in the order of their names
+        name = f"events.out.tfevents.{seconds:010}.{rest:09}.{socket.gethostname()}.{os.getpid()}"
+        self._file: IO[bytes] = (folder / name).open("xb")
+        self._records = RecordWriter(self._file)
+        self.write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        # TensorBoard drops what older files have from this step on: what comes a second time.
+        start = SessionLog(status=SessionLog.START)
+        self.write(Event(wall_time=time.time(), step=first_step, session_log=start))
+
+    def write(self, event: "Event") -> None:
+        self._records.write(event.SerializeToString())
+
+    def flush(self) -> None:
+        self._records.flush()
+
+    def close(self) -> None:
+        self._records.close()
+
+
+class TensorBoard:
+    """Writes event files with TensorBoard's own records and messages; needs neither TensorFlow nor torch.
+
+    A new file takes the place of all that older ones have from its first step on. So it begins with what was written of
+    that step before, and of each env the events of its last epoch are kept for that.
+    """
+
+    def __init__(self, logdir: Path, written: Iterable[TelemetryEvent]) -> None:
+        self._logdir = logdir
+        self._last_epochs: dict[int, list[TelemetryEvent]] = {}
+        self._keep(written)
+        self._files: dict[int, _EventFile] = {}
+
+    def export(self, events: Sequence[TelemetryEvent]) -> None:
+        """See `Exporter.export`."""
+        try:
+            for event in events:
+                self._write(event)
+            for file in self._files.values():
+                file.flush()
+            self._keep(events)
+        except OSError as error:
+            self._give_up_files()
+            raise BackendAwayError(f"{self._logdir} cannot be written ({error.strerror})") from error
+
+    def close(self) -> None:
+        """See `Exporter.close`."""
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def _write(self, event: TelemetryEvent) -> None:
+        env_id, epoch = event.env_id, event.epoch
+        if env_id is None or epoch is None or isinstance(event.payload, GradientSampled):
+            return
+        if env_id not in self._files:
+            file = self._files[env_id] = _EventFile(self._logdir / f"env-{env_id}", epoch)
+            for one in self._last_epochs.get(env_id, ()):
+                if one.epoch == epoch:
+                    _write(file, one)
+        _write(self._files[env_id], event)
+
+    def _keep(self, events: Iterable[TelemetryEvent]) -> None:
+        """Those of the last epoch of each env; called when they are written for good."""
+        for event in events:
+            if event.env_id is None or event.epoch is None or isinstance(event.payload, GradientSampled):
+                continue
+            kept = self._last_epochs.setdefault(event.env_id, [])
+            if kept and (kept[0].epoch or 0) < event.epoch:
+                kept.clear()
+            if not kept or kept[0].epoch == event.epoch:
+                kept.append(event)
+
+    def _give_up_files(self) -> None:
+        """Their ends may be torn; the next try begins new ones, and TensorBoard drops what those repeat."""
+        for file in self._files.values():
+            try:
+                file.close()
+            except OSError:
+                continue
+        self._files.clear()
+
+
+def _write(file: _EventFile, event: TelemetryEvent) -> None:
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    payload = event.payload
+    for summary in _epoch(payload) if isinstance(payload, EpochCompleted) else _words(event):
+        file.write(Event(wall_time=event.time, step=event.epoch, summary=summary))
+
+
+def _epoch(done: EpochCompleted) -> Iterator["Summary"]:
+    from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+
+    for gauge in ENV_GAUGES:
+        if (value := gauge.value(done)) is not None:
+            yield scalar_pb(f"env/{gauge.name}", value, gauge.help)
+    for seed in done.seeds:
+        if not seed.stage.alive:
+            continue
+        for series in SEED_SERIES:
+            if (value := series.value(seed)) is not None:
+                yield scalar_pb(f"{series.name}/{seed.slot_id}", value, series.help)
+        if seed.ratio_histogram:
+            yield _histogram(seed)
+
+
+def _histogram(seed: SeedTelemetry) -> "Summary":
+    """The octaves as buckets: left and right edge, and count. The first and the last stand for all beyond."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.histogram.metadata import create_summary_metadata
+    from tensorboard.util.tensor_util import make_tensor_proto
+
+    lowest = HISTOGRAM_LOWEST_OCTAVE - 1
+    buckets = [
+        (float(octave), octave + 1.0, float(count)) for octave, count in enumerate(seed.ratio_histogram, start=lowest)
+    ]
+    summary = Summary()
+    summary.value.add(
+        tag=f"gradient.gain of passes/{seed.slot_id}",
+        metadata=create_summary_metadata(display_name=None, description=HISTOGRAM_TEXT),
+        tensor=make_tensor_proto(buckets, dtype="float64"),
+    )
+    return summary
+
+
+def _words(event: TelemetryEvent) -> Iterator["Summary"]:
+    """The event's line in the log, under its slot or its env; none for an event that has no line."""
+    from tensorboard.plugins.text.summary_v2 import text_pb
+
+    parts = [part for part in describe(event.payload) if part]
+    if parts:
+        payload = event.payload
+        slot = getattr(payload, "slot_id", "") or getattr(getattr(payload, "alert", None), "slot_id", "")
+        line = " · ".join(parts)[:TEXT_LIMIT]
+        yield text_pb(f"events/{slot or 'env'}", f"**{event.type}** {_plain(line)}")
+
+
+def _plain(text: str) -> str:
+    """TensorBoard renders Markdown, and names are a stranger's."""
+    return "".join(f"\\{character}" if character in r"\`*_{}[]()<>#+-.!|" else character for character in text)
+
+
+def open_exporter(setting: Setting) -> TensorBoard:
+    """See `exporter.Open`."""
+    options = setting.options_as(Options)
+    own = setting.run_dir / FOLDER / "tensorboard"
+    logdir = Path(options.logdir) / setting.run_id.replace("/", "_") if options.logdir else own
+    try:
+        logdir.mkdir(parents=True, exist_ok=True)
+        if not setting.resumed and any(logdir.iterdir()):
+            raise ExporterRefusedError(f"{logdir} is not empty, and not from this run: choose another logdir")
+    except OSError as error:
+        raise ExporterRefusedError(f"{logdir} cannot be written ({error.strerror}): choose another logdir") from error
+    return TensorBoard(logdir, events_before(setting))

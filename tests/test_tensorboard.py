@@ -1,0 +1,165 @@
+"""TensorBoard, from outside: what its own reader finds in the files, also after a kill and on a full disk."""
+
+import errno
+import math
+from pathlib import Path
+
+import pytest
+
+from journals import finished_run
+from sanctum_events import RUN_ID, demo_run, epoch, explosion, seed
+from sapflow.errors import BackendAwayError, ExporterRefusedError
+from sapflow.exporters import registry
+from sapflow.exporters.exporter import Setting
+from sapflow.telemetry.events import AlertRaised, EpochCompleted, TelemetryEvent
+from sapflow.telemetry.vocabulary import Measurement
+
+pytest.importorskip("tensorboard")
+
+DEMO = demo_run(epochs=6, completed=True)
+COUNTS = tuple(range(34))
+
+
+def open_it(run_dir: Path, resumed: bool = False, cursor: int = 0, **options):
+    setting = Setting(
+        name="tensorboard", run_dir=run_dir, run_id=RUN_ID, resumed=resumed, cursor=cursor, options=options
+    )
+    return registry.open_exporter(setting)
+
+
+def write(run_dir: Path, events=DEMO, **more) -> Path:
+    exporter = open_it(run_dir, **more)
+    exporter.export(events)
+    exporter.close()
+    return run_dir / "exporters" / "tensorboard"
+
+
+def reader(folder: Path):
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(folder), size_guidance={"tensors": 0}, tensor_size_guidance={
+        "scalars": 0, "histograms": 0, "text": 0})  # fmt: skip
+    return found.Reload()
+
+
+def scalars(folder: Path, tag: str) -> list[tuple[int, float, float]]:
+    from tensorboard.util.tensor_util import make_ndarray
+
+    return [(e.step, e.wall_time, float(make_ndarray(e.tensor_proto))) for e in reader(folder).Tensors(tag)]
+
+
+def event(payload, env_id: int = 0) -> TelemetryEvent:
+    return TelemetryEvent(run_id=RUN_ID, env_id=env_id, sequence=0, time=1_700_000_000.25, payload=payload)
+
+
+def test_every_epoch_is_a_step_with_the_numbers_and_the_time_of_its_event(tmp_path):
+    logdir = write(tmp_path)
+    assert sorted(path.name for path in logdir.iterdir()) == [f"env-{env}" for env in range(4)]
+    for env in range(4):
+        done = [one for one in DEMO if isinstance(one.payload, EpochCompleted) and one.env_id == env]
+        for slot in ("early", "mid", "late"):
+            expected = [
+                (one.payload.epoch, one.time, pytest.approx(found.grad_ratio, rel=1e-6))
+                for one in done
+                for found in one.payload.seeds
+                if found.slot_id == slot and found.stage.alive and found.measurement is Measurement.MEASURED
+            ]
+            if expected:
+                assert scalars(logdir / f"env-{env}", f"gradient.gain/{slot}") == expected
+        assert [value for _, _, value in scalars(logdir / f"env-{env}", "env/accuracy")] == [
+            pytest.approx(one.payload.accuracy, rel=1e-6) for one in done
+        ]
+
+
+def test_histograms_are_the_octaves_of_the_passes(tmp_path):
+    from tensorboard.util.tensor_util import make_ndarray
+
+    logdir = write(tmp_path, [event(epoch(1, seed("stem", 0.9, ratio_histogram=COUNTS)))])
+    found = reader(logdir / "env-0")
+    tag = "gradient.gain of passes/stem"
+    assert found.SummaryMetadata(tag).plugin_data.plugin_name == "histograms"
+    (only,) = found.Tensors(tag)
+    buckets = make_ndarray(only.tensor_proto)
+    assert buckets.shape == (len(COUNTS), 3)
+    assert tuple(buckets[:, 2]) == COUNTS
+    # The bin of a gain of 1 is the octave from 2**0: the second half of the 34 begins with it.
+    assert tuple(buckets[17, :2]) == (0.0, 1.0)
+    assert (buckets[0, 0], buckets[-1, 1]) == (-17.0, 17.0)
+
+
+def test_alerts_are_text_that_no_name_can_turn_into_markup(tmp_path):
+    from tensorboard.util.tensor_util import make_ndarray
+
+    alert = explosion(since=2)
+    logdir = write(tmp_path, [event(AlertRaised(epoch=3, alert=alert))])
+    found = reader(logdir / "env-0")
+    assert found.SummaryMetadata("events/early").plugin_data.plugin_name == "text"
+    (only,) = found.Tensors("events/early")
+    text = make_ndarray(only.tensor_proto).item().decode()
+    assert (only.step, "exploding seed" in text, "ALERT\\_RAISED" in text or "ALERT_RAISED" in text) == (3, True, True)
+    assert "7\\.31" in text
+
+
+def test_what_is_not_measured_is_absent_and_what_is_not_finite_is_there(tmp_path):
+    lost = seed("lost", 0.0, measurement=Measurement.PROBE_LOST)
+    wild = seed("wild", math.inf, max_ratio=math.nan)
+    logdir = write(tmp_path, [event(epoch(1, lost, wild))])
+    tags = reader(logdir / "env-0").Tags()["tensors"]
+    assert "gradient.gain/lost" not in tags
+    assert scalars(logdir / "env-0", "gradient.measured/lost")[0][2] == 0.0
+    assert scalars(logdir / "env-0", "gradient.gain/wild")[0][2] == math.inf
+    assert math.isnan(scalars(logdir / "env-0", "gradient.gain_max/wild")[0][2])
+
+
+@pytest.mark.parametrize(("acknowledged", "written"), [(50, 70), (70, 70), (1, 90), (len(DEMO) - 3, len(DEMO))])
+def test_what_comes_again_after_a_kill_is_there_once(tmp_path, acknowledged, written):
+    """Alerts come before and behind their epoch, and the place where it breaks off may be between any two of them."""
+    expected = write(tmp_path / "once")
+    run_dir = finished_run(tmp_path / "twice", *DEMO)
+    killed = open_it(run_dir)
+    killed.export(DEMO[:acknowledged])
+    killed.export(DEMO[acknowledged:written])
+    again = open_it(run_dir, resumed=True, cursor=acknowledged)
+    again.export(DEMO[acknowledged:])
+    again.close()
+    killed.close()  # only so that no file stays open here: it writes nothing more
+    for env in range(4):
+        one, other = reader(expected / f"env-{env}"), reader(run_dir / "exporters" / "tensorboard" / f"env-{env}")
+        assert one.Tags()["tensors"] == other.Tags()["tensors"]
+        for tag in one.Tags()["tensors"]:
+            assert one.Tensors(tag) == other.Tensors(tag), (env, tag)
+
+
+def test_a_full_disk_is_waited_for_and_nothing_is_there_twice(tmp_path, monkeypatch):
+    exporter = open_it(tmp_path)
+    exporter.export(DEMO[:40])
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with monkeypatch.context() as patched:
+        from sapflow.exporters.tensorboard import _EventFile
+
+        def flush(self):
+            raise full
+
+        patched.setattr(_EventFile, "flush", flush)
+        with pytest.raises(BackendAwayError, match="No space"):
+            exporter.export(DEMO[40:])
+    exporter.export(DEMO[40:])
+    exporter.close()
+    logdir = tmp_path / "exporters" / "tensorboard"
+    for env in range(4):
+        steps = [step for step, _, _ in scalars(logdir / f"env-{env}", "env/accuracy")]
+        assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_nobody_s_folder_is_written_into(tmp_path):
+    (tmp_path / "logs" / RUN_ID).mkdir(parents=True)
+    (tmp_path / "logs" / RUN_ID / "theirs").write_text("precious")
+    with pytest.raises(ExporterRefusedError, match="is not empty"):
+        open_it(tmp_path, logdir=str(tmp_path / "logs"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExporterRefusedError, match="cannot be written"):
+        open_it(tmp_path, logdir=str(tmp_path / "file"))
+    exporter = open_it(tmp_path, logdir=str(tmp_path / "other"))
+    exporter.export(DEMO)
+    exporter.close()
+    assert (tmp_path / "other" / RUN_ID / "env-3").is_dir()
