@@ -4,6 +4,7 @@ import copy
 import math
 import weakref
 from collections import namedtuple
+from operator import attrgetter
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sapflow import GradientMonitor
 from sapflow.errors import InputError
-from sapflow.gradients.pass_sums import PAGE_ROWS
+from sapflow.gradients.pass_sums import PAGE_ROWS, _Page
 from sapflow.gradients.structures import map_tensors
 from sapflow.telemetry.vocabulary import Measurement
 
@@ -430,3 +431,50 @@ def test_a_checkpoint_that_stops_early_leaves_no_activation_alive():
     assert len(handed_on) > 10  # recomputed, too
     assert not any(activation() is not None for activation in handed_on)
     assert monitor.close_epoch()["last"].passes == 5
+
+
+def _an_epoch(every_activation: bool) -> dict[str, object]:
+    """Modules of several kinds over passes of micro-batches, one of them not finite."""
+    torch.manual_seed(11)
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(16, 16), nn.Tanh()) for _ in range(PAGE_ROWS + 2)))
+    monitor = GradientMonitor(dict(model.named_children()), activations=every_activation, ring_passes=3)
+    for factor in (1.0, 1e-3, math.inf, 1e3, 1.0):
+        for _ in range(2):
+            (model(torch.randn(4, 16, requires_grad=True)) * factor).sum().backward()
+        monitor.step()
+    samples = monitor.samples(wait=True)
+    return {"samples": samples, **monitor.close_epoch()}
+
+
+@pytest.mark.parametrize("every_activation", [False, True])
+def test_cells_that_the_host_cannot_write_hold_the_same(monkeypatch, every_activation):
+    """On an accelerator cells are tensors only; here the same is made to be so on the CPU."""
+    on_host = _an_epoch(every_activation)
+    monkeypatch.setattr(_Page, "_find_memory", lambda page: setattr(page, "memory", None))
+    elsewhere = _an_epoch(every_activation)
+    assert (on_host["0"].passes, on_host["0"].non_finite_passes) == (4, 1)
+    for name in (str(number) for number in range(PAGE_ROWS + 2)):
+        near = pytest.approx(attrgetter("entering_norm", "leaving_norm", "min_ratio")(on_host[name]), rel=1e-6)
+        assert attrgetter("entering_norm", "leaving_norm", "min_ratio")(elsewhere[name]) == near
+        assert elsewhere[name].measurement is on_host[name].measurement
+        assert elsewhere["samples"][name].pass_index == on_host["samples"][name].pass_index
+        assert elsewhere["samples"][name].leaving == pytest.approx(
+            on_host["samples"][name].leaving, rel=1e-6, nan_ok=True
+        )
+
+
+def test_a_changed_input_of_which_only_the_version_shows_it_is_measured_where_it_was_made():
+    """`x.detach().mul_()` in a module changes its input behind autograd's back."""
+
+    class Sly(nn.Module):
+        def forward(self, x):
+            x.detach().mul_(2.0)
+            return x * 3.0
+
+    sly = Sly()
+    monitor = GradientMonitor({"sly": sly})
+    before = torch.randn(4, requires_grad=True)
+    sly(before * 1.0).sum().backward()
+    health = monitor.close_epoch()["sly"]
+    assert torch.equal(before.grad, torch.full((4,), 3.0))
+    assert (health.entering_norm, health.leaving_norm) == pytest.approx((2.0, 6.0))

@@ -269,15 +269,15 @@ class GradientMonitor:
 
     def _end_pass(self) -> None:
         for watched in self._watched.values():
-            watched.probe.open_calls.clear()  # of forwards that raised, as one does that a checkpoint stops early
+            if watched.probe.open_calls:  # of forwards that raised, as one does that a checkpoint stops early
+                watched.probe.open_calls.clear()
         if self.closings & (self.closings - 1) == 0:  # it takes a while, and the 1st, 2nd, 4th, 8th … of an epoch tell
             for watched in self._watched.values():
                 watched.probe.end_pass()
         if not (self._sums.open or (self._ranks.together and self._watched)):  # a pass on one rank is one on all
             return
-        vitals = [watched.vitals for watched in self._watched.values() if watched.vitals is not None]
-        if vitals and not self._sums.paused and self._vitals_due:
-            note_liveness(vitals)
+        if self._vitals_due and not self._sums.paused:
+            note_liveness([watched.vitals for watched in self._watched.values() if watched.vitals is not None])
         self._age += not self._sums.paused
         self._sums.close_pass()
         self._choose_vitals()

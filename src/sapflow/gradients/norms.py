@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from sapflow.gradients.parts import held_part
+from sapflow.gradients.pass_sums import NEVER_FIRED
 from sapflow.gradients.structures import map_tensors
 
 # A flat fp32 norm loses digits on large tensors (seen on CPU: 3e-4 at 4e6 elements); the norm of the norms of rows
@@ -62,6 +63,15 @@ def mean_square_of(value: Any, every: int = 1) -> MeanSquare | None:
     norm = norms[0] if len(norms) == 1 else cast(Tensor, vector_norm(torch.stack(norms)))
     numbers = sum(tensor.numel() for tensor in tensors)
     return MeanSquare(norm.square() / numbers, numbers)
+
+
+def add_mean_squares(cells: Tensor, taken: Any, given: Any, every: int = 1) -> bool:
+    """Add those of a call's inputs and outputs to a pair of cells; whether both are of as many numbers."""
+    seen = [mean_square_of(value, every) for value in (taken, given)]
+    # What has no numbers leaves its cell as it is: −0.0 and −0.0 are −0.0.
+    values = [torch.tensor(NEVER_FIRED) if one is None else one.value for one in seen]
+    cells.add_(torch.stack([value.to(cells.device, cells.dtype, non_blocking=True) for value in values]))
+    return len({None if one is None else one.numbers for one in seen}) == 1
 
 
 def has_numbers(value: Any) -> bool:

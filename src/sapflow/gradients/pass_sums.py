@@ -3,19 +3,18 @@
 A backward pass only adds into cells; closing it copies them into the ring with one kernel and resets them with
 another. Everything else (minimum, histogram, non-finite passes …) is derived on the host from the ring's rows, which
 travel there in one copy a drain.
+
+On the CPU cells are numbers in memory, and are treated as such: an operation of torch on one number takes a microsecond
+where its code is in the cache, and ten where it is not, as in training.
 """
 
-import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from weakref import ref
 
 import torch
 from torch import Tensor, nn
-
-from sapflow.gradients.norms import norm_of
 
 if TYPE_CHECKING:
     from sapflow.gradients.ranks import Ranks
@@ -26,39 +25,69 @@ ENTERING, LEAVING, TAKEN, GIVEN = 0, 1, 2, 3
 NEVER_FIRED = -0.0
 # The square of the least norm (1e-19) that float32 holds with all of its digits; what enters below it is as good as 0.
 SMALLEST = torch.finfo(torch.float32).tiny
+# What a cell holds at most.
+LARGEST = torch.finfo(torch.float32).max
 # Rows that are allocated, moved and closed together.
 PAGE_ROWS = 16
 
 
 class Row:
-    """A probe's place in the sums: its index, and its cells, each 0-dimensional.
+    """A probe's place in the sums: its index, two 0-dimensional cells for gradients, and a pair for activations.
 
     Compiled code keeps the cells of the call that it was entered by, so a cell changes its memory only when a model
     changes its device.
     """
 
-    def __init__(self, index: int, cells: Tensor) -> None:
+    def __init__(self, index: int, page: "_Page") -> None:
         self.index = index
-        self.bind(cells)
+        self.bind(page)
 
-    def bind(self, cells: Tensor) -> None:
-        """Take over cells of shape (columns,)."""
+    def bind(self, page: "_Page") -> None:
+        """Take over the cells of a page, and their memory where it is the host's."""
+        here, size = self.index % PAGE_ROWS, page.cells[0].nbytes
+        cells = page.cells[here]
         # `data` gives each its own version counter: adding to one is no change of the others to autograd.
-        self.cells = tuple(cell.data for cell in cells)
+        self.cells = tuple(cell.data for cell in cells[:TAKEN])
+        self.activations = cells[TAKEN:].data
+        self.memory = None if page.memory is None else page.memory.cast("B")[here * size : (here + 1) * size].cast("f")
 
 
 class _Page:
     """PAGE_ROWS rows on one device: cells of shape (rows, columns), and a ring (passes, rows, columns) of them."""
 
-    def __init__(self, ring_passes: int, columns: int, device: torch.device) -> None:
+    def __init__(self, first: int, ring_passes: int, columns: int, device: torch.device) -> None:
         self.cells = torch.full((PAGE_ROWS, columns), NEVER_FIRED, dtype=torch.float32, device=device)
         self.ring = self.cells.expand(ring_passes, -1, -1).clone()
-        self.rows: list[Row] = []
+        self._find_memory()
+        self.rows = [Row(first + position, self) for position in range(PAGE_ROWS)]
+
+    def _find_memory(self) -> None:
+        """The same cells and ring as plain memory, where they are the host's: of cells as numbers, too."""
+        self.memory: memoryview | None = None
+        if self.cells.device.type == "cpu":
+            self.memory = self.cells.numpy().data
+            self._bytes, self._ring_bytes = self.memory.cast("B"), self.ring.numpy().data.cast("B")
+            self._never_fired = torch.full_like(self.cells, NEVER_FIRED).numpy().tobytes()
+
+    def close(self, position: int) -> None:
+        """Put the cells into the ring, and begin again."""
+        if self.memory is None:
+            self.ring[position].copy_(self.cells)
+            self.cells.fill_(NEVER_FIRED)
+        else:
+            size = len(self._never_fired)
+            self._ring_bytes[position * size : (position + 1) * size] = self._bytes
+            self._bytes[:] = self._never_fired
+
+    def finite(self) -> bool:
+        """Whether all cells are, as far as nobody has to wait for them."""
+        return self.memory is None or bool(self.cells.isfinite().all())
 
     def move(self, device: torch.device) -> None:
         self.cells, self.ring = self.cells.to(device), torch.empty_like(self.ring, device=device)
+        self._find_memory()
         for row in self.rows:
-            row.bind(self.cells[row.index % PAGE_ROWS])
+            row.bind(self)
 
 
 @dataclass(frozen=True)
@@ -122,14 +151,18 @@ class PassSums:
         self.sees_activations = columns > TAKEN  # in the pass that is open
         self.compiled = False  # there is code that adds and cannot say so
         self.in_backward = False  # and what is at its end is arranged for
+        self.total = 0.0  # of all that the backward that runs added on the CPU
         self.passes_closed = 0  # since the epoch began
         self.passes_measured = 0  # of these, those that probes listened to
         self.ranks = ranks
         self._loss_scale = loss_scale
         self._on_non_finite = on_non_finite
         self._scale_ring: Tensor | None = None
-        self._last_norm: tuple[Callable[[], Tensor | None], int, Tensor] = (lambda: None, 0, torch.empty(()))
+        # Of the gradient that was measured last: itself, its version, and its norm, a number where nobody has to wait
+        # for one. It is not kept alive, which would keep its memory from being used again.
+        self.last_norm: tuple[Callable[[], Tensor | None], int, Tensor | float] = (lambda: None, 0, 0.0)
         self._pages: list[_Page] = []
+        self._on_host = True  # all of them, so that nothing is to be waited for
         self._free: list[Row] = []
         self._in_ring: list[int] = []  # indices of the passes in the ring
         self._travelling: deque[PassBlock] = deque()
@@ -158,14 +191,13 @@ class PassSums:
         for position, row in enumerate(self._free):
             if row.cells[0].device == device:
                 del self._free[position]
-                for cell in row.cells:
-                    cell.fill_(NEVER_FIRED)
+                for cells in (*row.cells, row.activations):
+                    cells.fill_(NEVER_FIRED)
                 return row
         self.send()  # blocks have as many rows as there were when their passes were closed
-        page = _Page(self.ring_passes, self.columns, device)
-        first = self.rows
-        page.rows = [Row(first + position, cells) for position, cells in enumerate(page.cells)]
+        page = _Page(self.rows, self.ring_passes, self.columns, device)
         self._pages.append(page)
+        self._on_host &= page.memory is not None
         self._free += page.rows
         return self.take_row(device)
 
@@ -173,28 +205,24 @@ class PassSums:
         """Let another probe have the row; not before the epoch is over that it has passes in."""
         self._free.append(row)
 
-    def meet(self, row: Row, column: int, norm: Tensor) -> tuple[Tensor, Tensor]:
-        """A norm and its cell on one device: a model that was moved after it was attached takes its page along."""
+    def add(self, row: Row, column: int, norm: Tensor | float) -> None:
+        """Add the square of a norm to a cell, wherever both are: two operations, no synchronisation."""
+        if isinstance(norm, float):
+            row.cells[column].add_(norm * norm)
+            return
         page = self._pages[row.index // PAGE_ROWS]
-        if page.cells.device.type == "cpu":
+        if page.memory is not None and norm.device.type != "cpu":  # the model was moved after it was attached
             self.send()
             page.move(norm.device)
+            self._on_host = False
         cell = row.cells[column]
-        return norm.to(cell.device, non_blocking=True), cell
-
-    def norm_of(self, gradient: Tensor) -> Tensor:
-        """The norm of a gradient; what leaves a module often enters the one before it, and is measured once."""
-        known, version, norm = self._last_norm
-        if known() is gradient and version == gradient._version:
-            return norm
-        norm = norm_of(gradient)
-        self._last_norm = ref(gradient), gradient._version, norm  # alive, it would be kept from being reused
-        return norm
+        norm = norm.to(cell.device, non_blocking=True)
+        cell.addcmul_(norm, norm)
 
     def begin_backward(self) -> None:
         """Arrange for a look at the sums when the backward that runs now is over."""
-        self.in_backward = True
-        if all(page.cells.device.type == "cpu" for page in self._pages):
+        self.fired = self.in_backward = True
+        if self._on_host:
             torch.autograd.Variable._execution_engine.queue_callback(self._end_backward)
 
     def close_pass(self) -> None:
@@ -203,8 +231,7 @@ class PassSums:
         if not self.paused:
             self.passes_measured += 1
             for page in self._pages:
-                page.ring[len(self._in_ring)].copy_(page.cells)
-                page.cells.fill_(NEVER_FIRED)
+                page.close(len(self._in_ring))
             self._note_scale()
             self._in_ring.append(self.passes_closed)
         self.passes_closed += 1
@@ -232,9 +259,10 @@ class PassSums:
 
     def _end_backward(self) -> None:
         self.in_backward = False
-        # On the CPU there is nothing to wait for; a sum is the cheapest test, and an overflow of it does no harm.
-        if not all(math.isfinite(float(page.cells.sum())) for page in self._pages):
+        unseen = self.compiled or self.sees_activations  # what was added to cells without being counted in the total
+        if not self.total < LARGEST or (unseen and not all(page.finite() for page in self._pages)):
             self._on_non_finite()
+        self.total = 0.0
 
     def _note_scale(self) -> None:
         scale = self._loss_scale()

@@ -5,22 +5,28 @@ The input is handed on as an alias with a hook of its own, since a hook on the i
 """
 
 import logging
+from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
+from torch.compiler import is_dynamo_compiling
 from torch.utils.hooks import RemovableHandle
 
 from sapflow.gradients.frames import never_compiled_alone, run_at_compile_time
-from sapflow.gradients.norms import has_numbers, mean_square_of, norm_of
+from sapflow.gradients.norms import add_mean_squares, has_numbers, norm_of
 from sapflow.gradients.parts import part_of
-from sapflow.gradients.pass_sums import ENTERING, GIVEN, LEAVING, TAKEN, PassSums, Row
+from sapflow.gradients.pass_sums import ENTERING, LEAVING, PassSums, Row
 from sapflow.gradients.structures import map_tensors
 from sapflow.gradients.taps import changes_in_place, tap_inputs, tap_outputs
 
 # Compiled code looks at a part in so many of the activations, unless all are asked for.
 COMPILED_SHARE = 16
+
+# What a node of the graph calls with the gradients of all of its outputs: hooks on nodes cost less than on tensors.
+NodeHook = Callable[[tuple[Tensor | None, ...]], None]
 
 log = logging.getLogger("sapflow.gradients")
 
@@ -56,14 +62,15 @@ class Probe:
         self.row = row
         self.muted = False
         self.keeps_size = False  # in the last call whose activations were seen; not known of compiled ones
-        # Of each call that is open: what was handed on for an input, and what tells whether it was changed in place.
-        self.open_calls: list[list[tuple[Tensor, int, Node | None, int]]] = []
+        # Of each call that is open: what was handed on for each input, and its node; None if it is not measured.
+        self.open_calls: list[Sequence[tuple[Tensor, Node]] | None] = []
         self._handles: list[RemovableHandle] = []
         self.compiled_share = 1 if sums is None or sums.every_activation else COMPILED_SHARE
         self.compiled = False  # in a forward of it the probe was, too; from then on no Python tells that it ran
         self.taps_input = module is not None and not changes_in_place(module)
         self.begin_epoch()
         if module is not None:
+            self._enters, self._leaves = self._adder(ENTERING), self._adder(LEAVING)
             self._handles = [
                 module.register_forward_pre_hook(self._before_forward, with_kwargs=True),
                 module.register_forward_hook(self._after_forward, with_kwargs=True, prepend=True),
@@ -108,54 +115,70 @@ class Probe:
             and torch._C._get_tracing_state() is None
         )
 
-    # What runs in every call of the module and in every backward is written for few frames: their code is not in the
-    # cache any more when its turn comes, and takes several times what it does in a loop of its own.
+    # What runs in every call of the module and in every backward is written for few frames and few calls: their code is
+    # not in the cache any more when its turn comes, and takes several times what it does in a loop of its own.
 
     @never_compiled_alone
     def _before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if torch.compiler.is_dynamo_compiling():
+        if is_dynamo_compiling():
             return self._before_compiled(args, kwargs)
         if torch.compiler._is_compiling_flag or not self.listening():  # exporting without TorchDynamo sets the flag
             self._note_unheard()
             return None
         if not self.ran:
             self._begin_first_forward(module)
-        self.open_calls.append([])
         try:
-            if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
-                handed_on: Any = (self._hand_on(args[0]),), kwargs
-            else:
-                handed_on = map_tensors(self._hand_on, (args, kwargs))
+            if len(args) == 1 and not kwargs and type(args[0]) is Tensor and args[0].requires_grad:
+                alias = args[0][...]
+                node = alias.grad_fn
+                node.register_prehook(self._leaves)  # type: ignore[union-attr]
+                self.open_calls.append(((alias, node),))  # type: ignore[arg-type]
+                return (alias,), kwargs
+            return self._hand_on_all(args, kwargs)
         except Exception as error:  # training comes first: what cannot be measured passes through
+            self.open_calls.append(())
             self._fail(error)
             return None
-        if not (self.open_calls[-1] or self.input_detached) and has_numbers((args, kwargs)):
-            self.input_detached = True
-        return handed_on
 
-    def _hand_on(self, tensor: Tensor) -> Tensor:
-        """An alias of an input, with a hook, in its place."""
-        if not tensor.requires_grad:
-            return tensor
-        alias = alias_of(tensor)
-        _node(alias).register_prehook(self._leaves)
-        self.open_calls[-1].append((alias, alias._version, tensor.grad_fn, tensor.output_nr))
-        return alias
+    def _hand_on_all(self, args: Any, kwargs: Any) -> Any:
+        """Aliases in the place of all inputs, whatever structure they come in."""
+        handed: list[tuple[Tensor, Node]] = []
+
+        def hand_on(tensor: Tensor) -> Tensor:
+            if not tensor.requires_grad:
+                return tensor
+            alias = alias_of(tensor)
+            node = _node(alias)
+            node.register_prehook(self._leaves)
+            handed.append((alias, node))
+            return alias
+
+        handed_on = map_tensors(hand_on, (args, kwargs))
+        if not (handed or self.input_detached) and has_numbers((args, kwargs)):
+            self.input_detached = True
+        self.open_calls.append(handed)
+        return handed_on
 
     @never_compiled_alone
     def _after_forward(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        if torch.compiler.is_dynamo_compiling():
+        if is_dynamo_compiling():
             return self._after_compiled(args, kwargs, output)
-        sums = self.sums
-        if sums is None or not self.open_calls or not self.listening():
+        sums, row = self.sums, self.row
+        handed = self.open_calls.pop() if self.open_calls else None
+        if sums is None or row is None or handed is None:
             return None
-        for alias, version, producer, position in self.open_calls.pop():
-            if alias._version != version and producer is not None:
-                self._hook_producer(producer, position)
+        for alias, node in handed:
+            if alias.grad_fn is not node:  # changed in place, the alias is out of the graph: listen at what made it
+                _listen(*node.next_functions[0], self._leaves)
         try:
-            hooked = self._hook(output) if isinstance(output, Tensor) else map_tensors(self._hook, output)
+            if type(output) is Tensor and output.output_nr == 0 and (made_by := output.grad_fn) is not None:
+                made_by.register_prehook(self._enters)
+                self.output_hooked = True
+                hooked: Any = output
+            else:
+                hooked = map_tensors(self._hook, output)
             if sums.sees_activations:
-                self.keeps_size = self._see(TAKEN, (args, kwargs)) == self._see(GIVEN, output)
+                self.keeps_size = add_mean_squares(row.activations, (args, kwargs), output)
         except Exception as error:  # training comes first
             self._fail(error)
             return None
@@ -168,40 +191,41 @@ class Probe:
         if output.is_leaf:  # a parameter handed out: hooks on it would outlive the pass and pile up
             output = alias_of(output)
         self.output_hooked = True
-        position = output.output_nr
-        if position == 0:
-            _node(output).register_prehook(self._enters)
-        else:
-            _node(output).register_prehook(lambda gradients: self._add(ENTERING, gradients[position]))
+        _listen(_node(output), output.output_nr, self._enters)
         return output
 
-    def _hook_producer(self, producer: Node, position: int) -> None:
-        """A change of the input in place cuts the alias out of the graph: listen where the input was made instead."""
-        producer.register_prehook(lambda gradients: self._add(LEAVING, gradients[position]))
+    def _adder(self, column: int) -> NodeHook:
+        """What adds the square of a gradient's norm to one of the row's cells."""
 
-    # Hooks on graph nodes, which cost less than those on tensors: they take the gradients of all of a node's outputs.
+        def add(gradients: tuple[Tensor | None, ...]) -> None:
+            gradient, sums, row = gradients[0], self.sums, self.row
+            if gradient is None or sums is None or row is None or is_dynamo_compiling():
+                return
+            try:
+                norm: Tensor | float
+                if type(gradient) is Tensor:
+                    known, version, norm = sums.last_norm
+                    if known() is not gradient or version != gradient._version:
+                        norm = norm_of(gradient)
+                        if norm.is_cpu:
+                            norm = norm.item()
+                        # What leaves a module often enters the one before it, and is measured once.
+                        sums.last_norm = ref(gradient), gradient._version, norm
+                else:
+                    norm = self._norm_of_part(column, gradient)
+                memory = row.memory
+                if memory is not None and type(norm) is float:
+                    square = norm * norm
+                    memory[column] += square
+                    sums.total += square
+                else:
+                    sums.add(row, column, norm)
+                if not sums.in_backward:
+                    sums.begin_backward()
+            except Exception as error:  # training comes first
+                self._fail(error)
 
-    def _enters(self, gradients: tuple[Tensor | None, ...]) -> None:
-        self._add(ENTERING, gradients[0])
-
-    def _leaves(self, gradients: tuple[Tensor | None, ...]) -> None:
-        self._add(LEAVING, gradients[0])
-
-    def _add(self, column: int, gradient: Tensor | None) -> None:
-        sums, row = self.sums, self.row
-        if gradient is None or sums is None or row is None or torch.compiler.is_dynamo_compiling():
-            return
-        try:
-            norm = sums.norm_of(gradient) if type(gradient) is Tensor else self._norm_of_part(column, gradient)
-            cell = row.cells[column]
-            if norm.device != cell.device:
-                norm, cell = sums.meet(row, column, norm)
-            cell.addcmul_(norm, norm)
-            sums.fired = True
-            if not sums.in_backward:
-                sums.begin_backward()
-        except Exception as error:  # training comes first
-            self._fail(error)
+        return add
 
     def _begin_first_forward(self, module: nn.Module) -> None:
         self.ran = True
@@ -218,15 +242,6 @@ class Probe:
             part, factor = ranks.part_of(gradient, self.row.index, column)
         return norm_of(part) * factor
 
-    def _see(self, column: int, value: Any, every: int = 1) -> int:
-        """Add the mean square of a call's inputs or outputs, or a part in `every` of them; gives how many they were."""
-        seen = mean_square_of(value, every)
-        if seen is None or self.row is None:
-            return 0
-        cell = self.row.cells[column]
-        cell.add_(seen.value.to(cell.device, non_blocking=True))
-        return seen.numbers
-
     def _before_compiled(self, args: Any, kwargs: Any) -> Any:
         row = self._row_in_dynamo()
         if row is None or not self.taps_input:
@@ -238,9 +253,8 @@ class Probe:
         if row is None:
             return None
         self._note_compiled()
-        if len(row.cells) > TAKEN:  # in every pass, since now and then would be another graph; so not all of it
-            self._see(TAKEN, (args, kwargs), self.compiled_share)
-            self._see(GIVEN, output, self.compiled_share)
+        if len(row.activations):  # in every pass, since now and then would be another graph; so not all of it
+            add_mean_squares(row.activations, (args, kwargs), output, self.compiled_share)
         return tap_outputs(output, row.cells[ENTERING])
 
     @run_at_compile_time
@@ -252,7 +266,10 @@ class Probe:
 
     def _note_unheard(self) -> None:
         """Note that the module ran with gradients in a pass that is left out, or for another module's sake."""
-        if self.sums is not None and torch.is_grad_enabled():
+        if self.sums is None:
+            return
+        self.open_calls.append(None)
+        if torch.is_grad_enabled():
             self.unheard = True
             self.sums.skipped |= self.sums.paused
 
@@ -266,6 +283,12 @@ class Probe:
         if not self.failure:
             self.failure = f"{type(error).__name__}: {error}".splitlines()[0]
             log.warning("the gradient probe on %s cannot measure: %s", type(self.module).__name__, self.failure)
+
+
+def _listen(node: Node | None, position: int, hook: NodeHook) -> None:
+    """Have `hook` called with the gradient of one of a node's outputs; not at a leaf, which outlives the pass."""
+    if node is not None and node.name() != "torch::autograd::AccumulateGrad":
+        node.register_prehook(hook if position == 0 else lambda gradients: hook(gradients[position : position + 1]))
 
 
 def _node(tensor: Tensor) -> Node:
