@@ -2,10 +2,13 @@
 
 from collections import Counter
 
+import msgspec
 import pytest
+import torch
 from torch import nn
 
 from few_digits import few_digits
+from sapflow import grow
 from sapflow.control.controller import EpochOutcome
 from sapflow.control.controllers import (
     CONTROLLERS,
@@ -15,7 +18,7 @@ from sapflow.control.controllers import (
     controller_named,
 )
 from sapflow.control.life_cycle import GrowthPlan
-from sapflow.errors import InputError
+from sapflow.errors import BlueprintError, InputError
 from sapflow.growth.blueprints import Blueprint
 from sapflow.telemetry.events import EpochCompleted, SeedGerminated, SeedPruned
 from sapflow.telemetry.vocabulary import SeedStage
@@ -130,6 +133,31 @@ def test_what_does_not_fit_is_not_chosen_again(caplog):
     assert {event.blueprint_id for event in garden.of(SeedGerminated)} == {"good"}
     assert len(garden.of(SeedGerminated)) == 6
     assert len(caplog.records) == 1
+
+
+def test_what_does_not_fit_one_slot_may_fit_another():
+    class First(CONTROLLERS["scheduled"]):
+        def choose(self, fitting, actions):
+            return fitting[0]
+
+    pool = [Blueprint("eight", 1, lambda _shape: nn.Linear(8, 8)), POOL[0]]
+    controller = First(GrowthPlan(first_germination=0, germination_interval=0), 0, pool=pool)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 8), nn.Tanh())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    growth = grow(model, {"1": "after", "3": "after"}, optimizer=optimizer, controller=controller)
+    growth.loss(lambda net: net(torch.randn(5, 4)).square().mean())
+    assert [slot.state.blueprint_id for slot in growth.actions.slots.values()] == ["good", "eight"]
+    resumed = First(PLAN, 0, pool=pool)
+    resumed.load_state_dict(msgspec.json.decode(msgspec.json.encode(controller.state_dict())))
+    assert resumed.state_dict() == controller.state_dict()
+    growth.close()
+
+
+def test_a_slot_in_which_nothing_can_grow_is_known_before_anything_is_trained():
+    maps = Blueprint("maps", 3, linear)
+    garden = Watched(CONTROLLERS["scheduled"](PLAN, 0, pool=[maps]))
+    with pytest.raises(BlueprintError, match="no blueprint of the pool fits"):
+        garden.decide()
 
 
 @pytest.mark.parametrize("name", CONTROLLERS)

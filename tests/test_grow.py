@@ -427,6 +427,15 @@ class TestBadInput:
         self.refused(r"torch.float32 of shape \(4,\) passes it", {"1": "after"}, nn.Sequential(_Spare(), _Sum()))
         self.refused(r"torch.bool of shape \(4, 6\) passes it", {"0": "after"}, nn.Sequential(_Positive(), _Spare()))
 
+    def test_that_is_mended_lets_the_training_begin(self):
+        model = make_model()
+        growth = grow(model, {"2": "after"}, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), controller=Script())
+        for wrong in (lambda net: net(torch.randn(4, 7)).sum(), lambda net: net[0](torch.randn(4, 6)).sum()):
+            with pytest.raises((RuntimeError, InputError)):
+                growth.loss(wrong)
+        growth.loss(lambda net: net(torch.randn(4, 6)).sum()).backward()
+        assert growth.actions.slots["2"].state.stage is S.TRAINING
+
     def test_an_epoch_before_anything_was_trained(self):
         model = make_model()
         growth = grow(model, {"2": "after"}, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))

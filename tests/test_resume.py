@@ -13,7 +13,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from commands import finish_forked, refused
+from commands import Forked, finish_forked, refused
 from few_digits import few_digits
 from sapflow.telemetry.events import GradientSampled, RunResumed
 from sapflow.telemetry.journal import Journal
@@ -261,6 +261,16 @@ class TestTheCommand:
         assert_same_run(run_dir, whole)
         (resumed,) = [event.payload for event in events_of(run_dir) if isinstance(event.payload, RunResumed)]
         assert resumed.from_epoch == 2
+
+    def test_resumes_once_when_it_is_given_twice_at_once(self, tmp_path, whole):
+        run_dir = stopped_after(3, tmp_path / "run")
+        both = [Forked(["train", "--resume", str(run_dir)], tmp_path, code=WITH_FEW_DIGITS) for _ in range(2)]
+        winner, loser = sorted((each.finish() for each in both), key=lambda each: each.returncode)
+        assert winner.returncode == 0, winner.stderr
+        assert loser.returncode == 2
+        (line,) = loser.stderr.splitlines()
+        assert str(run_dir) in line
+        assert_same_run(run_dir, whole)
 
     @pytest.mark.parametrize(
         ("arguments", "said"),

@@ -159,8 +159,8 @@ class Growth:
             InputError: at the first call: the model's forward does not pass a slot.
         """
         if not self._begun:
-            self._begun = True
             learn_shapes(self._grower.host, closure, self._grower.slots.values())
+            self._begun = True
             self._grower.start(closure)
         self._grower.actions.closure = closure
         return self._grower.loss(closure)

@@ -62,10 +62,18 @@ class LifeCycle:
         self.gates = gates
         self.random = random.Random(random_seed)
         self._pool = pool
-        self._unfit: set[str] = set()
+        self._unfit: set[tuple[str, tuple[int, ...]]] = set()
 
     def decide(self, outcome: EpochOutcome, actions: SlotActions) -> None:
-        """Let the embargo run, cull, move on, sow; after the last epoch nothing is sown, since it could not learn."""
+        """Let the embargo run, cull, move on, sow; after the last epoch nothing is sown, since it could not learn.
+
+        Raises:
+            BlueprintError: nothing can grow in some slot, which is known before the first epoch.
+        """
+        if not outcome.epoch:
+            for slot_id, slot in actions.slots.items():
+                if slot_id not in self.plants:
+                    self._fitting(slot)
         for slot in actions.slots.values():
             slot.gates = self.gates
             self.rest(outcome.epoch, slot, actions)
@@ -91,14 +99,14 @@ class LifeCycle:
         version, internal, gauss = self.random.getstate()
         return {
             "plants": dict(self.plants),
-            "unfit": sorted(self._unfit),
+            "unfit": [[name, list(shape)] for name, shape in sorted(self._unfit)],
             "random": [version, list(internal), gauss],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self.plants = dict(state["plants"])
-        self._unfit = set(state["unfit"])
+        self._unfit = {(name, tuple(shape)) for name, shape in state["unfit"]}
         version, internal, gauss = state["random"]
         self.random.setstate((version, tuple(internal), gauss))
 
@@ -117,18 +125,23 @@ class LifeCycle:
 
     def _germinate_chosen(self, epoch: int, slot: SeedSlot, actions: SlotActions) -> None:
         while True:
-            pool = self._pool if self._pool is not None else blueprints_for(slot.shape)
-            fitting = [one for one in pool if one.dimensions == len(slot.shape) and one.blueprint_id not in self._unfit]
-            if not fitting:
-                raise BlueprintError(f"slot {slot.state.slot_id!r}: no blueprint of the pool fits {slot.shape}")
-            chosen = self.choose(fitting, actions)
+            chosen = self.choose(self._fitting(slot), actions)
             try:
                 actions.germinate(epoch, slot, chosen)
             except BlueprintError as error:
                 log.warning("%s; it is not chosen again", error)
-                self._unfit.add(chosen.blueprint_id)
+                self._unfit.add((chosen.blueprint_id, slot.shape))
             else:
                 return
+
+    def _fitting(self, slot: SeedSlot) -> list[Blueprint]:
+        """What may grow in the slot, as far as is known."""
+        shape = slot.shape
+        pool = self._pool if self._pool is not None else blueprints_for(shape)
+        fitting = [one for one in pool if one.dimensions == len(shape) and (one.blueprint_id, shape) not in self._unfit]
+        if not fitting:
+            raise BlueprintError(f"slot {slot.state.slot_id!r}: no blueprint of the pool fits {shape}")
+        return fitting
 
     def rest(self, epoch: int, slot: SeedSlot, actions: SlotActions) -> None:
         """Show a pruned slot as such for an epoch, and let its embargo run."""
