@@ -6,6 +6,7 @@ from pathlib import Path
 from hypothesis import settings
 
 import sapflow
+from history_runs import trained as trained
 
 # A loaded machine takes any time for an example: how long one took says nothing of whether the code is right.
 settings.register_profile("sapflow", deadline=None)

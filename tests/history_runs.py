@@ -1,11 +1,12 @@
 """What the tests of plots and reports share: a run that was really trained, and ones that are made to be difficult."""
 
+import random
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from commands import TRAIN
+from commands import SAPFLOW
 from journals import PATIENCE, event, finished_run
 from sapflow.telemetry.events import (
     Alert,
@@ -33,18 +34,8 @@ HOSTILE = (
 def train(run_dir: Path, *options: str) -> Path:
     """A run of `sapflow train` on the digits: two envs, in which a seed vanishes and another explodes."""
     plants = ("--plant", "0:mid:sigmoid", "--plant", "1:mid:explosive")
-    command = [
-        *TRAIN[:-1],
-        "2",
-        "--epochs",
-        "10",
-        "--checkpoint-every",
-        "0",
-        *plants,
-        "--run-dir",
-        str(run_dir),
-        *options,
-    ]
+    plan = ("--task", "digits-mlp", "--envs", "2", "--epochs", "9", "--checkpoint-every", "0", *plants, *options)
+    command = [*SAPFLOW, "train", *plan, "--run-dir", str(run_dir)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     return run_dir
@@ -144,3 +135,39 @@ def hostile_run(run_dir: Path) -> Path:
         (None, RunCompleted(completed_envs=0, failed_envs=1)),
         start=False,
     )
+
+
+def large_run(run_dir: Path, envs: int, epochs: int) -> Path:
+    """Three slots in each env, whose seeds wander; every now and then one is pruned, and another is planted."""
+    chance = random.Random(0)
+    events: list[tuple[int | None, Payload]] = []
+    for env in range(envs):
+        events += [(env, payload) for slot in ("early", "mid", "late") for _, payload in [germinated(slot)]]
+    number = dict.fromkeys(((env, slot) for env in range(envs) for slot in ("early", "mid", "late")), 1)
+    for at in range(2, epochs + 2):
+        for env in range(envs):
+            seeds = []
+            for slot in ("early", "mid", "late"):
+                name = f"{slot}-{number[env, slot]}"
+                bins = tuple(chance.randrange(3) if 10 < octave < 24 else 0 for octave in range(34))
+                stage = SeedStage.BLENDING if at % 30 > 5 else SeedStage.TRAINING
+                ratio = chance.lognormvariate(0, 1)
+                seeds.append(
+                    seed(
+                        slot, ratio, seed_id=name, stage=stage, ratio_histogram=bins, entering_norm=ratio * 1.234567e-3,
+                        leaving_norm=chance.random(), accuracy_delta=chance.gauss(1, 5),
+                        non_finite_passes=int(at % 40 == 0),
+                    )
+                )  # fmt: skip
+                if at % 25 == 0 and chance.random() < 0.3:
+                    number[env, slot] += 1
+                    fields = {"slot_id": slot, "blueprint_id": "conv", "epoch": at}
+                    cut = SeedPruned(seed_id=name, stage=stage, rule="dying seed", grad_ratio=ratio, **fields)
+                    born = SeedGerminated(
+                        seed_id=f"{slot}-{number[env, slot]}", seed_params=9, birth_gain=1.0, **fields
+                    )
+                    events += [(env, cut), (env, born), (env, alert(slot, at, seed_id=name)[1])]
+            events.append(
+                (env, EpochCompleted(epoch=at, epochs=epochs, seeds=tuple(seeds), accuracy=chance.random() * 90))
+            )
+    return run_of(run_dir, *events, (None, RunCompleted(completed_envs=envs)))

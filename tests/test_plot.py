@@ -14,7 +14,7 @@ from matplotlib.collections import FillBetweenPolyCollection
 
 import sapflow
 from commands import finish
-from history_runs import HOSTILE, difficult_run, epoch, germinated, hostile_run, run_of, seed, trained  # noqa: F401
+from history_runs import HOSTILE, difficult_run, epoch, germinated, hostile_run, run_of, seed
 from sapflow.history import plot
 from sapflow.history.plot.comparison import interval
 from sapflow.history.plot.palette import LOOKS, shown
@@ -24,7 +24,7 @@ OF_ONE_RUN = (plot.ratio, plot.lives, plot.flow, plot.distribution, plot.alerts,
 
 
 @pytest.fixture(scope="module")
-def run(trained):  # noqa: F811
+def run(trained):
     with sapflow.open_run(trained) as opened:
         yield opened
 

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from sapflow.cli.console import say
 from sapflow.cli.extras import needs
 from sapflow.errors import InputError
+from sapflow.history.report.groups import groups_of
 
 STDOUT = Path("-")
 
@@ -35,15 +36,14 @@ def report(
     force:
         Replace the file if it exists.
     """
+    groups = groups_of(runs, group)  # first what is wrong with the question, then what is wrong here
+    if output != STDOUT:
+        _check(output, force=force)
     with needs("reports", "report"):
         from sapflow.history.report.comparing import comparison_page
-        from sapflow.history.report.groups import groups_of
         from sapflow.history.report.page import run_page
         from sapflow.history.run import Run
 
-    groups = groups_of(runs, group)
-    if output != STDOUT:
-        _check(output, force=force)
     with ExitStack() as stack:
         opened = {name: [stack.enter_context(Run(path)) for path in paths] for name, paths in groups.items()}
         members = [run for each in opened.values() for run in each]

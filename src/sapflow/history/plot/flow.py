@@ -29,19 +29,20 @@ MOST_POINTS = 3_000
 def flow(run: Run, *, envs: Collection[int] | None = None, slots: Collection[str] | None = None) -> Chart:
     """Leaving against entering norms on logarithmic axes, with the lines of gain 0.5, 1 and 2.
 
-    Lives longer than 120 epochs are thinned with every extreme kept; of more than 3,000 points every n-th that is in
-    the band is left out, and none that is not.
+    Lives longer than 120 epochs are thinned with every extreme kept; of more than 3,000 points every n-th is drawn, and
+    those with the smallest and the largest ratio.
     """
     lives = lives_of(run, NEEDED, envs, slots)
     rows = [_judged(row) for life in lives for row in thinned(life.rows) if row["status"] == Measurement.MEASURED]
     unmeasured = sum(not_measured(row) for life in lives for row in life.rows)
-    points, left_out = _bounded(rows)
+    points = _bounded(rows)
+    left_out = len(rows) - len(points)
     chart, (axes,) = new_chart("Entering against leaving gradient")
     chart.description = (
         "Norm of the gradient that leaves a seed against the norm of what enters it, a point an epoch and seed, on "
         "logarithmic axes, with the lines of gain 0.5, 1 and 2. Where nothing leaves, the point stands on the rail at "
         f"0. Epochs without a measurement, which have no point: {unmeasured}."
-        + (f" Points in the band that are left out: {left_out}." if left_out else "")
+        + (f" Points left out, evenly, but for the extremes: {left_out}." if left_out else "")
     )
     chart.data = data_of(points, COLUMNS)
     if not points:
@@ -56,17 +57,13 @@ def _judged(row: Row) -> Row:
     return {**row, "verdict": verdict}
 
 
-def _bounded(rows: list[Row]) -> tuple[list[Row], int]:
-    healthy = sum(row["verdict"] == "in the band" for row in rows)
-    room = max(MOST_POINTS - (len(rows) - healthy), 1)
-    every, seen, kept = max(1, -(-healthy // room)), 0, []
-    for row in rows:
-        if row["verdict"] == "in the band":
-            seen += 1
-            if seen % every:
-                continue
-        kept.append(row)
-    return kept, len(rows) - len(kept)
+def _bounded(rows: list[Row]) -> list[Row]:
+    """Of too many every n-th, so that the picture stays what it was, and the rows with the extremes."""
+    every = -(-len(rows) // MOST_POINTS)
+    if every <= 1:
+        return rows
+    extremes = [min(rows, key=lambda row: row["ratio"]), max(rows, key=lambda row: row["ratio"])]
+    return [row for number, row in enumerate(rows) if number % every == 0 or row in extremes]
 
 
 def _draw(axes: Axes, points: list[Row]) -> None:

@@ -18,6 +18,8 @@ COLOUR = re.compile("|".join(VARIABLES))
 FONT = re.compile(r"font(-family)?:[^;]*")
 FONT_SIZE = re.compile(r"font:[^;]*?([\d.]+)px|font-size:\s*([\d.]+)px")
 REFERENCE = re.compile(r"url\(#([\w-]+)\)")
+COORDINATES = {"d", "x", "y", "transform"}
+LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
 LARGEST_SCALE = 1.75  # CSS pixels a point: a small chart does not fill a wide screen
 
 
@@ -28,8 +30,11 @@ def inline_svg(chart: Chart, key: str) -> str:
     used = {name for element in root.iter() for name in _references(element)}
     for element in root.iter():
         _rename(element, key, used)
+        _shorten(element)
         if style := element.get("style"):
             element.set("style", _page_style(style))
+    for group in root.iter("g"):
+        _say_style_once(group)
     width = float(root.get("viewBox", "0 0 1 1").split()[2])
     for name in ("width", "height", "version"):
         root.attrib.pop(name, None)
@@ -54,8 +59,6 @@ def _strip(root: ET.Element) -> None:
         for name in list(element.attrib):
             element.attrib[_local(name)] = element.attrib.pop(name)
         element.text, element.tail = ((text or "").strip() or None for text in (element.text, element.tail))
-        if path := element.get("d"):
-            element.set("d", " ".join(path.split()))
 
 
 def _local(name: str) -> str:
@@ -77,6 +80,25 @@ def _rename(element: ET.Element, key: str, used: set[str]) -> None:
         element.set("href", f"#{key}-{target.removeprefix('#')}")
     if (clip := element.get("clip-path")) is not None:
         element.set("clip-path", REFERENCE.sub(rf"url(#{key}-\1)", clip))
+
+
+def _shorten(element: ET.Element) -> None:
+    """A hundredth of a point is as fine as anybody sees."""
+    if str(element.get("transform")).startswith("rotate(-0 "):
+        del element.attrib["transform"]
+    for name in COORDINATES & element.attrib.keys():
+        element.set(
+            name, LONG_NUMBER.sub(lambda match: f"{float(match[0]):.2f}", " ".join(element.attrib[name].split()))
+        )
+
+
+def _say_style_once(group: ET.Element) -> None:
+    """Of marks that all look the same the group says how they look."""
+    styles = {mark.get("style") for mark in group}
+    if len(group) > 1 and len(styles) == 1 and {mark.tag for mark in group} == {"use"} and not group.get("style"):
+        group.set("style", str(styles.pop()))
+        for mark in group:
+            del mark.attrib["style"]
 
 
 def _page_style(style: str) -> str:
