@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from sapflow.telemetry import codec
 from sapflow.telemetry.events import (
     EpochCompleted,
     GradientHealth,
@@ -24,6 +25,7 @@ from sapflow.telemetry.events import (
     TelemetryEvent,
 )
 from sapflow.telemetry.journal import Journal
+from sapflow.telemetry.journal_layout import INSERT_EVENT
 from sapflow.telemetry.run_directory import JOURNAL_NAME
 
 PATIENCE = 60.0  # how long a test waits for what must come; never what it asserts
@@ -61,6 +63,14 @@ def finished_run(run_dir: Path, *events: TelemetryEvent) -> Path:
     return run_dir
 
 
+def add_rows(run_dir: Path, *events: TelemetryEvent) -> None:
+    """More events for a journal, as if its trainer had gone on."""
+    with contextlib.closing(sqlite3.connect(run_dir / JOURNAL_NAME)) as connection, connection:
+        for each in events:
+            row = (each.env_id, each.sequence, each.epoch, each.type.value, each.time, codec.encode(each))
+            connection.execute(INSERT_EVENT, row)
+
+
 @contextlib.contextmanager
 def python(script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
     """Another process that runs `script`; killed in the end if it is still there."""
@@ -80,6 +90,7 @@ import itertools, sys
 from pathlib import Path
 from journals import PATIENCE, epoch_completed
 from sapflow.telemetry.journal import Journal
+from sapflow.telemetry.journal_layout import INSERT_EVENT
 from sapflow.telemetry.run_directory import TrainerLock
 
 run_dir, acknowledged = Path(sys.argv[1]), int(sys.argv[2])

@@ -1,19 +1,29 @@
 """A run as Sanctum might read it: four envs of three slots, with seeds that are well and seeds that are not."""
 
 import math
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
+from msgspec.structs import replace
+
+from sapflow.sanctum.schema import SanctumSnapshot
 from sapflow.telemetry.events import (
+    ActionTaken,
     Alert,
+    AlertCleared,
     AlertRaised,
+    EnvCompleted,
+    EnvFailed,
     EnvStarted,
     EpochCompleted,
     GradientHealth,
     GradientSampled,
     Payload,
+    RequestAnswered,
     RunCompleted,
     RunStarted,
+    SeedFossilized,
     SeedGerminated,
     SeedPruned,
     SeedStageChanged,
@@ -227,3 +237,70 @@ def demo_run(epochs: int = 14, completed: bool = False) -> list[TelemetryEvent]:
     if completed:
         run.emit(RunCompleted(completed_envs=ENVS))
     return recorder.events
+
+
+def random_run(number: int, epochs: int = 12, envs: int = 3) -> list[TelemetryEvent]:
+    """A run in which everything happens that can, as a trainer would say it; determined by `number`."""
+    chance = random.Random(number)
+    recorder = Recorder()
+    EventStream(recorder, RUN_ID).emit(RunStarted(task="digits-cnn", envs=envs, epochs=epochs, rng_seed=7))
+    streams = {env_id: EventStream(recorder, RUN_ID, env_id) for env_id in range(envs)}
+    growing = {(env_id, slot): 1 for env_id in range(envs) for slot in SLOTS}
+    for env_id, stream in streams.items():
+        stream.emit(EnvStarted(host=f"cnn-{env_id}", host_params=9, slot_ids=SLOTS, epochs=epochs))
+    for epoch_number in range(1, epochs + 1):
+        for env_id, stream in list(streams.items()):
+            _random_epoch(chance, epoch_number, env_id, stream, growing)
+            if chance.random() < 0.02:
+                stream.emit(EnvFailed(epoch=epoch_number + 1, error="out of memory"))
+                del streams[env_id]
+    for env_id, stream in streams.items():
+        if chance.random() < 0.5:
+            stream.emit(EnvCompleted(epoch=epochs, accuracy=91.0))
+        else:
+            stream.emit(sample(epochs + 1, "early", 0, 9.0, seed_id=f"early-{growing[env_id, 'early']}"))
+    return recorder.events
+
+
+def _random_epoch(
+    chance: random.Random, number: int, env_id: int, stream: EventStream, growing: dict[tuple[int, str], int]
+) -> None:
+    def about(slot: str) -> dict[str, object]:
+        return {"epoch": number, "slot_id": slot, "seed_id": f"{slot}-{growing[env_id, slot]}"}
+
+    for first in range(chance.randrange(3)):
+        slot = chance.choice(SLOTS)
+        stream.emit(sample(number, slot, 2 * first, chance.choice([0.1, 1.0, 9.0]), seed_id=about(slot)["seed_id"]))
+    alert = replace(explosion(number), slot_id=chance.choice(SLOTS))
+    raised = chance.random() < 0.3
+    if raised:
+        stream.emit(AlertRaised(epoch=number, alert=alert))
+        stream.emit(ActionTaken(epoch=number, alert=alert, action="hold", done=True))
+        stream.emit_aside(ActionTaken(epoch=number, alert=alert, action="notify", done=False, outcome="no answer"))
+    seeds = [
+        seed(slot, chance.choice([0.01, 0.9, 1.1, 7.0]), seed_id=about(slot)["seed_id"])
+        if chance.random() < 0.8
+        else unmeasured(slot, Measurement.NON_FINITE, seed_id=about(slot)["seed_id"])
+        for slot in SLOTS
+    ]
+    stream.emit(epoch(number, *seeds, open_alerts=(alert,) if raised else ()))
+    for slot in SLOTS:
+        match chance.randrange(8):
+            case 0:
+                pruned = {"stage": SeedStage.TRAINING, "rule": "r", "grad_ratio": 9.0}
+                stream.emit(SeedStageChanged(from_stage=SeedStage.TRAINING, to_stage=SeedStage.PRUNED, **about(slot)))
+                stream.emit(SeedPruned(**pruned, **about(slot)))
+                growing[env_id, slot] += 1
+                stream.emit(SeedGerminated(seed_params=3, birth_gain=1.0, blueprint_id="norm", **about(slot)))
+            case 1:
+                stream.emit(SeedFossilized(seed_params=5, accuracy_delta=0.5, **about(slot)))
+            case 2 if raised:
+                stream.emit(AlertCleared(epoch=number, alert=alert, reason="well"))
+            case 3:
+                stream.emit(RequestAnswered(request_id=f"{number}", action="hold", done=True, **about(slot)))
+
+
+def comparable(snapshot: SanctumSnapshot) -> str:
+    """Everything that a snapshot says, to be compared where NaN is equal to NaN."""
+    counts = (sorted(snapshot.stages.items()), sorted(snapshot.conditions.items()))
+    return repr((counts, replace(snapshot, stages={}, conditions={})))

@@ -4,16 +4,29 @@ import math
 import random
 import subprocess
 import sys
+from collections import Counter
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sanctum_events import RUN_ID, demo_run, epoch, event, explosion, sample, seed, unmeasured
+from sanctum_events import (
+    RUN_ID,
+    START,
+    comparable,
+    demo_run,
+    epoch,
+    event,
+    explosion,
+    random_run,
+    sample,
+    seed,
+    unmeasured,
+)
 from sapflow.sanctum.aggregator import LOG_LIMIT, SanctumAggregator
-from sapflow.sanctum.reducers import HISTORY_LIMIT
 from sapflow.sanctum.schema import Condition, EnvStatus, SanctumSnapshot, SeedState
+from sapflow.sanctum.slot_view import HISTORY_LIMIT
 from sapflow.telemetry.events import (
     AlertCleared,
     AlertRaised,
@@ -22,6 +35,7 @@ from sapflow.telemetry.events import (
     EnvStarted,
     GradientHealth,
     Payload,
+    RequestAnswered,
     RunCompleted,
     RunResumed,
     RunStarted,
@@ -286,6 +300,87 @@ def test_the_log_is_in_the_order_of_time_and_bounded() -> None:
     assert [entry.sequence for entry in log] == list(range(10, LOG_LIMIT + 10))
     late = folded([event(STARTED, 1, 0, time=20.0), event(STARTED, 0, 0, time=10.0)]).log
     assert [entry.env_id for entry in late] == [0, 1]
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_looking_at_it_meanwhile_changes_nothing(number: int) -> None:
+    """What is shown is only made when it is looked at: seldom or after each event, it is the same."""
+    events, seldom, often = random_run(number), SanctumAggregator(), SanctumAggregator()
+    for each in events:
+        seldom.apply(each)
+        often.apply(each)
+        often.snapshot()
+    assert comparable(seldom.snapshot()) == comparable(often.snapshot())
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_what_is_counted_over_all_is_what_a_count_gives(number: int) -> None:
+    aggregator = SanctumAggregator()
+    for order, each in enumerate(random_run(number)):
+        aggregator.apply(each)
+        if order % 7:
+            continue
+        snapshot = aggregator.snapshot()
+        seeds = [state for env in snapshot.envs.values() for state in env.seeds.values()]
+        assert dict(snapshot.stages) == Counter(state.stage for state in seeds)
+        assert dict(snapshot.conditions) == Counter(state.condition for state in seeds)
+        assert snapshot.open_alerts == sum(len(env.open_alerts) for env in snapshot.envs.values())
+        assert snapshot.gaps == sum(env.gaps for env in snapshot.envs.values())
+
+
+def test_a_slot_that_an_epoch_names_twice_is_there_once_and_the_last_counts() -> None:
+    twice = [epoch(n, seed("early", 0.1), seed("late", 0.5), seed("early", n / 10)) for n in (1, 2)]
+    seeds = folded(story(*twice)).envs[0].seeds
+    assert list(seeds) == ["early", "late"]
+    assert seeds["early"].ratio_history == (0.1, 0.2)
+
+
+def test_passes_a_second_are_taken_over_the_last_epochs_of_the_envs_that_train() -> None:
+    events = []
+    for env_id in (0, 1):
+        for number in range(1, 13):
+            passes = 100 if number < 3 else 64 * number
+            payload = epoch(number, seed("early", 1.0), total_passes=passes)
+            events.append(event(payload, env_id, number - 1, START + 8 * number))
+    assert folded(events[:1]).passes_per_second == 0.0
+    assert folded(events).passes_per_second == pytest.approx(16.0)
+    ended = event(EnvCompleted(epoch=12), 1, 12, START + 96)
+    assert folded([*events, ended]).passes_per_second == pytest.approx(8.0)
+
+
+@pytest.mark.parametrize("time", [START, START - 1, math.nan, math.inf, -math.inf])
+def test_a_clock_that_stands_or_jumps_gives_no_pace(time: float) -> None:
+    events = [
+        event(epoch(n, total_passes=n), 0, n - 1, when) for n, when in ((1, START), (2, time))
+    ]  # fmt: skip
+    assert folded(events).passes_per_second == 0.0
+
+
+def test_how_far_the_reader_lags_and_since_when_the_trainer_is_gone() -> None:
+    aggregator = SanctumAggregator()
+    assert (aggregator.snapshot().lag, aggregator.snapshot().gone_since) == (0.0, None)
+    aggregator.apply(event(STARTED, 0, 0, START))
+    for status, lag, gone in (
+        (RunStatus(state=RunState.LIVE, last_event_time=START + 9, unread=40), 9.0, None),
+        (RunStatus(state=RunState.LIVE, last_event_time=START + 9), 0.0, None),
+        (RunStatus(state=RunState.LIVE, last_event_time=START - 9, unread=1), 0.0, None),
+        (RunStatus(state=RunState.ENDED, last_event_time=START + 9), 0.0, START + 9),
+        (RunStatus(state=RunState.COMPLETED, last_event_time=START + 9), 0.0, None),
+    ):
+        aggregator.apply_status(status)
+        assert (aggregator.snapshot().lag, aggregator.snapshot().gone_since) == (lag, gone)
+
+
+def test_answers_are_kept_by_env_and_by_the_run_the_last_few() -> None:
+    def answer(number: int) -> RequestAnswered:
+        return RequestAnswered(
+            epoch=1, slot_id="early", request_id=str(number), action="prune", done=False, outcome="gone"
+        )
+
+    snapshot = folded([*story(STARTED, *map(answer, range(12))), event(answer(99), None, None)])
+    assert [one.request_id for one in snapshot.envs[0].requests] == [str(number) for number in range(4, 12)]
+    assert [one.request_id for one in snapshot.requests] == ["99"]
+    assert snapshot.log[-1].parts == ("prune refused", "gone")
 
 
 def test_a_payload_in_the_wrong_place_breaks_nothing() -> None:

@@ -1,26 +1,30 @@
 """Events in, snapshots out: keeps what is known of a run, whatever order its envs' events arrive in."""
 
 from bisect import insort
+from collections import Counter, deque
 from functools import singledispatchmethod
 from types import MappingProxyType
 
 from msgspec.structs import replace
 
+from sapflow.sanctum.env_view import REQUESTS_LIMIT, EnvView
 from sapflow.sanctum.log import log_line
 from sapflow.sanctum.reducers import reduce
-from sapflow.sanctum.schema import EnvState, LogLine, SanctumSnapshot
+from sapflow.sanctum.schema import Condition, EnvState, EnvStatus, LogLine, SanctumSnapshot
 from sapflow.telemetry.events import (
     EpochCompleted,
+    GradientSampled,
     Payload,
+    RequestAnswered,
     RunCompleted,
     RunResumed,
     RunStarted,
     TelemetryEvent,
 )
 from sapflow.telemetry.source import RunStatus
+from sapflow.telemetry.vocabulary import SeedStage
 
 LOG_LIMIT = 500
-ENV_LOG_LIMIT = 100
 
 
 class SanctumAggregator:
@@ -28,76 +32,143 @@ class SanctumAggregator:
 
     Events of one env come in the order of their sequence; one that is not newer than the last is a duplicate, counted
     and left out. A step of more than one is a gap, counted once, and the env goes on from there.
+
+    An event costs what it changes: what a snapshot shows is made when one is asked for, of the envs that changed.
     """
 
     def __init__(self) -> None:
-        self._envs: dict[int, EnvState] = {}
+        self._envs: dict[int, EnvView] = {}
+        self._changed: dict[int, EnvView] = {}  # since the last snapshot
+        self._states: dict[int, EnvState] = {}
+        self._stages: Counter[SeedStage] = Counter()
+        self._conditions: Counter[Condition] = Counter()
+        self._open_alerts = 0
+        self._gaps = 0
+        self._duplicates = 0
+        self._read_until: float | None = None
         self._log: list[LogLine] = []
+        self._requests: deque[RequestAnswered] = deque(maxlen=REQUESTS_LIMIT)
         self._last_run_sequence = -1
-        self._run_gaps = 0
         self._run = SanctumSnapshot()
-        self._changed = False
+        self._run_changed = False
 
     def apply(self, event: TelemetryEvent) -> None:
         """Takes one event in; an event that says nothing new leaves the envs as they are."""
-        if event.env_id is None:
+        env_id = event.env_id
+        if env_id is None:
             self._apply_to_run(event)
-        else:
-            self._apply_to_env(event.env_id, event)
+            return
+        env = self._envs.get(env_id)
+        if env is None:
+            env = EnvView(env_id)
+        sequence = event.sequence
+        if sequence is not None and sequence <= env.last_sequence:
+            self._count_duplicate()
+            return
+        if not self._take(event, env) and sequence is None:
+            return
+        if sequence is not None:
+            if sequence > env.last_sequence + 1:
+                env.gaps += 1
+                self._gaps += 1
+            env.last_sequence = sequence
+        env.last_time = event.time
+        self._envs[env_id] = self._changed[env_id] = env
+        self._note(event)
 
     def apply_status(self, status: RunStatus) -> None:
         """Takes in what the source knows of the journal itself."""
         if status != self._run.status:
             self._update_run(status=status)
 
+    def forget_gaps(self) -> None:
+        """What was left out until now was left out on purpose."""
+        self._gaps = 0
+        for env in self._envs.values():
+            env.gaps = 0
+        self._changed.update(self._envs)
+
     def snapshot(self) -> SanctumSnapshot:
         """The run now; the same object until something changes."""
         if self._changed:
-            self._run = replace(
-                self._run,
-                envs=MappingProxyType(dict(sorted(self._envs.items()))),
-                log=tuple(self._log),
-                gaps=self._run_gaps + sum(env.gaps for env in self._envs.values()),
-            )
-            self._changed = False
+            self._rebuild()
+        elif not self._run_changed:
+            return self._run
+        self._run = replace(
+            self._run,
+            log=tuple(self._log),
+            gaps=self._gaps,
+            duplicates=self._duplicates,
+            read_until=self._read_until,
+            requests=tuple(self._requests),
+        )
+        self._run_changed = False
         return self._run
 
+    def _take(self, event: TelemetryEvent, env: EnvView) -> bool:
+        """Take the event into its env; whether it says anything."""
+        payload = event.payload
+        if type(payload) is EpochCompleted:
+            env.end_epoch(payload, event.time)
+            return True
+        if type(payload) is GradientSampled:
+            return env.take_sample(payload)
+        env.settle()
+        changed = reduce(payload, env)
+        if changed:
+            env.raise_concern()
+        line = self._write_log(event)
+        if line is not None:
+            env.log.append(line)
+        return changed or line is not None
+
+    def _rebuild(self) -> None:
+        """What is shown of the envs that changed, and what is counted over all."""
+        new = not self._changed.keys() <= self._states.keys()
+        for env_id, env in self._changed.items():
+            before = self._states.get(env_id)
+            if before is not None:
+                self._stages.subtract(env.stages)
+                self._conditions.subtract(env.conditions)
+                self._open_alerts -= len(before.open_alerts)
+            self._states[env_id] = state = env.state
+            self._stages.update(env.stages)
+            self._conditions.update(env.conditions)
+            self._open_alerts += len(state.open_alerts)
+        self._changed.clear()
+        if new:
+            self._states = dict(sorted(self._states.items()))
+        training = (state for state in self._states.values() if state.status is EnvStatus.TRAINING)
+        self._run = replace(
+            self._run,
+            envs=MappingProxyType(self._states.copy()),
+            stages=MappingProxyType(+self._stages),
+            conditions=MappingProxyType(+self._conditions),
+            open_alerts=self._open_alerts,
+            passes_per_second=sum(state.passes_per_second for state in training),
+        )
+
     def _apply_to_run(self, event: TelemetryEvent) -> None:
-        if self._is_duplicate(event, self._last_run_sequence):
-            return
         if event.sequence is not None:
-            self._run_gaps += event.sequence > self._last_run_sequence + 1
+            if event.sequence <= self._last_run_sequence:
+                self._count_duplicate()
+                return
+            self._gaps += event.sequence > self._last_run_sequence + 1
             self._last_run_sequence = event.sequence
-        self._update_run(run_id=event.run_id)
+        self._run_changed = True
+        self._note(event)
         self._reduce_run(event.payload, event.time)
         self._write_log(event)
 
-    def _apply_to_env(self, env_id: int, event: TelemetryEvent) -> None:
-        before = self._envs.get(env_id, EnvState(env_id=env_id))
-        if self._is_duplicate(event, before.last_sequence):
-            return
-        env = reduce(event.payload, before)
-        if event.sequence is not None:
-            gap = event.sequence > before.last_sequence + 1
-            env = replace(env, last_sequence=event.sequence, gaps=before.gaps + gap)
-        line = self._write_log(event)
-        if env is before and line is None:
-            return
-        epoch_ended = isinstance(event.payload, EpochCompleted)
-        self._envs[env_id] = replace(
-            env,
-            last_time=event.time,
-            log=(*env.log, line)[-ENV_LOG_LIMIT:] if line else env.log,
-            concern=env.condition if epoch_ended else max(env.condition, before.concern),
-            octaves_off=env.farthest if epoch_ended else max(env.farthest, before.octaves_off),
-        )
-        self._update_run(run_id=event.run_id)
+    def _note(self, event: TelemetryEvent) -> None:
+        if event.run_id != self._run.run_id:
+            self._update_run(run_id=event.run_id)
+        if self._read_until is None or event.time > self._read_until:
+            self._read_until = event.time
 
-    def _is_duplicate(self, event: TelemetryEvent, last_sequence: int) -> bool:
-        if event.sequence is None or event.sequence > last_sequence:
-            return False
-        self._update_run(duplicates=self._run.duplicates + 1)
-        return True
+    def _count_duplicate(self) -> None:
+        self._duplicates += 1
+        self._run_changed = True
 
     @singledispatchmethod
     def _reduce_run(self, payload: Payload, time: float) -> None:
@@ -121,9 +192,13 @@ class SanctumAggregator:
     def _(self, payload: RunCompleted, time: float) -> None:
         self._update_run(completed=True)
 
+    @_reduce_run.register
+    def _(self, payload: RequestAnswered, time: float) -> None:
+        self._requests.append(payload)
+
     def _update_run(self, **changes: object) -> None:
         self._run = replace(self._run, **changes)
-        self._changed = True
+        self._run_changed = True
 
     def _write_log(self, event: TelemetryEvent) -> LogLine | None:
         line = log_line(event)

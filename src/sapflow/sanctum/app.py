@@ -19,6 +19,7 @@ from sapflow.sanctum.glyphs import ORANGE, SKY_BLUE, VERMILLION
 from sapflow.sanctum.hand import why_not
 from sapflow.sanctum.pace import Pace
 from sapflow.sanctum.playhead import Playhead
+from sapflow.sanctum.rewind import opened
 from sapflow.sanctum.schema import SanctumSnapshot
 from sapflow.sanctum.themes import DEFAULT, THEMES, Theme
 from sapflow.sanctum.widgets.commands import COMMANDS, HAND, screen_for, time_bar
@@ -38,7 +39,8 @@ PLAYED = 2.0  # epochs a second
 class SanctumApp(App[None]):
     """Shows what `source` has, and what comes; never writes anything. What it is for its screens: `widgets/shell.py`.
 
-    `clock` gives Unix seconds; with `read_only` nothing can be asked of the trainer.
+    `clock` gives Unix seconds; with `read_only` nothing can be asked of the trainer. `aggregator` has what is
+    known of the run before `source` is read on.
     """
 
     TITLE = "Sanctum"
@@ -56,6 +58,7 @@ class SanctumApp(App[None]):
         clock: Callable[[], float] = time.time,
         read_only: bool = False,
         theme: str = DEFAULT,
+        aggregator: SanctumAggregator | None = None,
     ) -> None:
         super().__init__()
         for each in THEMES.values():
@@ -66,7 +69,7 @@ class SanctumApp(App[None]):
         self.clock = clock
         self.read_only = read_only
         self.poll_seconds = poll_seconds
-        self.aggregator = SanctumAggregator()
+        self.aggregator = aggregator or SanctumAggregator()
         self.census = Census()
         self._pace = Pace()
         self._newest_read: float | None = None
@@ -327,7 +330,7 @@ def run(run_dir: Path, read_only: bool = False, theme: str = DEFAULT) -> None:
         SapflowError: the app broke down; it has said how.
     """
     with Source(run_dir) as source:
-        app = SanctumApp(source, read_only=read_only, theme=theme)
+        app = SanctumApp(source, read_only=read_only, theme=theme, aggregator=opened(source))
         app.run()
     if app.return_code:
         raise SapflowError("Sanctum broke down; the run itself is not touched by that")

@@ -9,9 +9,9 @@ from typing import Self
 import msgspec
 from msgspec import Struct
 
-from sapflow.telemetry.events import Alert, SeedTelemetry
-from sapflow.telemetry.source import RunStatus
-from sapflow.telemetry.vocabulary import EventType, Measurement, Severity
+from sapflow.telemetry.events import Alert, GradientHealth, RequestAnswered, SeedTelemetry
+from sapflow.telemetry.source import RunState, RunStatus
+from sapflow.telemetry.vocabulary import EventType, Measurement, SeedStage, Severity
 
 
 class Condition(IntEnum):
@@ -54,15 +54,20 @@ class SeedState(SeedTelemetry, frozen=True, kw_only=True):
     @property
     def condition(self) -> Condition:
         """How the gradient flows; RESTING in a stage in which none is expected to."""
-        if not self.stage.trained:
-            return Condition.RESTING
-        if self.measurement is Measurement.NON_FINITE:
-            return Condition.NON_FINITE
-        if self.has_exploding:
-            return Condition.EXPLODING
-        if self.has_vanishing:
-            return Condition.VANISHING
-        return Condition.HEALTHY if self.measurement is Measurement.MEASURED else Condition.UNMEASURED
+        return condition_of(self.stage, self)
+
+
+def condition_of(stage: SeedStage, health: GradientHealth) -> Condition:
+    """How the gradient flows through a seed of this stage."""
+    if not stage.trained:
+        return Condition.RESTING
+    if health.measurement is Measurement.NON_FINITE:
+        return Condition.NON_FINITE
+    if health.has_exploding:
+        return Condition.EXPLODING
+    if health.has_vanishing:
+        return Condition.VANISHING
+    return Condition.HEALTHY if health.measurement is Measurement.MEASURED else Condition.UNMEASURED
 
 
 class LogLine(Struct, frozen=True, kw_only=True):
@@ -99,7 +104,8 @@ class EnvState(Struct, frozen=True, kw_only=True):
 
     Accuracies in percent on the validation split, losses in the task's unit, both None before the first epoch.
     `concern` and, among equals, `octaves_off` order the overview: the worst condition, and how far from 1 the gain of a
-    flagged seed is. They rise at once and fall only when an epoch ends, so that cards keep their places.
+    flagged seed is. They rise at once and fall only when an epoch ends, so that cards keep their places. `requests` are
+    the last answers to what people asked; `passes_per_second` is taken over the last epochs, 0.0 while unknown.
     """
 
     env_id: int
@@ -118,6 +124,8 @@ class EnvState(Struct, frozen=True, kw_only=True):
     open_alerts: tuple[Alert, ...] = ()
     totals: Totals = Totals()
     log: tuple[LogLine, ...] = ()
+    requests: tuple[RequestAnswered, ...] = ()
+    passes_per_second: float = 0.0
     concern: Condition = Condition.RESTING
     octaves_off: int = 0
     last_sequence: int = -1
@@ -133,7 +141,7 @@ class EnvState(Struct, frozen=True, kw_only=True):
     def farthest(self) -> int:
         """Whole octaves between 1 and the ratio of the flagged seed that is farthest from it, now."""
         flagged = [seed for seed in self.seeds.values() if seed.condition in (Condition.VANISHING, Condition.EXPLODING)]
-        return max((_octaves(seed.grad_ratio) for seed in flagged), default=0)
+        return max((octaves_off(seed.grad_ratio) for seed in flagged), default=0)
 
     @property
     def condition(self) -> Condition:
@@ -144,7 +152,7 @@ class EnvState(Struct, frozen=True, kw_only=True):
         return max([alerted, *(seed.condition for seed in self.seeds.values())])
 
 
-def _octaves(ratio: float) -> int:
+def octaves_off(ratio: float) -> int:
     """Whole octaves between a ratio and 1; a dead or an infinite one is farther than all others."""
     return round(abs(math.log2(ratio))) if 0 < ratio < math.inf else 1_100
 
@@ -153,7 +161,9 @@ class SanctumSnapshot(Struct, frozen=True, kw_only=True):
     """The run at one moment; `started_at` in Unix seconds, None before the run said that it began.
 
     `expected_envs` and `expected_epochs` are what was asked for, 0 while unknown. `gaps` counts the places where events
-    are missing, `duplicates` the events that came again.
+    are missing, `duplicates` the events that came again. `stages` and `conditions` count the slots of all envs,
+    `open_alerts` their alerts, and `passes_per_second` sums the envs that train; `read_until` is the time of the newest
+    event that went in, and `requests` are the last answers of the run itself.
     """
 
     run_id: str = ""
@@ -168,6 +178,25 @@ class SanctumSnapshot(Struct, frozen=True, kw_only=True):
     status: RunStatus | None = None
     duplicates: int = 0
     gaps: int = 0
+    stages: Mapping[SeedStage, int] = MappingProxyType({})
+    conditions: Mapping[Condition, int] = MappingProxyType({})
+    open_alerts: int = 0
+    passes_per_second: float = 0.0
+    read_until: float | None = None
+    requests: tuple[RequestAnswered, ...] = ()
+
+    @property
+    def lag(self) -> float:
+        """Seconds between the newest event that went in and the newest in the journal; 0.0 where none is unread."""
+        status = self.status
+        if status is None or not status.unread or status.last_event_time is None or self.read_until is None:
+            return 0.0
+        return max(status.last_event_time - self.read_until, 0.0)
+
+    @property
+    def gone_since(self) -> float | None:
+        """When a trainer that did not complete its run was last heard of; None while it lives, or after it has."""
+        return self.status.last_event_time if self.status and self.status.state is RunState.ENDED else None
 
     def worst_first(self) -> tuple[int, ...]:
         """The ids of the envs, the one most in need of a look first; equals in the order of their ids."""

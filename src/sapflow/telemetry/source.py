@@ -2,7 +2,7 @@
 
 import heapq
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from enum import StrEnum
 from pathlib import Path
@@ -64,6 +64,7 @@ SELECT_LAST_EPOCH = f"""
 SELECT_END = "SELECT max(id) FROM events"
 SELECT_STATUS = f"""
     SELECT
+        coalesce((SELECT max(id) FROM events), 0),
         EXISTS (SELECT 1 FROM events WHERE env IS NULL AND type = '{EventType.RUN_COMPLETED}'),
         (SELECT CAST(time AS REAL) FROM events ORDER BY id DESC LIMIT 1),
         coalesce((SELECT CAST(value AS INTEGER) FROM meta WHERE key = '{DROPPED_EVENTS}'), 0),
@@ -83,7 +84,8 @@ class RunStatus(Struct, frozen=True, kw_only=True):
     """A run as a reader sees it now.
 
     `last_event_time` is in Unix seconds, None before the first event. `dropped_*` never reached the journal, `skipped`
-    this reader could not read. `notice` is a line for the person who looks, or empty.
+    this reader could not read, and about `unread` it has not come to yet. `notice` is a line for the person who looks,
+    or empty.
     """
 
     state: RunState
@@ -91,6 +93,7 @@ class RunStatus(Struct, frozen=True, kw_only=True):
     dropped_events: int = 0
     dropped_samples: int = 0
     skipped: int = 0
+    unread: int = 0
     notice: str = ""
 
 
@@ -179,7 +182,7 @@ class Source:
         newest_first: dict[int | None, TelemetryEvent] = {}
         epoch = LATEST_EPOCH if until_epoch is None else until_epoch
         with closing(self._file.rows(SELECT_MOMENT, env_id, epoch)) as rows:
-            for event in _readable(rows):
+            for _, event in _readable(rows):
                 newest_first.setdefault(event.epoch, event)
                 if len(newest_first) >= count:
                     break
@@ -203,24 +206,39 @@ class Source:
             limit: of the answer.
         """
         whose = (None, *self.envs()) if env_id is None else (env_id,)
+        places = heapq.nlargest(limit, self.places(types, whose, first_epoch, last_epoch, limit))
+        return [event for _, event in self.at(sorted(places))]
+
+    def places(
+        self,
+        types: Collection[EventType],
+        whose: Iterable[int | None],
+        first_epoch: int | None = None,
+        last_epoch: int | None = None,
+        limit: int = 500,
+    ) -> Iterator[int]:
+        """Where the events of these types are in the journal, at most the newest `limit` of each env and type.
+
+        `whose` are the envs, None for the run itself; epochs as in `events`. What is written later has a greater place.
+        """
         bounded = first_epoch is not None or last_epoch is not None
         bounds = (first_epoch or 0, LATEST_EPOCH if last_epoch is None else last_epoch) if bounded else ()
         sql = SELECT_IDS_OF_EPOCHS if bounded else SELECT_IDS
-        found = (
-            row_id
-            for env in whose
-            for event_type in types
-            for (row_id,) in self._file.rows(sql, env, event_type.value, *bounds, limit)
-        )
-        newest_first = heapq.nlargest(limit, found)
-        rows = (row for row_id in newest_first for row in self._file.rows(SELECT_BY_ID, row_id))
+        for env in whose:
+            for event_type in types:
+                for (place,) in self._file.rows(sql, env, event_type.value, *bounds, limit):
+                    yield place
+
+    def at(self, places: Sequence[int]) -> list[tuple[int, TelemetryEvent]]:
+        """The readable events at these places, each with its place; of too much the first are left out."""
+        rows = (row for place in reversed(places) for row in self._file.rows(SELECT_BY_ID, place))
         return list(_readable(rows))[::-1]
 
     def status(self) -> RunStatus:
         """How the run stands now, which may be further than `read` has come."""
         # Asked before the journal is: a trainer that is gone by then has written all it ever will.
         alive = trainer_is_alive(self.run_dir)
-        for completed, last_event_time, dropped_events, dropped_samples in self._file.rows(SELECT_STATUS):
+        for newest, completed, last_event_time, dropped_events, dropped_samples in self._file.rows(SELECT_STATUS):
             unfinished = RunState.LIVE if alive else RunState.ENDED
             self._status = RunStatus(
                 state=RunState.COMPLETED if completed else unfinished,
@@ -228,6 +246,7 @@ class Source:
                 dropped_events=dropped_events,
                 dropped_samples=dropped_samples,
                 skipped=self.skipped.total(),
+                unread=max(newest - self._cursor, 0),
                 notice=self._notice,
             )
         return self._status
@@ -250,12 +269,12 @@ def _event(size: int, body: bytes | None) -> TelemetryEvent:
     return codec.decode(body)
 
 
-def _readable(rows: Iterator[tuple[int, int, bytes | None]]) -> Iterator[TelemetryEvent]:
-    """Those of the rows that can be read, until they have taken MAX_READ_BYTES."""
+def _readable(rows: Iterator[tuple[int, int, bytes | None]]) -> Iterator[tuple[int, TelemetryEvent]]:
+    """Those of the rows that can be read, with their ids, until they have taken MAX_READ_BYTES."""
     taken = 0
-    for _, size, body in rows:
+    for row_id, size, body in rows:
         try:
-            yield _event(size, body)
+            yield row_id, _event(size, body)
         except UnreadableEventError:
             continue
         taken += size

@@ -1,0 +1,177 @@
+"""One env while events come in: cheap to change, and made into an immutable EnvState when it is looked at."""
+
+from collections import Counter, deque
+from collections.abc import Mapping
+from math import inf, nan
+from types import MappingProxyType
+
+from msgspec.structs import replace
+
+from sapflow.sanctum.schema import Condition, EnvState, EnvStatus, LogLine, SeedState, Totals
+from sapflow.sanctum.slot_view import HISTORY_LIMIT, SlotView
+from sapflow.telemetry.events import Alert, EpochCompleted, GradientSampled, RequestAnswered
+from sapflow.telemetry.vocabulary import Measurement, SeedStage
+
+ENV_LOG_LIMIT = 100
+REQUESTS_LIMIT = 8
+PACE_EPOCHS = 8  # that the passes a second are taken over
+
+MEASURED = Measurement.MEASURED
+
+
+class EnvView:
+    """What is known of an env. `settle` before slots or totals are changed; `state` is what is shown."""
+
+    def __init__(self, env_id: int) -> None:
+        self.env_id = env_id
+        self.host = ""
+        self.host_params = 0
+        self.status = EnvStatus.WAITING
+        self.error = ""
+        self.epoch = self.epochs = 0
+        self.accuracy: float | None = None
+        self.train_loss: float | None = None
+        self.validation_loss: float | None = None
+        self.slots: dict[str, SlotView] = {}
+        self.open_alerts: tuple[Alert, ...] = ()
+        self.totals = Totals()
+        self.log: deque[LogLine] = deque(maxlen=ENV_LOG_LIMIT)
+        self.requests: deque[RequestAnswered] = deque(maxlen=REQUESTS_LIMIT)
+        self.last_sequence = -1
+        self.last_time = 0.0
+        self.gaps = 0
+        self.stages: Mapping[SeedStage, int] = {}
+        self.conditions: Mapping[Condition, int] = {}
+        self._concern = Condition.RESTING
+        self._octaves_off = 0
+        self._accuracies: deque[float] = deque(maxlen=HISTORY_LIMIT)
+        self._losses: deque[float] = deque(maxlen=HISTORY_LIMIT)
+        self._clock: deque[tuple[float, int]] = deque(maxlen=PACE_EPOCHS + 1)
+        self._order: list[SlotView] = []
+        self._slot_ids: list[str] = []
+        self._newest: EpochCompleted | None = None  # whose histories are taken, and the rest is not
+
+    def end_epoch(self, payload: EpochCompleted, time: float) -> None:
+        """Take an epoch: what only the newest is shown of waits until it is looked at."""
+        seeds = payload.seeds
+        if [seed.slot_id for seed in seeds] != self._slot_ids:
+            payload = self._rearranged_for(payload)
+            seeds = payload.seeds
+        for slot, seed in zip(self._order, seeds, strict=True):
+            if slot.seed_id != seed.seed_id:
+                slot.begin(seed.seed_id)
+            slot.history.append(seed.grad_ratio if seed.measurement is MEASURED else nan)
+        if payload.accuracy is not None:
+            self._accuracies.append(payload.accuracy)
+        if payload.validation_loss is not None:
+            self._losses.append(payload.validation_loss)
+        self._clock.append((time, payload.total_passes))
+        self._newest = payload
+
+    def settle(self) -> None:
+        """Be as the newest epoch says, whole."""
+        payload = self._newest
+        if payload is None:
+            return
+        self._newest = None
+        for seed in payload.seeds:
+            self.slots[seed.slot_id].end_epoch(seed)
+        self.status = EnvStatus.TRAINING
+        self.epoch, self.epochs = payload.epoch, payload.epochs
+        self.accuracy, self.train_loss = payload.accuracy, payload.train_loss
+        self.validation_loss = payload.validation_loss
+        self.open_alerts = payload.open_alerts
+        self.totals = Totals(
+            passes=payload.total_passes,
+            germinated=payload.total_germinated,
+            pruned=payload.total_pruned,
+            fossilized=payload.total_fossilized,
+            alerts=payload.total_alerts,
+            shadows=payload.total_shadows,
+            recompiles=payload.total_recompiles,
+        )
+        self._concern, self._octaves_off = Condition.RESTING, 0
+        self.raise_concern()
+
+    def take_sample(self, sample: GradientSampled) -> bool:
+        """What is seen of a seed within an epoch; whether it is news."""
+        self.settle()
+        slot = self.slots.get(sample.slot_id)
+        if slot is None or sample.epoch <= self.epoch or not slot.take_sample(sample):
+            return False
+        self._concern = max(self._concern, slot.condition)
+        self._octaves_off = max(self._octaves_off, slot.octaves_off)
+        return True
+
+    def raise_concern(self) -> None:
+        """To what the env's condition is now, if that is worse."""
+        worst = Condition.ALERTED if self.open_alerts else Condition.RESTING
+        for slot in self._order:
+            worst = max(worst, slot.condition)
+            self._octaves_off = max(self._octaves_off, slot.octaves_off)
+        if self.status is EnvStatus.FAILED:
+            worst = Condition.FAILED
+        self._concern = max(self._concern, worst)
+
+    def put(self, state: SeedState) -> None:
+        """Let a slot be this."""
+        slot = self.slots.get(state.slot_id)
+        if slot is None:
+            self.arrange({**self.slots, state.slot_id: SlotView(state)})
+        else:
+            slot.become(state)
+
+    def arrange(self, slots: dict[str, SlotView]) -> None:
+        """Have these slots, in this order."""
+        self.slots = slots
+        self._order, self._slot_ids = list(slots.values()), list(slots)
+
+    @property
+    def state(self) -> EnvState:
+        """The env now; `stages` and `conditions` then count its slots."""
+        self.settle()
+        seeds = {slot_id: slot.state for slot_id, slot in self.slots.items()}
+        self.stages = Counter(seed.stage for seed in seeds.values())
+        self.conditions = Counter(slot.condition for slot in self._order)
+        return EnvState(
+            env_id=self.env_id,
+            host=self.host,
+            host_params=self.host_params,
+            status=self.status,
+            error=self.error,
+            epoch=self.epoch,
+            epochs=self.epochs,
+            accuracy=self.accuracy,
+            train_loss=self.train_loss,
+            validation_loss=self.validation_loss,
+            accuracy_history=tuple(self._accuracies),
+            loss_history=tuple(self._losses),
+            seeds=MappingProxyType(seeds),
+            open_alerts=self.open_alerts,
+            totals=self.totals,
+            log=tuple(self.log),
+            requests=tuple(self.requests),
+            passes_per_second=self._pace(),
+            concern=self._concern,
+            octaves_off=self._octaves_off,
+            last_sequence=self.last_sequence,
+            last_time=self.last_time,
+            gaps=self.gaps,
+        )
+
+    def _pace(self) -> float:
+        """Passes a second over the last epochs."""
+        if len(self._clock) < 2:
+            return 0.0
+        (begun, before), (ended, after) = self._clock[0], self._clock[-1]
+        pace = max(after - before, 0) / (ended - begun) if ended > begun else 0.0
+        return pace if pace < inf else 0.0
+
+    def _rearranged_for(self, payload: EpochCompleted) -> EpochCompleted:
+        """Have the slots of an epoch that has others than before; those that stay keep their seeds and histories."""
+        self.settle()
+        seeds = {seed.slot_id: seed for seed in payload.seeds}
+        self.arrange({
+            slot_id: self.slots.get(slot_id) or SlotView(SeedState(slot_id=slot_id)) for slot_id in seeds
+        })  # fmt: skip
+        return replace(payload, seeds=tuple(seeds.values()))  # of a slot that is there twice, the last

@@ -1,0 +1,160 @@
+"""Time travel: what is looked up is what following would have shown, at the end of a run and at every moment before."""
+
+from collections.abc import Callable
+
+import pytest
+from msgspec.structs import replace
+
+from journals import PATIENCE, add_rows, finished_run
+from sanctum_events import START, comparable, demo_run, epoch, event, random_run, sample, seed
+from sapflow.sanctum.aggregator import LOG_LIMIT, SanctumAggregator
+from sapflow.sanctum.rewind import opened, snapshot_at
+from sapflow.sanctum.schema import Condition, SanctumSnapshot
+from sapflow.sanctum.slot_view import HISTORY_LIMIT
+from sapflow.telemetry.events import EnvStarted, RunCompleted, RunResumed, RunStarted, SeedStageChanged
+from sapflow.telemetry.journal import Journal
+from sapflow.telemetry.run_directory import TrainerLock
+from sapflow.telemetry.source import RunState, Source
+from sapflow.telemetry.vocabulary import SeedStage
+
+
+def folded(events) -> SanctumSnapshot:
+    aggregator = SanctumAggregator()
+    for each in events:
+        aggregator.apply(each)
+    return aggregator.snapshot()
+
+
+def shown(snapshot: SanctumSnapshot) -> str:
+    """All of it but the state of the journal."""
+    return comparable(replace(snapshot, status=None))
+
+
+def long_run() -> list:
+    """More epochs and more lines than are shown."""
+    events = demo_run(epochs=HISTORY_LIMIT + 20, completed=False)
+    for number in range(300):
+        moved = SeedStageChanged(
+            epoch=HISTORY_LIMIT + 20, slot_id="late", seed_id="late-1", from_stage=SeedStage.TRAINING,
+            to_stage=SeedStage.PRUNED if number % 2 else SeedStage.TRAINING,
+        )  # fmt: skip
+        env_id = number % 2
+        last = max(e.sequence for e in events if e.env_id == env_id and e.sequence is not None)
+        events.append(event(moved, env_id, last + 1, START + 10_000 + number))
+    return events
+
+
+RUNS: dict[str, Callable[[], list]] = {
+    "demo": demo_run,
+    "completed": lambda: demo_run(5, completed=True),
+    "long": long_run,
+    "nothing": lambda: [],
+    "begun": lambda: demo_run(1)[:3],
+} | {f"random {number}": (lambda number=number: random_run(number)) for number in range(12)}
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def told(request, tmp_path_factory):
+    events = RUNS[request.param]()
+    return finished_run(tmp_path_factory.mktemp("run"), *events), events
+
+
+def test_opening_shows_what_following_would(told):
+    run_dir, events = told
+    with Source(run_dir) as source:
+        snapshot = opened(source).snapshot()
+        assert source.read() == []
+    assert shown(snapshot) == shown(folded(events))
+    assert snapshot.status.unread == 0
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_what_comes_after_opening_is_followed_without_a_gap_or_a_duplicate(tmp_path, number):
+    events = random_run(number)
+    for cut in (len(events) // 3, len(events) - 1):
+        run_dir = finished_run(tmp_path / str(cut), *events[:cut])
+        with Source(run_dir) as source:
+            aggregator = opened(source)
+            source.close()
+            add_rows(run_dir, *events[cut:])
+            for each in source.read():
+                aggregator.apply(each)
+        snapshot = aggregator.snapshot()
+        assert shown(snapshot) == shown(folded(events))
+        assert (snapshot.gaps, snapshot.duplicates) == (0, 0)
+
+
+BEGINNING = (RunStarted, EnvStarted)
+
+
+def test_every_moment_is_what_had_been_said_by_then(told):
+    run_dir, events = told
+    last = max((e.epoch for e in events if e.epoch is not None), default=0)
+    moments = range(last + 2) if last < 20 else (0, 1, last // 2, last - 1, last)
+    with Source(run_dir) as source:
+        for moment in moments:
+            said = [
+                e for e in events if isinstance(e.payload, BEGINNING) or (e.epoch is not None and e.epoch <= moment)
+            ]
+            said = [e for e in said if e.env_id is not None or isinstance(e.payload, RunStarted)]
+            expected = folded([e for e in said if e.type != "GRADIENT_SAMPLED"])
+            assert shown(snapshot_at(source, moment)) == shown(expected), moment
+
+
+def test_looking_back_leaves_the_cursor_alone(tmp_path):
+    events = demo_run(3)
+    with Source(finished_run(tmp_path, *events)) as source:
+        source.read(limit=4)
+        snapshot_at(source, 2)
+        assert source.read() == events[4:]
+
+
+def test_a_live_run_is_opened_within_its_epoch(tmp_path):
+    """The trainer writes on; samples of the epoch that goes on are there, and what comes is read once."""
+    with TrainerLock(tmp_path):
+        journal = Journal(tmp_path)
+        live = [sample(4, slot, first, 9.0) for first in range(0, 40, 2) for slot in ("early", "mid")]
+        events = [*demo_run(3), *(event(one, 0, None) for one in live)]
+        for each in events:
+            journal.emit(each)
+        assert journal.flush(PATIENCE)
+        with Source(tmp_path) as source:
+            aggregator = opened(source)
+            snapshot = aggregator.snapshot()
+            assert snapshot.status.state is RunState.LIVE
+            assert snapshot.envs[0].seeds["early"].grad_ratio == 9.0
+            assert snapshot.envs[0].seeds["early"].newest_sample == (4, 38)
+            assert snapshot.envs[0].concern is Condition.EXPLODING
+            journal.emit(event(epoch(4, seed("early", 1.0)), 0, snapshot.envs[0].last_sequence + 1))
+            assert journal.flush(PATIENCE)
+            assert source.status().unread == 1
+            (new,) = source.read()
+            aggregator.apply(new)
+        assert aggregator.snapshot().envs[0].seeds["early"].grad_ratio == 1.0
+        journal.close(PATIENCE)
+
+
+def test_a_run_that_has_no_journal_yet_is_opened_empty_and_followed(tmp_path):
+    with TrainerLock(tmp_path), Source(tmp_path) as source:
+        aggregator = opened(source)
+        assert aggregator.snapshot().envs == {}
+        assert snapshot_at(source, 3).envs == {}
+        finished_run(tmp_path, *demo_run(2))
+        for each in source.read():
+            aggregator.apply(each)
+        assert shown(aggregator.snapshot()) == shown(folded(demo_run(2)))
+
+
+def test_of_a_run_that_was_resumed_and_completed_the_end_counts(tmp_path):
+    own = [RunStarted(task="t", envs=1, epochs=2), RunResumed(from_epoch=1), RunCompleted(completed_envs=1)]
+    events = [*demo_run(2)[1:], *(event(payload, None, number) for number, payload in enumerate(own))]
+    with Source(finished_run(tmp_path, *events)) as source:
+        snapshot = opened(source).snapshot()
+        assert shown(snapshot) == shown(folded(events))
+        assert snapshot.completed
+        assert not snapshot_at(source, 1).completed
+
+
+def test_the_log_is_bounded(tmp_path):
+    with Source(finished_run(tmp_path, *long_run())) as source:
+        assert len(opened(source).snapshot().log) <= LOG_LIMIT
