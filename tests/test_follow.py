@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from commands import SAPFLOW, finish, read_whole, refused, started, wait_until
+from commands import ENDLESS, SAPFLOW, TRAIN, finish, follow_to, read_whole, refused, started, wait_until
 from journals import PATIENCE, finished_run, python
 from receivers import free_port, receiver
 from sanctum_events import demo_run
 from sapflow.exporters.exporter import event_key
 from sapflow.exporters.ledger import path_of, read
+from sapflow.telemetry.events import EpochCompleted
 from sapflow.telemetry.source import RunState
 
 DEMO = demo_run(epochs=6, completed=True)
@@ -209,3 +210,55 @@ def test_the_process_is_over_although_a_backend_left_threads_and_exit_hooks_behi
         text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, f"sticky: {len(DEMO)} events exported\n")
+
+
+# Beside the training
+
+
+def test_a_training_is_exported_while_it_runs_and_to_its_end(tmp_path):
+    with receiver() as server:
+        done = finish(
+            (*TRAIN, "--epochs", "3", "--run-dir", "run", "--export", "webhook", "--export", "jsonlines",
+             "--export-option", f"webhook.url={server.url}"),
+            tmp_path,
+        )  # fmt: skip
+    events, state = read_whole(tmp_path / "run")
+    assert (done.returncode, done.stderr, state) == (0, "", RunState.COMPLETED)
+    assert server.keys == [event_key(one) for one in events]
+    for name in ("webhook", "jsonlines"):
+        assert f"{name}: {len(events)} events exported" in done.stdout
+
+
+def test_a_training_goes_on_when_its_exporter_is_killed_and_its_backend_away(tmp_path):
+    url = f"webhook.url=http://127.0.0.1:{free_port()}"
+    command = (*ENDLESS, "--run-dir", "run", "--export", "webhook", "--export-option", url)
+    run_dir = tmp_path / "run"
+    with started(command, tmp_path) as trainer:
+        follow_to(run_dir, EpochCompleted, 1)
+        wait_until(lambda: ledger(run_dir).state == "retrying", "a retry")
+        follower = ledger(run_dir).pid
+        os.kill(follower, signal.SIGKILL)
+        follow_to(run_dir, EpochCompleted, 3)
+        trainer.send_signal(signal.SIGINT)
+        assert trainer.wait(PATIENCE) == 130
+    events, _ = read_whole(run_dir)
+    with receiver() as server:  # and everything is there for another follower
+        assert finish(webhook(run_dir, server.url), tmp_path).returncode == 0
+    assert server.keys == [event_key(one) for one in events]
+
+
+def test_a_training_that_cannot_be_exported_as_was_asked_does_not_begin(tmp_path):
+    train = (*TRAIN, "--epochs", "1", "--run-dir", "run")
+    with receiver() as server:
+        taken = f"prometheus.port={server.port}"
+        bad = {
+            "a bad name": (("--export", "webhok"), "did you mean webhook?"),
+            "a bad option": (("--export", "webhook", "--export-option", "webhook.colour=1"), "no option 'colour'"),
+            "a port in use": (("--export", "prometheus", "--export-option", taken), "in use"),
+            "no file": (("--export-config", "missing.toml"), "missing.toml"),
+        }
+        for arguments, words in bad.values():
+            done = finish((*train, *arguments), tmp_path)
+            assert words in done.stderr
+            refused(done, words)
+            assert not (tmp_path / "run").exists()

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from sapflow.cli import complain, guarded
 from sapflow.cli.console import say
-from sapflow.cli.followers import Followers
+from sapflow.cli.followers import Exporting
 from sapflow.exporters import registry
 from sapflow.exporters.config import chosen
 from sapflow.exporters.exporter import Setting
@@ -23,7 +23,6 @@ from sapflow.telemetry import run_directory
 from sapflow.telemetry.source import Source
 
 PATIENCE_SECONDS = 300.0
-BEGINNING_SECONDS = 60.0  # that a training may take to begin
 STANDS_BACK = 10  # niceness: training comes first
 
 Names = Annotated[tuple[str, ...], Parameter(help="Where to, may be repeated; by default all of --config.")]
@@ -64,20 +63,14 @@ def follow(
     if not wait:
         Source(run_dir).close()  # first what is wrong with the run
     if len(tables) > 1:
-        own = ["--patience", str(patience), "--wait", str(wait)]
-        return Followers.beside(run_dir, {name: [*own, *_passed_on(name, config, option)] for name in tables}).wait()
+        exporting = Exporting.of(export, config, option)
+        return exporting.start_beside(run_dir, ["--patience", str(patience), "--wait", str(wait)]).wait()
     ((name, options),) = tables.items()
     code = guarded(partial(_follow_with, name, options, run_dir, patience, wait))
     # A backend's threads and exit hooks are not to keep anybody waiting: what was theirs to do is done, or given up.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _passed_on(name: str, config: Path | None, option: tuple[str, ...]) -> list[str]:
-    """What the follower for one exporter is to know of the options."""
-    own = [text for text in option if text.startswith(f"{name}.")]
-    return [*(["--config", str(config)] if config else []), *(part for text in own for part in ("--option", text))]
 
 
 def _follow_with(name: str, options: dict[str, Any], run_dir: Path, patience: float, wait: float) -> int:
@@ -100,10 +93,3 @@ def _follow_with(name: str, options: dict[str, Any], run_dir: Path, patience: fl
     if dropped:
         complain(f"{name}: {dropped} events were dropped: {progress.dropped}")
     return 0
-
-
-def start_beside(run_dir: Path, names: tuple[str, ...], config: Path | None, option: tuple[str, ...]) -> Followers:
-    """Followers of a run that is about to begin, which outlive this process and its terminal."""
-    wait = ["--wait", str(BEGINNING_SECONDS)]
-    tables = chosen(names, config, option)
-    return Followers.detached(run_dir, {name: [*wait, *_passed_on(name, config, option)] for name in tables})

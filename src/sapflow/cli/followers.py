@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -12,7 +11,9 @@ from typing import Self
 from sapflow.cli.console import say
 from sapflow.errors import InputError
 from sapflow.exporters import ledger
+from sapflow.exporters.config import chosen
 
+BEGINNING_SECONDS = 60.0  # that a training may take to begin
 OPENING_SECONDS = 30.0
 FINISHING_SECONDS = 15.0
 STOPPING_SECONDS = 10.0
@@ -25,25 +26,6 @@ class Followers:
 
     run_dir: Path
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-
-    @classmethod
-    def beside(cls, run_dir: Path, arguments: Mapping[str, list[str]]) -> Self:
-        """Start them in this terminal, each exporter with its arguments."""
-        commands = {name: _command(run_dir, name, own) for name, own in arguments.items()}
-        return cls(run_dir, {name: subprocess.Popen(command) for name, command in commands.items()})
-
-    @classmethod
-    def detached(cls, run_dir: Path, arguments: Mapping[str, list[str]]) -> Self:
-        """Start them so that they outlive this process and its terminal; they write into logs in the run directory."""
-        followers = cls(run_dir)
-        (run_dir / ledger.FOLDER).mkdir(exist_ok=True)
-        for name, own in arguments.items():
-            with followers.log(name).open("ab") as log:
-                followers.processes[name] = subprocess.Popen(
-                    _command(run_dir, name, own),
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                )  # fmt: skip
-        return followers
 
     def log(self, name: str) -> Path:
         """Where a detached follower writes."""
@@ -88,6 +70,12 @@ class Followers:
             else:
                 say(self._last_word(name))
 
+    def leave(self) -> None:
+        """Say that they go on by themselves."""
+        for name, process in self.processes.items():
+            if process.poll() is None:
+                say(f"the exporter {name} hands over the rest as process {process.pid}: see {self.log(name)}")
+
     def stop(self) -> None:
         """Stop them, as Ctrl-C does, and leave none behind."""
         for process in self.processes.values():
@@ -109,6 +97,47 @@ class Followers:
         lines = self.log(name).read_text(encoding="utf-8", errors="replace").splitlines()
         said = lines[-1].removeprefix("sapflow: ") if lines else f"code {self.processes[name].returncode}"
         return said if said.startswith(f"{name}:") else f"exporter {name}: {said}"
+
+
+@dataclass(frozen=True)
+class Exporting:
+    """What is to be exported: by exporter, the options that its follower is given."""
+
+    arguments: dict[str, list[str]]
+
+    @classmethod
+    def of(cls, names: tuple[str, ...], config: Path | None, options: tuple[str, ...]) -> Self:
+        """What was asked for on the command line; nothing where nothing was.
+
+        Raises:
+            InputError: it makes no sense (see `config.chosen`).
+        """
+        if not (names or config or options):
+            return cls({})
+        file = ["--config", str(config)] if config is not None else []
+        return cls(
+            {
+                name: [*file, *(part for text in options if text.startswith(f"{name}.") for part in ("--option", text))]
+                for name in chosen(names, config, options)
+            }
+        )
+
+    def start_beside(self, run_dir: Path, more: list[str]) -> Followers:
+        """Start followers in this terminal, with more arguments for each."""
+        commands = {name: _command(run_dir, name, [*own, *more]) for name, own in self.arguments.items()}
+        return Followers(run_dir, {name: subprocess.Popen(command) for name, command in commands.items()})
+
+    def start(self, run_dir: Path) -> Followers:
+        """Start followers of a run that is about to begin, so that they outlive this process and its terminal."""
+        followers = Followers(run_dir)
+        for name, own in self.arguments.items():
+            followers.log(name).parent.mkdir(exist_ok=True)
+            command = _command(run_dir, name, [*own, "--wait", str(BEGINNING_SECONDS)])
+            with followers.log(name).open("ab") as log:
+                followers.processes[name] = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                )
+        return followers
 
 
 def _command(run_dir: Path, name: str, arguments: list[str]) -> list[str]:

@@ -3,7 +3,8 @@
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from rich.text import Text
 from sapflow.cli import EXIT_FAILED, EXIT_INTERRUPTED, complain
 from sapflow.cli.console import console, say
 from sapflow.cli.extras import needs
+from sapflow.cli.followers import Exporting
 from sapflow.errors import InputError
 from sapflow.health.rule_file import read_rules
 from sapflow.telemetry.run_directory import LOG_NAME, RUNS
@@ -53,6 +55,9 @@ def train(
     checkpoint_every: WholeNumber = 1,
     resume: Path | None = None,
     sanctum: bool = False,
+    export: Annotated[tuple[str, ...], Parameter(help="Where to, may be repeated; see `sapflow follow`.")] = (),
+    export_config: Path | None = None,
+    export_option: Annotated[tuple[str, ...], Parameter(help="NAME.OPTION=VALUE, may be repeated.")] = (),
 ) -> int:
     """Train hosts in whose slots seeds grow, and record their gradient flow.
 
@@ -83,10 +88,17 @@ def train(
         Epochs from one checkpoint to the next; 0 writes none.
     resume:
         Go on with the run in this directory, which was cut off: it becomes the run that it would have been. It has its
-        own options; none but --sanctum goes with it.
+        own options; none but --sanctum and those of exporting go with it.
     sanctum:
         Watch while it trains: the trainer runs in the background and logs into the run directory.
+    export:
+        An exporter that is to follow the run, in a process of its own, which logs into the run directory.
+    export_config:
+        A TOML file with a table [exporters.NAME] for each exporter that needs options.
+    export_option:
+        An option on top of those in the file.
     """
+    exporting = Exporting.of(export, export_config, export_option)
     with needs("training", "train"):
         from sapflow.training import recording
         from sapflow.training.trainer import Plant, RunPlan
@@ -103,17 +115,20 @@ def train(
         checkpoint_every=checkpoint_every,
     )
     if resume is not None and (plan != RunPlan() or run_dir is not None):
-        raise InputError("--resume goes with --sanctum alone: the run has its own options")
+        raise InputError("--resume goes with --sanctum and --export alone: the run has its own options")
     if resume is not None:
         plan, run_dir = recording.plan_of(resume), resume
     plan.check()
     run_dir = run_dir or RUNS / recording.new_run_id(task)
     if sanctum:
-        return _train_under_sanctum(plan, run_dir, resume=resume is not None)
+        return _train_under_sanctum(plan, run_dir, exporting, resume=resume is not None)
 
     if resume is None:
         with needs("training", "train"):
             recording.prepare(plan, run_dir)
+    with _removed_on_failure(run_dir if resume is None else None):
+        followers = exporting.start(run_dir)
+        followers.wait_until_open()
     recording.stop_on_signals()
     say(f"recording into {run_dir}")
     try:
@@ -121,13 +136,26 @@ def train(
     except KeyboardInterrupt:
         go_on = _command("train", "--resume", str(run_dir))
         complain(f"stopped; what was recorded is kept: {_sanctum_command(run_dir)}; to go on: {go_on}")
+        followers.leave()
         return EXIT_INTERRUPTED
     console.print(_closing_table(outcome))
     _tell_of_journal(outcome, run_dir)
+    followers.finish()
     failed = plan.envs - len(outcome.completed)
     if failed:
         complain(f"{failed} of {plan.envs} envs failed")
     return EXIT_FAILED if failed else 0
+
+
+@contextmanager
+def _removed_on_failure(run_dir: Path | None) -> Iterator[None]:
+    """A directory that was made for a training that cannot begin is not left behind, in the way of the next try."""
+    try:
+        yield
+    except BaseException:
+        if run_dir is not None:
+            shutil.rmtree(run_dir, ignore_errors=True)
+        raise
 
 
 def _record_with_progress(plan: "RunPlan", run_dir: Path, *, resume: bool) -> "RecordedRun":
@@ -145,19 +173,23 @@ def _record_with_progress(plan: "RunPlan", run_dir: Path, *, resume: bool) -> "R
         return record(plan, run_dir, on_epoch=show, resume=resume)
 
 
-def _train_under_sanctum(plan: "RunPlan", run_dir: Path, *, resume: bool) -> int:
+def _train_under_sanctum(plan: "RunPlan", run_dir: Path, exporting: "Exporting", *, resume: bool) -> int:
     from sapflow.cli.sanctum import check_terminal, show
     from sapflow.training import launcher
 
     check_terminal()
     with needs("training", "train"):
         trainer = launcher.start(plan, run_dir, resume=resume)
+    followers = exporting.start(run_dir)
     try:
         show(run_dir)
     finally:
         going_on = trainer.poll() is None
         if going_on:
             say(f"the training goes on as process {trainer.pid}: `kill {trainer.pid}` stops it")
+            followers.leave()
+        else:
+            followers.finish()
         say(f"look at it: {_sanctum_command(run_dir)}")
     if going_on or trainer.returncode == 0:
         return 0
