@@ -4,7 +4,6 @@ With an epoch, the run is drawn as it stood live when that epoch had ended.
 """
 
 import asyncio
-import re
 import sys
 from itertools import takewhile
 from pathlib import Path
@@ -12,12 +11,11 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from sapflow.sanctum.app import SanctumApp
+from sapflow.sanctum.screenshot import without_web
 from sapflow.telemetry.events import TelemetryEvent
 from sapflow.telemetry.source import RunState, RunStatus, Source
 
 SIZES = ((100, 30), (200, 60))
-# The exporter names fonts on the web (without them the viewer's own monospace font is used) and its makers' site.
-WEB = re.compile(r"@font-face\s*\{.*?\}|<!--.*?-->", re.DOTALL)
 
 
 class EarlierSource(Source):
@@ -60,7 +58,7 @@ async def draw(run_dir: Path, out_dir: Path, epoch: int | None) -> None:
 
 
 def save(app: SanctumApp, path: Path) -> None:
-    path.write_text(WEB.sub("", app.export_screenshot()), encoding="utf-8")
+    path.write_text(without_web(app.export_screenshot()), encoding="utf-8")
 
 
 if __name__ == "__main__":

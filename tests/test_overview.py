@@ -1,6 +1,8 @@
 """The overview's own keys: sorting, filtering, searching, the two densities, and what its parts say."""
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,6 +14,7 @@ from sanctum_pilot import arrive, focused, sanctum, screen_lines, screen_text, s
 from sapflow.sanctum.arrangement import Order, arranged
 from sapflow.sanctum.census import Census, Kind
 from sapflow.sanctum.schema import EnvState, SanctumSnapshot, SeedState
+from sapflow.sanctum.themes import THEMES
 from sapflow.sanctum.widgets.count_strip import CountStrip
 from sapflow.sanctum.widgets.env_detail_screen import EnvDetailScreen
 from sapflow.sanctum.widgets.env_grid import EnvGrid
@@ -301,3 +304,65 @@ def test_every_order_keeps_every_env(chosen: dict[int, list[object]], order: Ord
     census = Census()
     census.take(snapshot.envs)
     assert sorted(env.env_id for env in arranged(snapshot, census, order)) == sorted(chosen)
+
+
+async def test_y_copies_the_card_in_focus_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with sanctum(demo_run()) as (app, _, pilot):
+        await pilot.press("l", "y")
+        await pilot.pause()
+        lines = app.clipboard.splitlines()
+        assert lines[0].startswith("╭─ env 01 ─")
+        assert "mid" in app.clipboard
+        assert "sigmoid" in app.clipboard
+        assert lines[-1].startswith("╰─ epoch 14/40 ─")
+    async with sanctum([]) as (app, _, pilot):
+        assert "Copy the card in focus as text" not in [
+            command.title for command in app.get_system_commands(app.screen)
+        ]
+
+
+async def test_s_saves_a_picture_and_never_in_the_place_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with sanctum(demo_run()) as (app, _, pilot):
+        await pilot.press("S")
+        first = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
+        await pilot.press("j", "S")
+        await pilot.pause()
+        names = sorted(path.name for path in tmp_path.iterdir())
+        assert names == ["sanctum-2026-11-22-1910-a3f-2.svg", "sanctum-2026-11-22-1910-a3f.svg"]
+        (name, svg) = next(iter(first.items()))
+        assert (tmp_path / name).read_text(encoding="utf-8") == svg
+        assert "exploder" in svg
+        assert re.findall(r"https?://[^\s\"'>]+", svg.replace("http://www.w3.org/2000/svg", "")) == []
+        while "saved " not in screen_text(app):
+            await pilot.pause()
+
+
+async def test_a_picture_that_cannot_be_saved_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    async with sanctum(demo_run()) as (app, _, pilot):
+        await pilot.press("S")
+        while "no picture could be saved" not in screen_text(app):
+            await pilot.pause()
+
+
+async def test_capital_t_changes_every_colour_and_no_text() -> None:
+    async with sanctum(demo_run()) as (app, _, pilot):
+        await pilot.press("l")
+        looks = []
+        for _ in THEMES:
+            app.clear_notifications()
+            await pilot.pause()
+            strips = app.screen._compositor.render_strips()
+            colours = {segment.style.color.name for strip in strips for segment in strip if segment.style.color}
+            looks.append((app.theme, frozenset(colours), [strip.text for strip in strips]))
+            await pilot.press("T")
+            await pilot.pause()
+        themes, colours, texts = zip(*looks, strict=True)
+        assert set(themes) == set(THEMES)
+        assert len(set(colours)) == len(THEMES)
+        assert texts[0] == texts[1] == texts[2]

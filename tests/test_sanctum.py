@@ -20,7 +20,7 @@ from sapflow.sanctum.app import BATCH, SanctumApp
 from sapflow.sanctum.widgets import env_grid
 from sapflow.sanctum.widgets.env_detail_screen import EnvDetailScreen, SeedCard
 from sapflow.sanctum.widgets.env_grid import EnvGrid
-from sapflow.sanctum.widgets.help_screen import HelpScreen
+from sapflow.sanctum.widgets.help_screen import HelpScreen, HelpText
 from sapflow.sanctum.widgets.span_view import SpanView
 from sapflow.telemetry.events import (
     AlertRaised,
@@ -32,6 +32,7 @@ from sapflow.telemetry.events import (
     TelemetryEvent,
 )
 from sapflow.telemetry.journal import Journal
+from sapflow.telemetry.records import all_records
 from sapflow.telemetry.source import RunState, RunStatus, Source
 from sapflow.telemetry.vocabulary import Measurement, SeedStage
 
@@ -277,21 +278,22 @@ async def test_q_quits() -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-async def test_the_help_explains_glyphs_and_numbers_and_closes(size: tuple[int, int]) -> None:
+async def test_the_help_explains_glyphs_keys_and_every_number_in_the_records_words(size: tuple[int, int]) -> None:
     async with sanctum(demo_run(), size) as (app, _, pilot):
         await pilot.press("question_mark")
         await pilot.pause()
         assert isinstance(app.screen, HelpScreen)
-        shown = screen_text(app)
-        for what in (
-            "Is this seed's gradient flow healthy?",
-            "◐ blending",
-            "vanishing",
-            "healthy from 0.5 to 2.0",
-            "q quits",
-        ):
-            assert what in shown
-        assert "…" not in "".join(line[:78] for line in screen_lines(app) if line.startswith("│"))
+        assert "Is this seed's gradient flow healthy?" in screen_text(app)
+        text = app.screen.query_one(HelpText)
+        lines = [words(line) for line in rendered(text)]
+        page = " ".join(" ".join(lines).split())
+        assert "…" not in page
+        for what in ("◐ blending", "the healthy band, 0.5 to 2.0", "q Leave Sanctum", "y Copy", "s Sort"):
+            assert what in page
+        for record in all_records():
+            assert f"{record.field} {record.id}" in page
+            assert record.purpose.question in page
+        await pilot.press("end" if size[1] > 30 else "j")
         await pilot.press("escape")
         await pilot.pause()
         assert "env 03" in screen_text(app)

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from functools import partial
+from io import StringIO
 from pathlib import Path, PurePath
 from typing import ClassVar
 
@@ -22,12 +24,15 @@ from sapflow.sanctum.pace import Pace
 from sapflow.sanctum.playhead import Playhead
 from sapflow.sanctum.rewind import opened
 from sapflow.sanctum.schema import SanctumSnapshot
+from sapflow.sanctum.screenshot import save, without_web
+from sapflow.sanctum.spans import clean
 from sapflow.sanctum.themes import DEFAULT, THEMES, Theme
 from sapflow.sanctum.widgets.commands import COMMANDS, HAND, screen_for, time_bar
 from sapflow.sanctum.widgets.env_detail_screen import EnvDetailScreen
 from sapflow.sanctum.widgets.env_grid import EnvGrid
 from sapflow.sanctum.widgets.env_overview import OverviewScreen
 from sapflow.sanctum.widgets.help_screen import HelpScreen
+from sapflow.sanctum.widgets.key_bar import working_keys
 from sapflow.sanctum.widgets.shell import Subject
 from sapflow.sanctum.widgets.snapshot_screen import SnapshotScreen
 from sapflow.sanctum.widgets.span_view import SpanView
@@ -48,8 +53,8 @@ class SanctumApp(App[None]):
     CSS_PATH: ClassVar[list[str | PurePath]] = ["sanctum.tcss", "screens.tcss"]
     BINDINGS: ClassVar[list[BindingType]] = [
         *(command.binding for command in COMMANDS),
-        Binding("ctrl+c", "quit", show=False, system=True),
-        Binding("ctrl+z", "suspend_process", show=False, system=True),
+        Binding("ctrl+c", "quit", show=False),
+        Binding("ctrl+z", "suspend_process", show=False),
     ]
 
     def __init__(
@@ -225,6 +230,8 @@ class SanctumApp(App[None]):
             return not self._why_not(str(parameters[0]))
         if action == "live":
             return self.moment is not None
+        if action == "copy":
+            return isinstance(self.screen, SnapshotScreen) and bool(self.screen.card)
         return True
 
     def _why_not(self, action: str) -> str:
@@ -282,6 +289,27 @@ class SanctumApp(App[None]):
         """Back to what happens now."""
         self.go_live()
 
+    def action_copy(self) -> None:
+        """Puts the card in focus on the clipboard, by way of the terminal."""
+        if isinstance(self.screen, SnapshotScreen):
+            lines = ["".join(text for text, _ in spans).rstrip() for spans in self.screen.card]
+            self.copy_to_clipboard("\n".join(lines) + "\n")
+            self.notify(f"{len(lines)} lines copied", timeout=2)
+
+    def action_save(self) -> None:
+        """Saves a picture of the screen where Sanctum was started, or hands it to the browser."""
+        svg = without_web(self.export_screenshot())
+        name = f"sanctum-{clean(self.snapshot.run_id, 40).replace('/', '-') or 'run'}"
+        if self.is_web:
+            self.deliver_text(StringIO(svg), save_filename=f"{name}.svg")
+            return
+        try:
+            path = save(svg, Path.cwd(), name)
+        except OSError as error:
+            self.notify(f"no picture could be saved: {error.strerror}", severity="error", markup=False)
+        else:
+            self.notify(f"saved {path}", markup=False)
+
     def action_theme(self) -> None:
         """The next theme."""
         names = list(THEMES)
@@ -297,19 +325,13 @@ class SanctumApp(App[None]):
 
     def action_help(self) -> None:
         """Explains the glyphs, the numbers and the keys."""
-        self.push_screen(HelpScreen())
+        self.push_screen(HelpScreen(working_keys(self.screen)))
 
     def get_system_commands(self, screen: Screen[None]) -> Iterable[SystemCommand]:
-        """What the palette offers: every key that works now."""
-        for active in screen.active_bindings.values():
-            binding = active.binding
-            if active.enabled and binding.description:
-
-                async def run(node: object = active.node, action: str = binding.action) -> None:
-                    await self.run_action(action, node)  # type: ignore[arg-type]
-
-                title = active.tooltip or binding.tooltip or binding.description
-                yield SystemCommand(title, f"key {self.get_key_display(binding)}", run)
+        """What the palette offers: everything that works now."""
+        for key in working_keys(screen):
+            if key.action != "command_palette":
+                yield SystemCommand(key.sentence, f"key {key.keys[0]}", partial(self.run_action, key.action, key.node))
 
 
 def as_textual(theme: Theme) -> TextualTheme:

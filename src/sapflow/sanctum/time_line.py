@@ -23,7 +23,7 @@ HEIGHT = 3
 
 
 class TimeLine(Struct, frozen=True, kw_only=True):
-    """The epochs of a run: those that have ended, those that are expected, and the one that is shown (None: the last)."""
+    """The epochs of a run: those that ended, those that are expected, and the one that is shown (None: the last)."""
 
     last: int
     expected: int

@@ -67,6 +67,8 @@ ALL = (
     Command("full_stop", "step(1)", "later", "One epoch on", _TIME, ".", shown=False),
     Command("space", "play", "play", "Play the run from the moment shown, or pause", _TIME, "space", shown=False),
     Command("L", "live", "live", "Back to what happens now", _TIME, shown=False),
+    Command("y", "copy", "copy", "Copy the card in focus as text", shown=False),
+    Command("S", "save", "save", "Save a picture of the screen (SVG)", shown=False),
     Command("T", "theme", "theme", "The next theme: dark, light, colour-blind-safe", shown=False),
     Command("question_mark", "help", "help", "What the glyphs, the numbers and the keys mean", display="?"),
     Command("q", "quit", "quit", "Leave Sanctum; the run goes on"),

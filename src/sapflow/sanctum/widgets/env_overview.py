@@ -1,5 +1,6 @@
 """The overview: every env of the run, the one most in need of a look first; sorted, filtered and searched."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -8,6 +9,7 @@ from textual.containers import Horizontal
 from textual.widgets import Input
 
 from sapflow.sanctum.arrangement import Order, arranged
+from sapflow.sanctum.cells import env_card
 from sapflow.sanctum.census import Kind
 from sapflow.sanctum.schema import SanctumSnapshot
 from sapflow.sanctum.spans import DIM, Line, clean, line
@@ -19,6 +21,8 @@ from sapflow.sanctum.widgets.run_header import RunHeader
 from sapflow.sanctum.widgets.shell import Subject, shell
 from sapflow.sanctum.widgets.snapshot_screen import SnapshotScreen
 from sapflow.sanctum.widgets.span_view import SpanView
+
+COPIED_WIDTH = 48  # cells of a card that is copied
 
 
 class ViewLine(SpanView):
@@ -82,6 +86,12 @@ class OverviewScreen(SnapshotScreen):
     def subject(self) -> Subject:
         """The env in focus."""
         return Subject(self.query_one(EnvGrid).cursor)
+
+    @property
+    def card(self) -> Sequence[Line]:
+        """The card of the env in focus."""
+        env = self.query_one(EnvGrid).focused_env
+        return () if env is None else env_card(env, COPIED_WIDTH, len(env.seeds))
 
     async def show(self, snapshot: SanctumSnapshot, notice: str) -> None:
         """Draws `snapshot`."""

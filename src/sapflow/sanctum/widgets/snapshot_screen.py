@@ -1,12 +1,13 @@
 """The base of the screens that follow the run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
 from textual.screen import Screen
 from textual.widget import Widget
 
 from sapflow.sanctum.schema import SanctumSnapshot
+from sapflow.sanctum.spans import Line
 from sapflow.sanctum.widgets.shell import Subject
 
 
@@ -26,6 +27,11 @@ class SnapshotScreen(Screen[None]):
     def subject(self) -> Subject:
         """What the person looks at, which the keys of the operator's hand are about."""
         return Subject()
+
+    @property
+    def card(self) -> Sequence[Line]:
+        """What is in focus, as it is copied; nothing where there is no such thing."""
+        return ()
 
     async def show(self, snapshot: SanctumSnapshot, notice: str) -> None:
         """Draws `snapshot`; `notice` says what went wrong with following the run, if anything did."""
