@@ -19,8 +19,8 @@ from commands import SAPFLOW, finish, iter_events, refused
 from journals import PATIENCE, event, finished_run, killed_run, open_folder, plain_user, python
 from sanctum_events import demo_run
 from sapflow.errors import InputError, JournalError, RunDirectoryError
+from sapflow.history.manifest import MANIFEST_NAME
 from sapflow.history.restoring import with_journal
-from sapflow.history.rolled import MANIFEST_NAME
 from sapflow.history.rolling import roll
 from sapflow.telemetry import codec, run_directory
 from sapflow.telemetry.events import GradientHealth, GradientSampled, RunCompleted

@@ -25,6 +25,10 @@ rules = cyclopts.App(name="rules", help="Explain alert rules, and try them on a 
 # The help stands here as well, so that an overview of the commands imports none of them.
 app.command("sapflow.cli.train:train", name="train", help="Train hosts in whose slots seeds grow, and record it.")
 app.command("sapflow.cli.sanctum:sanctum", name="sanctum", help="Show a run in the terminal, live or finished.")
+app.command("sapflow.cli.runs:runs", name="runs", help="List the runs in a directory.")
+app.command("sapflow.cli.runs:show", name="show", help="Show what a run was, and what became of each of its seeds.")
+app.command("sapflow.cli.query:query", name="query", help="Ask runs in SQL.")
+app.command("sapflow.cli.query:export", name="export", help="Write a whole table of a run into a file.")
 app.command("sapflow.cli.roll:roll", name="roll", help="Write finished runs into Parquet.")
 app.command("sapflow.cli.report:report", name="report", help="Write what happened in runs as one HTML page.")
 app.command(records)

@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from sapflow.errors import JournalError
+from sapflow.history.manifest import manifest_of
 from sapflow.telemetry.journal_layout import CREATE, SET_META
 from sapflow.telemetry.run_directory import JOURNAL_NAME, ROLLED_NAME
 
@@ -38,7 +39,7 @@ def restore(run_dir: Path, target: Path) -> None:
     Raises:
         JournalError: what was rolled cannot be read.
     """
-    from sapflow.history.rolled import manifest_of, stored_rows
+    from sapflow.history.rolled import stored_rows
 
     manifest = manifest_of(run_dir)
     if manifest is None:

@@ -8,20 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from sapflow.errors import JournalError
 from sapflow.history.arrow import ds, pa, pq
 from sapflow.history.gradients import EVENT
+from sapflow.history.manifest import Manifest
 from sapflow.history.schemas import EVENTS
 from sapflow.history.selection import Selection
 from sapflow.history.summary import RunSummary
-from sapflow.telemetry.journal_file import JournalFile
-from sapflow.telemetry.run_directory import JOURNAL_NAME, ROLLED_NAME
-
-FORMAT = 1
-MANIFEST_NAME = "manifest.json"
-MAX_MANIFEST_BYTES = 2**20
 
 # What events.parquet has beyond the public table, so that the journal can be made again, byte by byte. Where a sample's
 # passes lie in gradients.parquet they are cut out of its body at `cut`; it is null where the body is whole.
@@ -33,53 +27,6 @@ _KEYS = [_encode(key) for key in ("pass_index", "entering", "leaving")]
 
 StoredRow = tuple[int, int | None, int | None, int | None, str, float, bytes]
 """id, env, sequence, epoch, type, time and body: a row of the journal."""
-
-
-class _Format(Struct, frozen=True, kw_only=True):
-    format: int
-
-
-class Manifest(_Format, frozen=True, kw_only=True):
-    """What was rolled: the run as it stood, the last event of its journal, and the rows of each table."""
-
-    last_id: int
-    journal_version: int
-    meta: dict[str, int]
-    rows: dict[str, int]
-    summary: RunSummary
-
-
-def manifest_of(run_dir: Path) -> Manifest | None:
-    """Of the run, if it is rolled.
-
-    Raises:
-        JournalError: it is damaged, or of a newer Sapflow.
-    """
-    path = run_dir / ROLLED_NAME / MANIFEST_NAME
-    try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise JournalError(f"{path} is no manifest of a rolled run: it is too large")
-        data = path.read_bytes()
-        if msgspec.json.decode(data, type=_Format).format > FORMAT:
-            raise JournalError(f"{path} was written by a newer Sapflow: upgrade to read it")
-        return msgspec.json.decode(data, type=Manifest)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise JournalError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise JournalError(f"{path} is damaged ({error}): roll the run again, or restore it from a copy") from error
-
-
-def is_current(run_dir: Path, manifest: Manifest) -> bool:
-    """Whether nothing has come to the journal since it was rolled, or it is gone."""
-    if not (run_dir / JOURNAL_NAME).exists():
-        return True
-    journal = JournalFile(run_dir)
-    try:
-        return next(journal.rows("SELECT coalesce(max(id), 0) FROM events"), None) == (manifest.last_id,)
-    finally:
-        journal.close()
 
 
 class RolledTables:
@@ -94,15 +41,15 @@ class RolledTables:
         """Of the run as it was rolled."""
         return self._summary
 
-    def dataset(self, table: str) -> ds.Dataset:
-        """A table for engines that push down what they want of it; it may have private columns, too."""
+    def scannable(self, table: str) -> ds.Dataset:
+        """A table for an engine that pushes down what it wants of it; it may have private columns, too."""
         path = table_path(self._folder, table)
         with _explained(path):
             return ds.dataset(path, format="parquet")
 
     def batches(self, selection: Selection) -> pa.RecordBatchReader:
         """What is selected, as a stream."""
-        scanner = self.dataset(selection.table).scanner(
+        scanner = self.scannable(selection.table).scanner(
             columns=selection.schema.names, filter=selection.condition, batch_size=65_536, batch_readahead=4
         )
         return pa.RecordBatchReader.from_batches(selection.schema, self._read(selection, scanner))

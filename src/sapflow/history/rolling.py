@@ -19,14 +19,10 @@ from sapflow.history.comparing import same_rows
 from sapflow.history.epochs import event_batch, payloads_of
 from sapflow.history.gradients import EVENT, WITH_EVENT, gradient_batches
 from sapflow.history.journal_rows import PAGE_ROWS, JournalRows, Row
+from sapflow.history.manifest import FORMAT, MANIFEST_NAME, Manifest, is_current, manifest_of
 from sapflow.history.rolled import (
-    FORMAT,
-    MANIFEST_NAME,
     STORED_EVENTS,
-    Manifest,
     RolledTables,
-    is_current,
-    manifest_of,
     passes_as_written,
     stored_rows,
     table_path,

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from sapflow.errors import JournalError
 from sapflow.history.arrow import pa
@@ -11,7 +11,8 @@ from sapflow.history.epochs import epoch_batches, event_batches
 from sapflow.history.gradients import gradient_batches
 from sapflow.history.journal_rows import JournalRows
 from sapflow.history.lives import alert_batches, seed_batches
-from sapflow.history.rolled import RolledTables, is_current, manifest_of
+from sapflow.history.manifest import is_current, manifest_of
+from sapflow.history.rolled import RolledTables
 from sapflow.history.selection import Selection
 from sapflow.history.summary import RunSummary, summarize
 from sapflow.telemetry.run_directory import JOURNAL_NAME, ROLLED_NAME
@@ -137,6 +138,12 @@ class Run:
         asked = None if columns is None else tuple(columns)
         return self._tables.batches(Selection(table=table, columns=asked, env=env, slot=slot, epochs=epochs))
 
+    def scannable(self, table: str) -> Any:
+        """The table for an engine that takes Arrow, such as DuckDB, as often as it likes: a pyarrow dataset of a rolled
+        run, into which it pushes down what it wants; else an object with `__arrow_c_stream__`, made anew each time.
+        """
+        return self._tables.scannable(table)
+
     def close(self) -> None:
         """Let go of the files."""
         self._tables.close()
@@ -173,6 +180,9 @@ class Tables(Protocol):
     def batches(self, selection: Selection) -> pa.RecordBatchReader:
         """What is selected, as a stream."""
 
+    def scannable(self, table: str) -> Any:
+        """What an engine takes that takes Arrow."""
+
     def close(self) -> None:
         """Let go of the files."""
 
@@ -196,6 +206,10 @@ class JournalTables:
     def batches(self, selection: Selection) -> pa.RecordBatchReader:
         """What is selected, as a stream."""
         return pa.RecordBatchReader.from_batches(selection.schema, self._batches(selection))
+
+    def scannable(self, table: str) -> "_Stream":
+        """What an engine takes that takes Arrow."""
+        return _Stream(self, Selection(table=table))
 
     def close(self) -> None:
         """Let go of the journal."""
@@ -221,3 +235,17 @@ class JournalTables:
             raise JournalError(
                 f"{rows.path} holds numbers that no run has ({error}): restore it from a copy"
             ) from error
+
+
+class _Stream:
+    """A table that can be read more than once, by Arrow's PyCapsule protocol."""
+
+    def __init__(self, tables: JournalTables, selection: Selection) -> None:
+        self._tables = tables
+        self._selection = selection
+
+    def __arrow_c_schema__(self) -> object:
+        return self._selection.schema.__arrow_c_schema__()
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        return self._tables.batches(self._selection).__arrow_c_stream__(requested_schema)

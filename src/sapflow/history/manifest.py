@@ -1,0 +1,76 @@
+"""What a rolled run says of itself, and which of a run's two forms is the newer; without pyarrow."""
+
+from contextlib import closing
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from sapflow.errors import JournalError
+from sapflow.history.journal_rows import JournalRows
+from sapflow.history.summary import RunSummary, summarize
+from sapflow.telemetry.journal_file import JournalFile
+from sapflow.telemetry.run_directory import JOURNAL_NAME, ROLLED_NAME
+
+FORMAT = 1
+MANIFEST_NAME = "manifest.json"
+MAX_MANIFEST_BYTES = 2**20
+
+
+class _Format(Struct, frozen=True, kw_only=True):
+    format: int
+
+
+class Manifest(_Format, frozen=True, kw_only=True):
+    """What was rolled: the run as it stood, the last event of its journal, and the rows of each table."""
+
+    last_id: int
+    journal_version: int
+    meta: dict[str, int]
+    rows: dict[str, int]
+    summary: RunSummary
+
+
+def manifest_of(run_dir: Path) -> Manifest | None:
+    """Of the run, if it is rolled.
+
+    Raises:
+        JournalError: it is damaged, or of a newer Sapflow.
+    """
+    path = run_dir / ROLLED_NAME / MANIFEST_NAME
+    try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise JournalError(f"{path} is no manifest of a rolled run: it is too large")
+        data = path.read_bytes()
+        if msgspec.json.decode(data, type=_Format).format > FORMAT:
+            raise JournalError(f"{path} was written by a newer Sapflow: upgrade to read it")
+        return msgspec.json.decode(data, type=Manifest)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise JournalError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise JournalError(f"{path} is damaged ({error}): roll the run again, or restore it from a copy") from error
+
+
+def is_current(run_dir: Path, manifest: Manifest) -> bool:
+    """Whether nothing has come to the journal since it was rolled, or it is gone."""
+    if not (run_dir / JOURNAL_NAME).exists():
+        return True
+    journal = JournalFile(run_dir)
+    try:
+        return next(journal.rows("SELECT coalesce(max(id), 0) FROM events"), None) == (manifest.last_id,)
+    finally:
+        journal.close()
+
+
+def summary_of(run_dir: Path) -> RunSummary:
+    """The run in one row, without a look at every event: nothing is counted as skipped, unless it was rolled.
+
+    Raises:
+        JournalError: there is no run, or it cannot be read.
+    """
+    if not (run_dir / JOURNAL_NAME).exists() and (manifest := manifest_of(run_dir)) is not None:
+        return manifest.summary
+    with closing(JournalRows(run_dir)) as rows:
+        return summarize(rows.path, rows)
