@@ -1,7 +1,7 @@
 """Makes journals of any size quickly: rows written in one transaction, bodies from templates; most are samples."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -67,13 +67,10 @@ def sample(slot: int, epoch: int) -> GradientSampled:
 def rows(events: int, envs: int, seeds: int, samples_an_epoch: int) -> Iterator[Row]:
     """A run of `events` events, its envs interleaved epoch by epoch, cut off in the middle of one."""
 
-    def row(one: TelemetryEvent) -> Row:
-        return (one.env_id, one.sequence, one.epoch, one.type.value, one.time, codec.encode(one))
-
-    yield row(event(RunStarted(task="digits-cnn", envs=envs, epochs=10_000), None, 0))
+    yield _row(event(RunStarted(task="digits-cnn", envs=envs, epochs=10_000), None, 0))
     slot_ids = tuple(f"slot-{slot}" for slot in range(seeds))
     for env_id in range(envs):
-        yield row(event(EnvStarted(host="cnn", host_params=9, slot_ids=slot_ids, epochs=10_000), env_id, 0))
+        yield _row(event(EnvStarted(host="cnn", host_params=9, slot_ids=slot_ids, epochs=10_000), env_id, 0))
     written, epoch, sequence = envs + 1, 0, 0
     while True:
         epoch += 1
@@ -92,7 +89,7 @@ def rows(events: int, envs: int, seeds: int, samples_an_epoch: int) -> Iterator[
                 epoch=epoch, slot_id="slot-0", seed_id="slot-0-1", from_stage=SeedStage.TRAINING,
                 to_stage=SeedStage.TRAINING, reason="one line an epoch",
             )  # fmt: skip
-            yield row(event(moved, env_id, sequence + 1, time))
+            yield _row(event(moved, env_id, sequence + 1, time))
             written += 2
             if written >= events:
                 return
@@ -108,7 +105,20 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 def write(run_dir: Path, events: int, envs: int, seeds: int, samples_an_epoch: int) -> None:
-    """A journal as a trainer leaves it, made in one go."""
+    """The journal of a run of so many events, made in one go."""
+    _write(run_dir, rows(events, envs, seeds, samples_an_epoch))
+
+
+def write_events(run_dir: Path, events: Iterable[TelemetryEvent]) -> None:
+    """The journal of these events."""
+    _write(run_dir, map(_row, events))
+
+
+def _row(one: TelemetryEvent) -> Row:
+    return (one.env_id, one.sequence, one.epoch, one.type.value, one.time, codec.encode(one))
+
+
+def _write(run_dir: Path, these: Iterable[Row]) -> None:
     run_dir.mkdir(parents=True)
     connection = sqlite3.connect(run_dir / JOURNAL_NAME, isolation_level=None)
     connection.execute("PRAGMA journal_mode = OFF")
@@ -116,7 +126,7 @@ def write(run_dir: Path, events: int, envs: int, seeds: int, samples_an_epoch: i
     index = next(statement for statement in CREATE if "CREATE INDEX" in statement)
     for statement in (*(one for one in CREATE if one is not index), "BEGIN"):
         connection.execute(statement)
-    connection.executemany(INSERT_EVENT, rows(events, envs, seeds, samples_an_epoch))
+    connection.executemany(INSERT_EVENT, these)
     connection.execute(index)  # at once is faster than row by row
     connection.execute("COMMIT")
     connection.close()

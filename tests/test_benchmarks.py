@@ -29,3 +29,16 @@ def test_overhead_measures_and_shows_a_row_for_each_contender(monkeypatch):
     assert [line.split(" | ")[0] for line in lines[-2:]] == ["| nothing (A/A)", "| Sapflow"]
     assert {line.count("|") for line in lines[4:]} == {6}
     assert "MLP, eager, fp32: ≤ 3 %" in aims(rows, [])
+
+
+def test_sanctum_is_measured_on_a_journal_that_opens(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import sanctum_data
+
+    monkeypatch.setattr(sanctum_data, "ROUNDS", 1)
+    monkeypatch.setattr(sanctum_data, "EPOCHS", 4)
+    monkeypatch.setattr(sanctum_data, "LOOKS", 3)
+    rows = [*sanctum_data.taking_in(), *sanctum_data.looking(), *sanctum_data.opening(5_000)]
+    assert all(row.value > 0 for row in rows)
+    assert {row.markdown().count("|") for row in rows} == {5}
+    assert any("5,000 events" in row.what for row in rows)

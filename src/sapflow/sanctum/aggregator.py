@@ -3,6 +3,7 @@
 from bisect import insort
 from collections import Counter, deque
 from functools import singledispatchmethod
+from math import inf
 from types import MappingProxyType
 
 from msgspec.structs import replace
@@ -45,7 +46,8 @@ class SanctumAggregator:
         self._open_alerts = 0
         self._gaps = 0
         self._duplicates = 0
-        self._read_until: float | None = None
+        self._run_id = ""
+        self._read_until = -inf
         self._log: list[LogLine] = []
         self._requests: deque[RequestAnswered] = deque(maxlen=REQUESTS_LIMIT)
         self._last_run_sequence = -1
@@ -65,7 +67,10 @@ class SanctumAggregator:
         if sequence is not None and sequence <= env.last_sequence:
             self._count_duplicate()
             return
-        if not self._take(event, env) and sequence is None:
+        payload = event.payload
+        if type(payload) is EpochCompleted:  # by far the most, where a run is followed from its beginning
+            env.end_epoch(payload, event.time)
+        elif not self._take(event, env) and sequence is None:
             return
         if sequence is not None:
             if sequence > env.last_sequence + 1:
@@ -74,7 +79,9 @@ class SanctumAggregator:
             env.last_sequence = sequence
         env.last_time = event.time
         self._envs[env_id] = self._changed[env_id] = env
-        self._note(event)
+        if event.time > self._read_until:
+            self._read_until = event.time
+        self._run_id = event.run_id
 
     def apply_status(self, status: RunStatus) -> None:
         """Takes in what the source knows of the journal itself."""
@@ -99,24 +106,20 @@ class SanctumAggregator:
             log=tuple(self._log),
             gaps=self._gaps,
             duplicates=self._duplicates,
-            read_until=self._read_until,
+            run_id=self._run_id,
+            read_until=self._read_until if self._read_until > -inf else None,
             requests=tuple(self._requests),
         )
         self._run_changed = False
         return self._run
 
     def _take(self, event: TelemetryEvent, env: EnvView) -> bool:
-        """Take the event into its env; whether it says anything."""
+        """Take an event that is no epoch into its env; whether it says anything."""
         payload = event.payload
-        if type(payload) is EpochCompleted:
-            env.end_epoch(payload, event.time)
-            return True
         if type(payload) is GradientSampled:
             return env.take_sample(payload)
         env.settle()
         changed = reduce(payload, env)
-        if changed:
-            env.raise_concern()
         line = self._write_log(event)
         if line is not None:
             env.log.append(line)
@@ -156,15 +159,10 @@ class SanctumAggregator:
             self._gaps += event.sequence > self._last_run_sequence + 1
             self._last_run_sequence = event.sequence
         self._run_changed = True
-        self._note(event)
+        self._read_until = max(event.time, self._read_until)
+        self._run_id = event.run_id
         self._reduce_run(event.payload, event.time)
         self._write_log(event)
-
-    def _note(self, event: TelemetryEvent) -> None:
-        if event.run_id != self._run.run_id:
-            self._update_run(run_id=event.run_id)
-        if self._read_until is None or event.time > self._read_until:
-            self._read_until = event.time
 
     def _count_duplicate(self) -> None:
         self._duplicates += 1

@@ -74,8 +74,10 @@ class EnvView:
         if payload is None:
             return
         self._newest = None
-        for seed in payload.seeds:
-            self.slots[seed.slot_id].end_epoch(seed)
+        self._concern, self._octaves_off = Condition.ALERTED if payload.open_alerts else Condition.RESTING, 0
+        for slot, seed in zip(self._order, payload.seeds, strict=True):
+            slot.end_epoch(seed)
+            self.worsen(slot.condition, slot.octaves_off)
         self.status = EnvStatus.TRAINING
         self.epoch, self.epochs = payload.epoch, payload.epochs
         self.accuracy, self.train_loss = payload.accuracy, payload.train_loss
@@ -90,8 +92,6 @@ class EnvView:
             shadows=payload.total_shadows,
             recompiles=payload.total_recompiles,
         )
-        self._concern, self._octaves_off = Condition.RESTING, 0
-        self.raise_concern()
 
     def take_sample(self, sample: GradientSampled) -> bool:
         """What is seen of a seed within an epoch; whether it is news."""
@@ -99,27 +99,25 @@ class EnvView:
         slot = self.slots.get(sample.slot_id)
         if slot is None or sample.epoch <= self.epoch or not slot.take_sample(sample):
             return False
-        self._concern = max(self._concern, slot.condition)
-        self._octaves_off = max(self._octaves_off, slot.octaves_off)
+        self.worsen(slot.condition, slot.octaves_off)
         return True
 
-    def raise_concern(self) -> None:
-        """To what the env's condition is now, if that is worse."""
-        worst = Condition.ALERTED if self.open_alerts else Condition.RESTING
-        for slot in self._order:
-            worst = max(worst, slot.condition)
-            self._octaves_off = max(self._octaves_off, slot.octaves_off)
-        if self.status is EnvStatus.FAILED:
-            worst = Condition.FAILED
-        self._concern = max(self._concern, worst)
+    def worsen(self, condition: Condition, octaves_off: int = 0) -> None:
+        """Raise the concern to this, if it is lower."""
+        if condition > self._concern:
+            self._concern = condition
+        if octaves_off > self._octaves_off:
+            self._octaves_off = octaves_off
 
     def put(self, state: SeedState) -> None:
         """Let a slot be this."""
         slot = self.slots.get(state.slot_id)
         if slot is None:
-            self.arrange({**self.slots, state.slot_id: SlotView(state)})
+            slot = SlotView(state)
+            self.arrange({**self.slots, state.slot_id: slot})
         else:
             slot.become(state)
+        self.worsen(slot.condition, slot.octaves_off)
 
     def arrange(self, slots: dict[str, SlotView]) -> None:
         """Have these slots, in this order."""

@@ -5,7 +5,7 @@ from functools import singledispatch
 from msgspec.structs import replace
 
 from sapflow.sanctum.env_view import EnvView
-from sapflow.sanctum.schema import EnvStatus, SeedState
+from sapflow.sanctum.schema import Condition, EnvStatus, SeedState
 from sapflow.sanctum.slot_view import SlotView
 from sapflow.telemetry.events import (
     Alert,
@@ -79,6 +79,7 @@ def _(payload: SeedFossilized, env: EnvView) -> bool:
 @reduce.register
 def _(payload: AlertRaised, env: EnvView) -> bool:
     env.open_alerts = (*_others(env.open_alerts, payload.alert), payload.alert)
+    env.worsen(Condition.ALERTED)
     return _count(env, alerts=env.totals.alerts + 1)
 
 
@@ -105,6 +106,7 @@ def _(payload: EnvCompleted, env: EnvView) -> bool:
 @reduce.register
 def _(payload: EnvFailed, env: EnvView) -> bool:
     env.status, env.error = EnvStatus.FAILED, payload.error
+    env.worsen(Condition.FAILED)
     return True
 
 

@@ -57,9 +57,12 @@ class SeedState(SeedTelemetry, frozen=True, kw_only=True):
         return condition_of(self.stage, self)
 
 
+_TRAINED = frozenset(stage for stage in SeedStage if stage.trained)
+
+
 def condition_of(stage: SeedStage, health: GradientHealth) -> Condition:
     """How the gradient flows through a seed of this stage."""
-    if not stage.trained:
+    if stage not in _TRAINED:
         return Condition.RESTING
     if health.measurement is Measurement.NON_FINITE:
         return Condition.NON_FINITE

@@ -60,8 +60,10 @@ class SlotView:
     @property
     def octaves_off(self) -> int:
         """Whole octaves between the ratio and 1, where it is flagged."""
-        flagged = self.condition in (Condition.VANISHING, Condition.EXPLODING)
-        return octaves_off(self._health.grad_ratio) if flagged else 0
+        flagged = self._health.has_vanishing or self._health.has_exploding
+        if not flagged or self.condition not in (Condition.VANISHING, Condition.EXPLODING):
+            return 0
+        return octaves_off(self._health.grad_ratio)
 
     @property
     def state(self) -> SeedState:

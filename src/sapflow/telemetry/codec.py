@@ -1,5 +1,7 @@
 """How an event becomes bytes and back: msgpack, with an envelope that every version can read."""
 
+from typing import Any
+
 import msgspec
 
 from sapflow.errors import UnreadableEventError
@@ -18,9 +20,26 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     payload: msgspec.Raw
 
 
+class _Whole(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """An envelope whose payload is known beforehand: read in one pass."""
+
+    schema: int
+    run_id: str
+    env_id: int | None
+    sequence: int | None
+    time: float
+    type: str
+
+
 _encoder = msgspec.msgpack.Encoder()
 _envelope_decoder = msgspec.msgpack.Decoder(Envelope)
 _payload_decoders = {name: msgspec.msgpack.Decoder(payload) for name, payload in PAYLOADS.items()}
+_whole_decoders: dict[str, Any] = {
+    name: msgspec.msgpack.Decoder(
+        msgspec.defstruct(f"_{name}", [("payload", payload)], bases=(_Whole,), frozen=True, kw_only=True, gc=False)
+    )
+    for name, payload in PAYLOADS.items()
+}
 
 
 def encode(event: TelemetryEvent) -> bytes:
@@ -42,12 +61,14 @@ def encode(event: TelemetryEvent) -> bytes:
     )
 
 
-def decode(data: bytes) -> TelemetryEvent:
-    """The event in `data`, validated.
+def decode(data: bytes, expected: str = "") -> TelemetryEvent:
+    """The event in `data`, validated; faster where it is of the type that is expected.
 
     Raises:
         UnreadableEventError: its cause is "newer schema", "unknown type" or "malformed"; readers count it.
     """
+    if (whole := _expected(data, expected)) is not None:
+        return whole
     try:
         envelope = _envelope_decoder.decode(data)
         if envelope.schema > SCHEMA_VERSION:
@@ -64,4 +85,20 @@ def decode(data: bytes) -> TelemetryEvent:
         sequence=envelope.sequence,
         time=envelope.time,
         payload=payload,
+    )
+
+
+def _expected(data: bytes, name: str) -> TelemetryEvent | None:
+    """The event, if it is one of that type that this version can read."""
+    decoder = _whole_decoders.get(name)
+    if decoder is None:
+        return None
+    try:
+        whole = decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    if whole.type != name or whole.schema > SCHEMA_VERSION:
+        return None
+    return TelemetryEvent(
+        run_id=whole.run_id, env_id=whole.env_id, sequence=whole.sequence, time=whole.time, payload=whole.payload
     )
