@@ -61,7 +61,7 @@ BAD_COMMANDS = {
     "sanctum of a truncated journal": (["sanctum", "truncated"], ["truncated"]),
     "sanctum of a newer journal": (["sanctum", "newer"], ["newer Sapflow", "99", "upgrade"]),
     "sanctum without runs": (["sanctum"], ["no run under runs"]),
-    "sanctum of two runs": (["sanctum", "finished", "newer"], ["newer", "sapflow sanctum --help"]),
+    "sanctum of two runs": (["sanctum", "finished", "newer"], ["newer Sapflow", "99", "upgrade"]),
     "sanctum without a terminal": (["sanctum", "finished"], ["needs a terminal"]),
     "show of no record": (["records", "show", "TELE-1"], ["'TELE-1'", "sapflow records"]),
     "show of nothing": (["records", "show"], ["RECORD_ID", "sapflow records show --help"]),

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ ThemeName = Literal["dark", "light", "colour-blind"]
 
 def sanctum(
     run_dir: Path | None = None,
+    other: Path | None = None,
     /,
     *,
     theme: ThemeName = "dark",
@@ -31,6 +33,8 @@ def sanctum(
     ----------
     run_dir:
         A run directory, or the journal in it; by default the newest run under runs/.
+    other:
+        A second run to compare with the first: accuracy, loss and ratios on one axis.
     theme:
         The colours; T changes them.
     read_only:
@@ -43,16 +47,19 @@ def sanctum(
         With --serve: the port of that address.
     """
     run_dir = run_directory.newest(run_directory.RUNS) if run_dir is None else run_dir
-    with with_journal(run_dir) as journal:
-        Source(journal).close()  # first what is wrong with the run, then what is wrong here
+    with ExitStack() as stack:
+        journal, *beside = (stack.enter_context(with_journal(run)) for run in (run_dir, other) if run is not None)
+        for each in (journal, *beside):
+            Source(each).close()  # first what is wrong with the runs, then what is wrong here
         if not serve:
             check_terminal()
-            show(journal, read_only=read_only, theme=theme)
+            show(journal, *beside, read_only=read_only, theme=theme)
             return
     with needs("Sanctum in a browser", "serve"):
         from sapflow.sanctum.serve import serve as serve_command
     options = ["--theme", theme, *(["--read-only"] if read_only else [])]
-    serve_command([sys.executable, "-m", "sapflow", "sanctum", str(run_dir.resolve()), *options], host, port)
+    runs = [str(run.resolve()) for run in (run_dir, other) if run is not None]
+    serve_command([sys.executable, "-m", "sapflow", "sanctum", *runs, *options], host, port)
 
 
 def check_terminal() -> None:
@@ -71,10 +78,10 @@ def check_terminal() -> None:
         raise InputError("Sanctum needs a terminal: run it in one, with nothing redirected")
 
 
-def show(run_dir: Path, read_only: bool = False, theme: str = "dark") -> None:
-    """Show the run until the person quits; SIGTERM and a lost terminal quit too, and leave it as it was."""
+def show(run_dir: Path, other: Path | None = None, /, *, read_only: bool = False, theme: str = "dark") -> None:
+    """Show the run, or two, until the person quits; SIGTERM and a lost terminal quit too, and leave it as it was."""
     from sapflow.sanctum.app import run
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))  # which the event loop ends by
-    run(run_dir, read_only=read_only, theme=theme)
+    run(run_dir, read_only=read_only, theme=theme, other=other)

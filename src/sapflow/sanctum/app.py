@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from functools import partial
 from io import StringIO
 from pathlib import Path, PurePath
@@ -64,6 +65,7 @@ class SanctumApp(App[None]):
         read_only: bool = False,
         theme: str = DEFAULT,
         aggregator: SanctumAggregator | None = None,
+        other: Source | None = None,
     ) -> None:
         super().__init__()
         for each in THEMES.values():
@@ -71,6 +73,7 @@ class SanctumApp(App[None]):
         self.ansi_theme_dark = self.ansi_theme_light = THEMES[theme].ansi
         self.theme = theme
         self.source = source
+        self.other = other
         self.clock = clock
         self.read_only = read_only
         self.poll_seconds = poll_seconds
@@ -136,6 +139,8 @@ class SanctumApp(App[None]):
     async def on_ready(self) -> None:
         """Begins to follow."""
         self.theme_changed_signal.subscribe(self, self._recolour)
+        if self.other is not None:
+            await self.action_compare()
         await self.follow()
 
     async def follow(self) -> None:
@@ -207,7 +212,8 @@ class SanctumApp(App[None]):
         self.refresh_bindings()
 
     def _tick(self) -> None:
-        self._travel(self._playhead.tick)
+        if self.screen_stack:  # none is left while the app goes down
+            self._travel(self._playhead.tick)
 
     async def on_env_grid_chosen(self, message: EnvGrid.Chosen) -> None:
         """Opens the env's own screen."""
@@ -344,15 +350,17 @@ def as_textual(theme: Theme) -> TextualTheme:
     )
 
 
-def run(run_dir: Path, read_only: bool = False, theme: str = DEFAULT) -> None:
-    """Opens the run in `run_dir`, live or finished, until the person quits.
+def run(run_dir: Path, read_only: bool = False, theme: str = DEFAULT, other: Path | None = None) -> None:
+    """Opens the run in `run_dir`, live or finished, until the person quits; beside the run in `other`, if one is given.
 
     Raises:
         RunDirectoryError, JournalError: there is no run that can be read.
         SapflowError: the app broke down; it has said how.
     """
-    with Source(run_dir) as source:
-        app = SanctumApp(source, read_only=read_only, theme=theme, aggregator=opened(source))
+    with ExitStack() as stack:
+        source = stack.enter_context(Source(run_dir))
+        beside = stack.enter_context(Source(other)) if other is not None else None
+        app = SanctumApp(source, read_only=read_only, theme=theme, aggregator=opened(source), other=beside)
         app.run()
     if app.return_code:
         raise SapflowError("Sanctum broke down; the run itself is not touched by that")

@@ -82,11 +82,15 @@ def linear(values: Iterable[float]) -> Axis:
 
 
 class Curve(Struct, frozen=True):
-    """Points by ascending x, and how each looks by its y; `joined` by a line, but for gaps at NaN."""
+    """Points by ascending x, and how each looks by its y; `joined` by a line, but for gaps at NaN.
+
+    A `dashed` curve leaves out two of four columns of dots: it is told from another without colour.
+    """
 
     points: Sequence[Point]
     style: Callable[[float], str]
     joined: bool = False
+    dashed: bool = False
 
 
 class Guide(Struct, frozen=True):
@@ -175,7 +179,8 @@ def _draw(curve: Curve, axis: Axis, frame: Frame, rows: int, cells: dict[tuple[i
             continue
         dot = (column, min(int((1 - place) * 4 * rows), 4 * rows - 1))
         for at in _between(before, dot) if curve.joined and before else (dot,):
-            _set(cells, at, curve.style(y))
+            if not (curve.dashed and at[0] % 4 > 1):
+                _set(cells, at, curve.style(y))
         before = dot
 
 

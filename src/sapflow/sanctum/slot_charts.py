@@ -43,15 +43,19 @@ def frame_of(history: SlotHistory, width: int, rows: int) -> Frame:
 
 def ratio_chart(history: SlotHistory, frame: Frame, rows: int) -> list[Line]:
     """The ratio of each pass as a dot and of each epoch as a line, over octaves; the band's ends are drawn through."""
+    passes = Curve([(each.at, each.ratio) for each in history.passes], state_style)
+    epochs = Curve(_measured(history, lambda seed: seed.grad_ratio), lambda ratio: f"bold {state_style(ratio)}", True)
+    return chart((passes, epochs), band_guides(), _ratio_axis(history), frame, rows)
+
+
+def band_guides() -> list[Guide]:
+    """The healthy band's ends and its middle, on an axis of octaves."""
     band = _band()
-    guides = [
+    return [
         Guide(0.0, DIM, "┈"),
         Guide(log2(band.lower), BLUISH_GREEN),
         Guide(log2(band.upper), BLUISH_GREEN),
     ]
-    passes = Curve([(each.at, each.ratio) for each in history.passes], state_style)
-    epochs = Curve(_measured(history, lambda seed: seed.grad_ratio), lambda ratio: f"bold {state_style(ratio)}", True)
-    return chart((passes, epochs), guides, _ratio_axis(history), frame, rows)
 
 
 def norm_chart(history: SlotHistory, frame: Frame, rows: int) -> list[Line]:
@@ -146,17 +150,22 @@ def spread_lines(seeds: Iterable[SeedTelemetry], width: int, rows: int) -> list[
     if not filled:
         return [line(("no pass with a finite ratio", DIM))]
     shown = range(max(filled), max(min(filled), max(filled) - rows + 1) - 1, -1)
-    most, total = max(counts.values()), sum(counts.values())
-    return [_bar(index, counts.get(index, 0), most, total, width) for index in shown]
+    most = max(counts.values())
+    labels = {index: f"{_power(_octave(index))} – {_power(_octave(index) + 1)}×" for index in shown}
+    margin = max(map(len, labels.values()))
+    return [_bar(f"{labels[index]:>{margin}}", _octave(index), counts.get(index, 0), most, width) for index in shown]
 
 
-def _bar(index: int, count: int, most: int, total: int, width: int) -> Line:
-    exponent = index - 1 + HISTOGRAM_LOWEST_OCTAVE
-    room = width - 24
+def _octave(index: int) -> int:
+    """The lower end of a bin of the histogram, as a power of 2."""
+    return index - 1 + HISTOGRAM_LOWEST_OCTAVE
+
+
+def _bar(label: str, exponent: int, count: int, most: int, width: int) -> Line:
+    room = width - len(label) - 8
     bar = "█" * (ceil(room * count / most) if count else 0) if room > 0 else ""
-    label = f"{_power(exponent)} – {_power(exponent + 1)}×"
     style = state_style(2.0 ** (exponent + 0.5))
-    return line((f"{label:>15} ", DIM), *fit(line((bar, style)), max(room, 0)), f" {humanised(count):>6}")
+    return line((f"{label} ", DIM), *fit(line((bar, style)), max(room, 0)), f" {humanised(count):>6}")
 
 
 def _power(exponent: int) -> str:

@@ -51,6 +51,21 @@ class SlotHistory(Struct, frozen=True, kw_only=True):
     turns: tuple[TelemetryEvent, ...] = ()
 
 
+def epochs_of(source: Source, env_id: int, first: int, last: int, columns: int) -> list[TelemetryEvent]:
+    """The env's EPOCH_COMPLETED from `first` to `last`, oldest first; of very many, as many as there are columns.
+
+    Raises:
+        JournalError: the journal cannot be read.
+    """
+    count = last - first + 1
+    if count <= MOMENT_LIMIT:
+        moments = source.moments(env_id, last, count) if count > 0 else []
+        return [moment for moment in moments if (moment.epoch or 0) >= first]
+    chosen = sorted({first + round(n * (count - 1) / (columns - 1)) for n in range(columns)})
+    found = {moment.epoch: moment for epoch in chosen if (moment := source.moment(env_id, epoch)) is not None}
+    return list(found.values())
+
+
 class SlotReader:
     """Reads the history of one slot, and what was read of finished epochs only once."""
 
@@ -73,20 +88,11 @@ class SlotReader:
         return SlotHistory(first=first, last=max(done + live, first), epochs=epochs, passes=passes, turns=mine)
 
     def _epochs(self, first: int, done: int, columns: int) -> Iterable[tuple[int, SeedTelemetry]]:
-        for event in self._moments(first, done, columns):
+        for event in epochs_of(self._source, self._env_id, first, done, columns):
             assert isinstance(event.payload, EpochCompleted)
             for seed in event.payload.seeds:
                 if seed.slot_id == self._slot_id:
                     yield event.payload.epoch, seed
-
-    def _moments(self, first: int, done: int, columns: int) -> Iterable[TelemetryEvent]:
-        count = done - first + 1
-        if count <= MOMENT_LIMIT:
-            moments = self._source.moments(self._env_id, done, count) if count > 0 else []
-            return [moment for moment in moments if (moment.epoch or 0) >= first]
-        chosen = sorted({first + round(n * (count - 1) / (columns - 1)) for n in range(columns)})
-        found = {moment.epoch: moment for epoch in chosen if (moment := self._source.moment(self._env_id, epoch))}
-        return found.values()
 
     def _passes_of(self, first: int, done: int, epochs: dict[int, SeedTelemetry], live: bool) -> tuple[Pass, ...]:
         """Of the running epoch and of those before it, as far back as there is memory for."""

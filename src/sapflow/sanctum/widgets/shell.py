@@ -33,12 +33,13 @@ class Shell(Protocol):
 
     `clock` gives Unix seconds: the one clock of all screens. `snapshot` is the run as far as it was read, `shown` is
     what is to be drawn: the same, or the run as it stood when epoch `moment` had ended in each env (None: live).
-    `speed` is the epochs a second that are played, 0.0 while nothing plays. `read_only`: the operator's hand is
-    switched off.
+    `speed` is the epochs a second that are played, 0.0 while nothing plays. `other` is a second run to compare with.
+    `read_only`: the operator's hand is switched off.
     """
 
     clock: Callable[[], float]
     source: Source
+    other: Source | None
     read_only: bool
     census: Census
 
