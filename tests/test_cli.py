@@ -26,7 +26,14 @@ from commands import (
 )
 from journals import PATIENCE, epoch_completed, finished_run, run_completed
 from sapflow.telemetry.events import EnvFailed, RunStarted, SeedPruned
-from sapflow.telemetry.run_directory import CHECKPOINTS_NAME, JOURNAL_NAME, LOCK_NAME, PLAN_NAME, trainer_is_alive
+from sapflow.telemetry.run_directory import (
+    CHECKPOINTS_NAME,
+    JOURNAL_NAME,
+    LOCK_NAME,
+    PLAN_NAME,
+    REQUESTS_NAME,
+    trainer_is_alive,
+)
 from sapflow.telemetry.source import RunState
 
 ODD_NAME = "a [/red] 50%s :bug: ünï"
@@ -53,7 +60,7 @@ BAD_TRAINING = {
     "option given twice": (["--epochs", "2", "--epochs", "3"], ["--epochs", "multiple times"]),
 }
 BAD_COMMANDS = {
-    "unknown command": (["dance"], ["dance", "train, sanctum, records"]),
+    "unknown command": (["dance"], ["dance", "train, sanctum,"]),
     "sanctum of nothing": (["sanctum", "missing"], ["missing", "no journal"]),
     "sanctum of an empty directory": (["sanctum", "empty"], ["empty", "no journal"]),
     "sanctum of a text file": (["sanctum", "file"], ["file is no journal"]),
@@ -150,13 +157,16 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(refusals, 
 def trained(tmp_path_factory):
     """A directory in which four runs were made; what came of each, by its name."""
     cwd = tmp_path_factory.mktemp("trained")
-    planted = (*TRAIN, "--epochs", "5", "--plant", "0:early:sigmoid", "--rng-seed", "7")
+    planted = (*TRAIN[len(SAPFLOW) :], "--epochs", "5", "--plant", "0:early:sigmoid", "--rng-seed", "7")
     short = (*TRAIN, "--epochs", "2", "--run-dir")
     failing = ("train", "--task", "digits-mlp", "--envs", "2", "--epochs", "2", "--run-dir", "failing")
     unread = ("sh", "-c", '"$@" | head -1', "sh", *short, os.fsdecode(b"unread\xff"))
-    done = {"failing": finish_forked(failing, cwd, FAILING_ENV)}
-    done |= {ODD_NAME: finish_forked([*planted[len(SAPFLOW) :], "--run-dir", ODD_NAME], cwd)}
-    return cwd, done | finish_all({"default": (planted, cwd), "unread": (unread, cwd)})
+    return cwd, {
+        "default": finish_forked(planted, cwd),
+        ODD_NAME: finish_forked((*planted, "--run-dir", ODD_NAME), cwd),
+        "failing": finish_forked(failing, cwd, FAILING_ENV),
+        "unread": finish(unread, cwd),
+    }
 
 
 @pytest.mark.parametrize("name", ["default", ODD_NAME])
@@ -180,7 +190,8 @@ def test_without_a_run_dir_a_run_is_kept_under_runs(trained):
     cwd, _ = trained
     (run_dir,) = (cwd / "runs").iterdir()
     assert run_dir.name.startswith("digits-mlp-")
-    assert {path.name for path in run_dir.iterdir()} == {JOURNAL_NAME, LOCK_NAME, PLAN_NAME, CHECKPOINTS_NAME}
+    names = {JOURNAL_NAME, LOCK_NAME, PLAN_NAME, CHECKPOINTS_NAME, REQUESTS_NAME}
+    assert {path.name for path in run_dir.iterdir()} == names
 
 
 def test_a_planted_seed_that_vanishes_is_pruned_and_the_table_says_so(trained):
