@@ -29,6 +29,7 @@ app.command("sapflow.cli.runs:runs", name="runs", help="List the runs in a direc
 app.command("sapflow.cli.runs:show", name="show", help="Show what a run was, and what became of each of its seeds.")
 app.command("sapflow.cli.query:query", name="query", help="Ask runs in SQL.")
 app.command("sapflow.cli.query:export", name="export", help="Write a whole table of a run into a file.")
+app.command("sapflow.cli.schema:schema", name="schema", help="Print the JSON Schema of all events.")
 app.command("sapflow.cli.roll:roll", name="roll", help="Write finished runs into Parquet.")
 app.command("sapflow.cli.report:report", name="report", help="Write what happened in runs as one HTML page.")
 app.command(records)
