@@ -277,7 +277,7 @@ class TestTheCommand:
         [
             (["{whole}"], "is complete: there is nothing to resume"),
             (["{tmp}/nowhere"], "holds no run that can be resumed"),
-            (["{whole}", "--epochs", "7"], "--resume goes with --sanctum alone"),
+            (["{whole}", "--epochs", "7"], "--resume goes with --sanctum and --export alone"),
             (["{tmp}/broken"], "is no plan of a run"),
             (["{tmp}/large"], "too large"),
         ],

@@ -28,9 +28,11 @@ class _BuiltIn:
 
 BUILT_IN = {
     "jsonlines": _BuiltIn("jsonlines"),
+    "mlflow": _BuiltIn("mlflow", "mlflow"),
     "otel": _BuiltIn("otel", "opentelemetry.proto"),
     "prometheus": _BuiltIn("prometheus", "prometheus_client"),
     "tensorboard": _BuiltIn("tensorboard", "tensorboard"),
+    "wandb": _BuiltIn("wandb", "wandb"),
     "webhook": _BuiltIn("webhook"),
 }
 

@@ -1,0 +1,182 @@
+"""To MLflow: a run of a tracking server, with metrics over epochs, parameters, tags and how it ended."""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from sapflow.errors import BackendAwayError, ExporterRefusedError
+from sapflow.exporters.exporter import Setting
+from sapflow.exporters.run_view import RunView, view_before
+from sapflow.exporters.series import ENV_COUNTERS, ENV_GAUGES, SEED_SERIES
+from sapflow.telemetry.events import AlertRaised, EpochCompleted, RunStarted, TelemetryEvent
+from sapflow.telemetry.wording import describe_alert
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+T = TypeVar("T")
+
+RUN_TAG = "sapflow.run_id"
+LATEST_ALERT_TAG = "sapflow.latest_alert"
+METRICS_AT_ONCE = 1_000  # what a tracking server takes in one request
+LONGEST_TAG = 5_000
+REFUSED = frozenset({401, 403, 404})
+AT_FAULT = 400
+
+
+class Options(msgspec.Struct, frozen=True):
+    """`tracking_uri` and `experiment` as in MLflow, whose variables stand where an option is not given."""
+
+    tracking_uri: str = ""
+    experiment: str = ""
+
+
+class MLflow:
+    """One run of MLflow's for one of ours, found again by its tag.
+
+    A metric that comes again has the same key, step, time and value, and a tracking server keeps it once.
+    """
+
+    def __init__(self, client: "MlflowClient", experiment: str, run_id: str, view: RunView) -> None:
+        self._client = client
+        self._experiment = experiment
+        self._run_id = run_id
+        self._view = view
+        self._begun = ""
+
+    def begin(self) -> str:
+        """MLflow's id of the run, which is made where it is not there yet.
+
+        Raises:
+            BackendAwayError, ExporterRefusedError: the server.
+        """
+        if not self._begun:
+            self._begun = _asked(self._find_or_make)
+        return self._begun
+
+    def export(self, events: Sequence[TelemetryEvent]) -> None:
+        """See `Exporter.export`."""
+        run = self.begin()
+        metrics: list[Metric] = []
+        for event in events:
+            self._view.take(event)
+            payload = event.payload
+            match payload:
+                case RunStarted():
+                    _asked(partial(self._log_parameters, run, payload))
+                case EpochCompleted() if event.env_id is not None:
+                    metrics += _metrics(event, event.env_id, payload)
+                case AlertRaised():
+                    words = "; ".join(part for part in describe_alert(payload.alert) if part)
+                    text = f"env {event.env_id}, epoch {payload.epoch}: {words}"[:LONGEST_TAG]
+                    _asked(partial(self._client.set_tag, run, LATEST_ALERT_TAG, text))
+        for start in range(0, len(metrics), METRICS_AT_ONCE):
+            _asked(partial(self._client.log_batch, run, metrics=metrics[start : start + METRICS_AT_ONCE]))
+
+    def close(self) -> None:
+        """Say how the run ended: KILLED stands for cut off."""
+        if self._begun:
+            failed = "failed" in self._view.ended.values()
+            status = "KILLED" if not self._view.completed else "FAILED" if failed else "FINISHED"
+            end = int(self._view.last_time * 1_000)
+            _asked(partial(self._client.set_terminated, self._begun, status=status, end_time=end))
+
+    def _find_or_make(self) -> str:
+        client = self._client
+        found = client.get_experiment_by_name(self._experiment)
+        experiment = found.experiment_id if found else client.create_experiment(self._experiment)
+        tag = re.sub(r"[^\w.-]", "-", self._run_id, flags=re.ASCII)  # it stands in a query
+        runs = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{tag}'", max_results=1)
+        if runs:
+            client.set_terminated(runs[0].info.run_id, status="RUNNING")
+            return str(runs[0].info.run_id)
+        made = client.create_run(experiment, tags={RUN_TAG: tag}, run_name=self._run_id)
+        return str(made.info.run_id)
+
+    def _log_parameters(self, run: str, started: RunStarted) -> None:
+        from mlflow.entities import Param
+
+        asked = {"task": started.task, "envs": started.envs, "epochs": started.epochs, "rng_seed": started.rng_seed}
+        versions = {f"version.{_key(name)}": text for name, text in started.versions.items()}
+        parameters = [Param(name, str(value)) for name, value in {**asked, **versions}.items() if value is not None]
+        self._client.log_batch(run, params=parameters)
+
+
+def _metrics(event: TelemetryEvent, env_id: int, done: EpochCompleted) -> Iterator["Metric"]:
+    from mlflow.entities import Metric
+
+    time = int(event.time * 1_000)
+    for name, value in _numbers(env_id, done):
+        yield Metric(_key(name), value, time, done.epoch)
+
+
+def _numbers(env_id: int, done: EpochCompleted) -> Iterator[tuple[str, float]]:
+    for series in (*ENV_GAUGES, *ENV_COUNTERS):
+        if (value := series.value(done)) is not None:
+            yield f"env-{env_id}/{series.name}", value
+    for seed in done.seeds:
+        if seed.stage.alive:
+            for one in SEED_SERIES:
+                if (value := one.value(seed)) is not None:
+                    yield f"env-{env_id}/{seed.slot_id.replace('/', ':')}/{one.name}", value
+
+
+def _key(name: str) -> str:
+    """A name that MLflow takes."""
+    return re.sub(r"[^\w.\-/: ]", "_", name, flags=re.ASCII)[:250]
+
+
+def _asked(request: Callable[[], T]) -> T:
+    """What the server answers.
+
+    Raises:
+        BackendAwayError: it is away, slow or failing.
+        ExporterRefusedError: it wants other credentials, or there is no such place.
+        MlflowException: it will not have what was brought.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return request()
+    except MlflowException as error:
+        reason = " ".join(str(error).split())[:300]
+        answered: Any = error  # whose methods have no types
+        code = answered.get_http_status_code()
+        if code in REFUSED:
+            raise ExporterRefusedError(f"MLflow: {reason}") from error
+        if code == AT_FAULT:
+            raise
+        raise BackendAwayError(f"MLflow: {reason}") from error
+    except OSError as error:  # of requests, too
+        raise BackendAwayError(f"MLflow: {' '.join(str(error).split())[:300]}") from error
+
+
+def open_exporter(setting: Setting) -> MLflow:
+    """See `exporter.Open`."""
+    options = setting.options_as(Options)
+    uri = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        raise ExporterRefusedError(
+            "exporter mlflow needs a tracking server: set MLFLOW_TRACKING_URI, or exporters.mlflow.tracking_uri"
+        )
+    # The follower has its own way to try again, and nothing is gained by MLflow's minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    experiment = options.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "sapflow"
+    try:
+        client = MlflowClient(uri)
+    except MlflowException as error:
+        raise ExporterRefusedError(f"MLflow: {' '.join(str(error).split())[:300]}") from error
+    exporter = MLflow(client, experiment, setting.run_id, view_before(setting))
+    with suppress(BackendAwayError):  # it is tried again with the first batch
+        exporter.begin()
+    return exporter

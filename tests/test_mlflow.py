@@ -1,0 +1,154 @@
+"""MLflow, against a real tracking server on SQLite: one process for all tests here, since it is slow to start."""
+
+import math
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from commands import SAPFLOW, finish, refused
+from journals import finished_run
+from receivers import free_port
+from sanctum_events import RUN_ID, demo_run, epoch, seed
+from sapflow.errors import BackendAwayError, ExporterRefusedError
+from sapflow.exporters import registry
+from sapflow.exporters.exporter import Setting
+from sapflow.exporters.ledger import path_of, read
+from sapflow.telemetry.events import EpochCompleted, TelemetryEvent
+from sapflow.telemetry.vocabulary import Measurement
+
+pytest.importorskip("mlflow")
+pytest.importorskip("sqlalchemy", reason="the client is here, the tracking server is not")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),  # MLflow's own
+]
+
+DEMO = demo_run(epochs=4, completed=True)
+STARTING_SECONDS = 180.0
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mlflow")
+    port = free_port()
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{folder}/tracking.sqlite", "--default-artifact-root", str(folder / "files"),
+    ]  # fmt: skip
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+    url = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + STARTING_SECONDS
+    try:
+        while not is_up(url):
+            assert process.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < deadline, (folder / "log").read_text()
+            time.sleep(0.2)  # between two looks
+        yield url
+    finally:
+        os.killpg(process.pid, 9)
+        process.wait()
+
+
+def is_up(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    from mlflow import MlflowClient
+
+    return MlflowClient(server)
+
+
+def open_it(uri: str, experiment: str, run_id: str = RUN_ID):
+    options = {"tracking_uri": uri, "experiment": experiment}
+    return registry.open_exporter(Setting(name="mlflow", run_dir=Path(), run_id=run_id, options=options))
+
+
+def runs_of(client, experiment: str) -> list:
+    return client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+
+
+def history(client, run, key: str) -> list[tuple[int, float]]:
+    return sorted((one.step, one.value) for one in client.get_metric_history(run.info.run_id, key))
+
+
+def test_a_run_from_the_command_line_is_there_whole(server, client, tmp_path):
+    run_dir = finished_run(tmp_path / "run", *DEMO)
+    (tmp_path / "sapflow.toml").write_text(f'[exporters.mlflow]\ntracking_uri = "{server}"\nexperiment = "whole"\n')
+    done = finish((*SAPFLOW, "follow", str(run_dir), "--config", "sapflow.toml"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"mlflow: {len(DEMO)} events exported"  # behind where MLflow shows the run
+    (run,) = runs_of(client, "whole")
+    assert (run.info.run_name, run.info.status) == (RUN_ID, "FINISHED")
+    assert run.data.params["task"] == "digits-cnn"
+    assert "exploding seed" in run.data.tags["sapflow.latest_alert"]
+    for env in range(4):
+        done = [one.payload for one in DEMO if isinstance(one.payload, EpochCompleted) and one.env_id == env]
+        assert history(client, run, f"env-{env}/accuracy") == [(one.epoch, one.accuracy) for one in done]
+        for slot in ("early", "mid", "late"):
+            expected = [
+                (one.epoch, found.grad_ratio)
+                for one in done
+                for found in one.seeds
+                if found.slot_id == slot and found.stage.alive and found.measurement is Measurement.MEASURED
+            ]
+            assert history(client, run, f"env-{env}/{slot}/gradient.gain") == expected
+
+
+def test_what_comes_again_is_there_once_and_a_restart_goes_on_with_the_same_run(server, client):
+    first = open_it(server, "twice")
+    first.export(DEMO[:60])
+    second = open_it(server, "twice")
+    second.export(DEMO[30:])
+    second.close()
+    (run,) = runs_of(client, "twice")
+    assert [step for step, _ in history(client, run, "env-0/accuracy")] == [1, 2, 3, 4]
+    assert run.info.status == "FINISHED"
+
+
+def test_a_run_that_was_cut_off_says_so_and_odd_names_and_numbers_are_taken(server, client):
+    odd = seed('a/b "c"\n{d}', math.inf, max_ratio=math.nan)
+    event = TelemetryEvent(run_id="o'dd", env_id=0, sequence=0, time=1.5, payload=epoch(1, odd))
+    exporter = open_it(server, "odd", run_id='o\'dd "run"')
+    exporter.export([event])
+    exporter.close()
+    (run,) = runs_of(client, "odd")
+    assert run.info.status == "KILLED"
+    assert run.info.run_name == 'o\'dd "run"'
+    ((_, gain),) = history(client, run, "env-0/a:b _c___d_/gradient.gain")
+    ((_, largest),) = history(client, run, "env-0/a:b _c___d_/gradient.gain_max")
+    assert gain == sys.float_info.max  # as MLflow keeps infinity
+    assert math.isnan(largest)
+
+
+def test_a_server_that_is_away_is_tried_again_and_one_that_refuses_is_not(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    away = open_it(f"http://127.0.0.1:{free_port()}", "away")
+    with pytest.raises(BackendAwayError, match="MLflow"):
+        away.export(DEMO)
+    with pytest.raises(ExporterRefusedError, match="MLFLOW_TRACKING_URI"):
+        open_it("", "nowhere")
+    with pytest.raises(ExporterRefusedError, match="ftp"):
+        open_it("ftp://host", "nowhere")
+
+
+def test_bad_input_is_one_line_and_keeps_the_place(tmp_path):
+    run_dir = finished_run(tmp_path / "run", *DEMO)
+    follow = (*SAPFLOW, "follow", str(run_dir), "--export", "mlflow", "--patience", "0", "--option")
+    done = finish((*follow, f"mlflow.tracking_uri=http://127.0.0.1:{free_port()}"), tmp_path)
+    assert done.returncode == 1
+    assert read(path_of(run_dir, "mlflow")).cursor == 0
+    refused(finish((*follow, "mlflow.uri=http://x"), tmp_path), "no option 'uri'")
