@@ -150,13 +150,13 @@ def test_the_story_of_a_trained_run_is_what_happened_in_it(trained):
 def test_the_page_of_a_trained_run_has_every_part(trained):
     page = page_of(trained)
     assert [each["text"] for each in page.find("h2")] == [
-        "What happened", "Does gradient flow?", "What grew where", "How much enters, how much leaves", "Alerts",
-        "What the seeds are worth", "Configuration and versions",
+        "What happened", "Does gradient flow?", "What grew where, and what raised an alert",
+        "How much enters, how much leaves", "What the seeds are worth", "Configuration and versions",
     ]  # fmt: skip
     titles = [each["text"] for each in page.find("title") if "svg" in each["inside"]]
     assert titles == [
-        "Ratio over time, env 0", "Ratio over time, env 1", "Lives of the seeds", "Entering against leaving gradient",
-        "Ratios of single passes", "Alerts over time", "Accuracy with and without, env 0",
+        "Ratio over time, env 0", "Ratio over time, env 1", "Lives of the seeds", "Alerts over time",
+        "Entering against leaving gradient", "Ratios of single passes", "Accuracy with and without, env 0",
         "Accuracy with and without, env 1",
     ]  # fmt: skip
     assert len(page.find("details")) == len(titles)
@@ -334,6 +334,7 @@ def test_several_runs_are_compared_on_one_axis(trained, tmp_path):
     text = str(page.find("main")[0]["text"])
     assert "4 runs of digits-mlp in 2 groups: new with 2, old with 2." in text
     assert "the intervals overlap" in text
+    assert "Training seeds in the band, at the lowest: new " in text
     assert "new (n = 2)" in " ".join(str(each["text"]) for each in page.find("text"))
 
 

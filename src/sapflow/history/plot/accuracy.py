@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from sapflow.history.arrow import pa
 from sapflow.history.plot.chart import Chart, data_of, legend_below, new_chart, say_nothing_to_draw, styled
 from sapflow.history.plot.palette import INK, LOOKS, shown
-from sapflow.history.plot.places import Life, Row, lives_of, most_telling, panels_of
+from sapflow.history.plot.places import Life, Row, lives_of, most_telling, panels_of, the_only
 from sapflow.history.plot.thinning import thinned
 from sapflow.history.run import Run
 from sapflow.telemetry.vocabulary import SeedStage
@@ -53,9 +53,8 @@ def accuracy(run: Run, *, envs: Collection[int] | None = None, slots: Collection
 
 def _hosts(run: Run, envs: Collection[int] | None) -> dict[int, dict[int, float]]:
     """The accuracy of each env by epoch, where one is known."""
-    env = next(iter(envs)) if envs is not None and len(envs) == 1 else None
     hosts: dict[int, dict[int, float]] = {}
-    for row in run.epochs(columns=["env", "epoch", "accuracy"], env=env).to_pylist():
+    for row in run.epochs(columns=["env", "epoch", "accuracy"], env=the_only(envs)).to_pylist():
         if row["accuracy"] is not None and (envs is None or row["env"] in envs):
             hosts.setdefault(row["env"], {})[row["epoch"]] = row["accuracy"]
     return hosts

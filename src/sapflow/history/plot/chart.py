@@ -11,6 +11,7 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from sapflow.history.arrow import pa
 from sapflow.history.plot.palette import GRID, INK, MUTED, PAPER
@@ -19,6 +20,7 @@ Parameters = ParamSpec("Parameters")
 
 PANEL_INCHES = (4.2, 2.9)
 PANELS_A_ROW = 3
+LEGEND_INCHES_BELOW = -0.42
 
 # Everything that a user's own matplotlibrc could change is set: a report looks the same wherever it is made.
 STYLE: tuple[str | dict[str, Any], ...] = (
@@ -134,7 +136,10 @@ def legend_below(axes: Axes, handles: list[Any], labels: list[str]) -> None:
     """A legend under the axes, whose labels may begin with anything."""
     if handles:
         columns = 1 if max(map(len, labels)) > 26 else 2
+        figure = axes.get_figure(root=True)
+        assert figure is not None
+        below = axes.transAxes + ScaledTranslation(-0.3, LEGEND_INCHES_BELOW, figure.dpi_scale_trans)
         axes.legend(
-            handles, labels, loc="upper left", bbox_to_anchor=(-0.12, -0.2), ncols=columns, borderaxespad=0,
-            handlelength=2.6, columnspacing=1.2,
+            handles, labels, loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=below, ncols=columns,
+            borderaxespad=0, handlelength=2.6, columnspacing=1.2,
         )  # fmt: skip

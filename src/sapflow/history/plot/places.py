@@ -3,12 +3,13 @@
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 from sapflow.history.run import Run
 from sapflow.telemetry.vocabulary import Measurement, SeedStage
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 SERIES_A_PANEL = 6  # as many as there are looks
 MOST_PANELS = 24
@@ -41,9 +42,7 @@ def lives_of(
     run: Run, columns: Sequence[str], envs: Collection[int] | None = None, slots: Collection[str] | None = None
 ) -> list[Life]:
     """The lives in these envs and slots (None: in all), with KEYS and `columns` of `run.epochs()`."""
-    one_env = next(iter(envs)) if envs is not None and len(envs) == 1 else None
-    one_slot = next(iter(slots)) if slots is not None and len(slots) == 1 else None
-    table = run.epochs(columns=list(dict.fromkeys((*KEYS, *columns))), env=one_env, slot=one_slot)
+    table = run.epochs(columns=list(dict.fromkeys((*KEYS, *columns))), env=the_only(envs), slot=the_only(slots))
     rows = [
         row
         for row in table.to_pylist()
@@ -58,6 +57,11 @@ def lives_of(
         for (env, slot, seed), rows_of in groupby(rows, key=lambda row: (row["env"], row["slot"], row["seed"]))
         if (group := list(rows_of))
     ]
+
+
+def the_only(wanted: Collection[T] | None) -> T | None:
+    """What tables can be asked for: one env or slot, or all."""
+    return next(iter(wanted)) if wanted is not None and len(wanted) == 1 else None
 
 
 def panels_of(lives: Iterable[Life]) -> list[Panel]:

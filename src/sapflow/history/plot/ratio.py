@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from sapflow.history.arrow import pa
 from sapflow.history.plot.chart import Chart, data_of, legend_below, new_chart, say_nothing_to_draw, styled
 from sapflow.history.plot.palette import LOOKS, Look, shown
-from sapflow.history.plot.places import Life, Row, lives_of, most_telling, not_measured, panels_of
+from sapflow.history.plot.places import Life, Row, lives_of, most_telling, not_measured, panels_of, the_only
 from sapflow.history.plot.ratio_axis import RatioAxis
 from sapflow.history.plot.thinning import thinned
 from sapflow.history.run import Run
@@ -41,7 +41,7 @@ def ratio(run: Run, *, envs: Collection[int] | None = None, slots: Collection[st
     ]
     everything = panels_of(lives)
     panels = most_telling(everything, lives)
-    died = {(row["env"], row["slot"], row["seed"]) for row in run.seeds().to_pylist() if row["died_epoch"] is not None}
+    died = _died(run, envs)
     chart, axes = new_chart("Ratio over time", len(panels))
     chart.description = DESCRIPTION + _left_out(len(everything) - len(panels))
     drawn: list[Row] = []
@@ -56,6 +56,11 @@ def ratio(run: Run, *, envs: Collection[int] | None = None, slots: Collection[st
         chart.title = axes[0].get_title(loc="left")
     chart.data = data_of(drawn, COLUMNS)
     return chart
+
+
+def _died(run: Run, envs: Collection[int] | None) -> set[tuple[int, str, str]]:
+    table = run.seeds(columns=["env", "slot", "seed", "died_epoch"], env=the_only(envs))
+    return {(row["env"], row["slot"], row["seed"]) for row in table.to_pylist() if row["died_epoch"] is not None}
 
 
 def _draw(axes: Axes, lives: list[Life], slots: tuple[str, ...], died: set[tuple[int, str, str]]) -> None:

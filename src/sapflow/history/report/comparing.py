@@ -1,6 +1,7 @@
 """The page of several runs: groups on one axis, what differs between them, and every run in one table."""
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from statistics import median
 
 from sapflow.history import plot
@@ -37,7 +38,7 @@ def comparison_page(groups: Groups) -> str:
     sections = [
         Section("comparison", "On one axis", [card(chart, f"compare{number}") for number, chart in enumerate(charts)]),
         Section("runs", "Every run", tables=[_runs_table(groups)], note=MORE_OF_ONE),
-        Section("alerts", "Alerts", tables=[_alerts_table(groups)]),
+        _alerts(groups),
         _configuration(groups),
     ]
     return render(
@@ -62,7 +63,9 @@ def _story(groups: Groups, charts: Sequence[plot.Chart]) -> list[Line]:
         lines.append(Line(Mark.BAD, f"Missing: {_first(named)}."))
     pruned = [_pruned(name, [run.summary.pruned for run in members]) for name, members in groups.items()]
     lines.append(Line(Mark.FACT, f"Pruned seeds a run: {'; '.join(pruned)}."))
-    return lines + [Line(Mark.FACT, _at_the_end(chart)) for chart in charts if "epoch" in chart.data.column_names]
+    curves = [chart for chart in charts if "epoch" in chart.data.column_names]
+    lines += [Line(Mark.FACT, _at_the_end(chart)) for chart in curves]
+    return lines + [Line(Mark.FACT, _at_its_lowest(chart)) for chart in curves if chart.title == MEASURES["in_band"][0]]
 
 
 def _first(named: Sequence[str], most: int = 4) -> str:
@@ -82,6 +85,16 @@ def _at_the_end(chart: plot.Chart) -> str:
         for name, row in last.items()
     ]
     return f"{chart.title}: {'; '.join(parts)}{_apart(list(last.values()))}."
+
+
+def _at_its_lowest(chart: plot.Chart) -> str:
+    """The epoch in which each group's median was smallest."""
+    lowest: dict[str, Mapping[str, float]] = {}
+    for row in chart.data.to_pylist():
+        if row["median"] < lowest.get(row["group"], {"median": inf})["median"]:
+            lowest[row["group"]] = row
+    parts = [f"{shown(name)} {number(row['median'])} at epoch {row['epoch']}" for name, row in lowest.items()]
+    return f"{chart.title}, at the lowest: {'; '.join(parts)}."
 
 
 def _estimate(middle: float, low: float, high: float, coverage: float) -> str:
@@ -127,16 +140,18 @@ def _runs_table(groups: Groups) -> HtmlTable:
     return pairs("Runs; accuracy: median of the envs at their end", RUN_COLUMNS, rows)
 
 
-def _alerts_table(groups: Groups) -> HtmlTable:
+def _alerts(groups: Groups) -> Section:
     columns = ("run", "severity", "rule", "env", "slot", "blueprint", "raised_epoch", "cleared_epoch", "evidence")
     rows = [
         {"run": run.path.name, **alert}
         for members in groups.values()
         for run in members
-        for alert in run.alerts(columns=list(columns[1:])).to_pylist()
+        for alert in run.alerts(columns=columns[1:]).to_pylist()
     ]
+    if not rows:
+        return Section("alerts", "Alerts", note="No alert was raised.")
     name = f"Alerts: {len(rows)}" + (f", the first {MOST_ALERTS}" if len(rows) > MOST_ALERTS else "")
-    return pairs(name, columns, rows[:MOST_ALERTS])
+    return Section("alerts", "Alerts", tables=[pairs(name, columns, rows[:MOST_ALERTS])])
 
 
 def _configuration(groups: Groups) -> Section:

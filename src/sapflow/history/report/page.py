@@ -52,11 +52,10 @@ def _sections(run: Run) -> Iterator[Section]:
     ratios = [plot.ratio(run, envs=envs, slots=slots) for envs, slots in places] or [plot.ratio(run)]
     yield Section("ratio", "Does gradient flow?", _cards("ratio", ratios), note)
     envs = sorted({panel.env for panel in kept}) if left_out else None
-    yield Section("lives", "What grew where", _cards("lives", [plot.lives(run, envs=envs)]))
+    yield _timelines(run, envs)
     yield Section(
         "flow", "How much enters, how much leaves", _cards("flow", [plot.flow(run), plot.distribution(run)])
     )  # fmt: skip
-    yield Section("alerts", "Alerts", _cards("alerts", [plot.alerts(run)]), tables=[alert_table(run)])
     if any(value is not None for value in run.epochs(columns=["accuracy"])["accuracy"].to_pylist()):
         accuracies = [plot.accuracy(run, envs=envs_, slots=slots) for envs_, slots in places] or [plot.accuracy(run)]
         yield Section("accuracy", "What the seeds are worth", _cards("accuracy", accuracies), note)
@@ -65,11 +64,23 @@ def _sections(run: Run) -> Iterator[Section]:
     yield _configuration(run)
 
 
+def _timelines(run: Run, envs: list[int] | None) -> Section:
+    alerts = _alert_table(run)
+    charts = [plot.lives(run, envs=envs), *([plot.alerts(run)] if alerts.rows else [])]
+    return Section(
+        "lives",
+        "What grew where, and what raised an alert",
+        _cards("lives", charts),
+        note="" if alerts.rows else "No alert was raised.",
+        tables=[alerts] if alerts.rows else [],
+    )
+
+
 def _cards(key: str, charts: list[Chart]) -> list[Card]:
     return [card(chart, f"{key}{number}") for number, chart in enumerate(charts)]
 
 
-def alert_table(run: Run) -> HtmlTable:
+def _alert_table(run: Run) -> HtmlTable:
     """The alerts with their evidence, the newest of too many left out."""
     table = run.alerts(columns=ALERT_COLUMNS)
     more = table.num_rows - MOST_ALERTS

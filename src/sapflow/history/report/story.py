@@ -172,11 +172,17 @@ def not_finite(facts: Facts) -> Line | None:
 def outside_the_band(facts: Facts) -> Line | None:
     """Seeds that stand at the end and are flagged."""
     named = [
-        f"{_who(row)} {'explodes' if row['exploding'] else 'vanishes'}, ratio {number(row['ratio'])}"
+        f"{_who(row)} {_how(row)}"
         for row in sorted(facts.standing, key=lambda row: -_distance(row))
         if row["exploding"] or row["vanishing"]
     ]
     return _line(Mark.WARNING, f"Outside the healthy band at the end, of {_count(len(facts.standing), 'seed')}", named)
+
+
+def _how(row: Row) -> str:
+    if math.isnan(row["ratio"]):
+        return "has no finite ratio"
+    return f"{'explodes' if row['exploding'] else 'vanishes'}, ratio {number(row['ratio'])}"
 
 
 def _distance(row: Row) -> float:

@@ -42,7 +42,9 @@ def table_of(data: pa.Table, name: str) -> HtmlTable:
 
 def pairs(name: str, headings: tuple[str, ...], rows: Iterable[Mapping[str, Any]]) -> HtmlTable:
     """Rows of the same keys as a table."""
-    return HtmlTable(name, headings, tuple(tuple(cell(row[key]) for key in headings) for row in rows))
+    return HtmlTable(
+        name, tuple(map(heading, headings)), tuple(tuple(cell(row[key]) for key in headings) for row in rows)
+    )
 
 
 def heading(column: str) -> str:
