@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import termios
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
@@ -82,6 +83,15 @@ def show(run_dir: Path, other: Path | None = None, /, *, read_only: bool = False
     """Show the run, or two, until the person quits; SIGTERM and a lost terminal quit too, and leave it as it was."""
     from sapflow.sanctum.app import run
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))  # which the event loop ends by
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # which the event loop ends by
+    signal.signal(signal.SIGHUP, _hang_up)
     run(run_dir, read_only=read_only, theme=theme, other=other)
+
+
+def _hang_up(*_: object) -> None:
+    """Ends as SIGTERM does; at once where the terminal is gone, since what is still to be drawn would wait for ever."""
+    try:
+        termios.tcgetattr(sys.stdin)
+    except (termios.error, ValueError):
+        os._exit(128 + signal.SIGHUP)
+    signal.raise_signal(signal.SIGINT)

@@ -36,6 +36,7 @@ from sapflow.sanctum.widgets.key_bar import working_keys
 from sapflow.sanctum.widgets.shell import Subject
 from sapflow.sanctum.widgets.snapshot_screen import SnapshotScreen
 from sapflow.sanctum.widgets.span_view import SpanView
+from sapflow.telemetry.events import TelemetryEvent
 from sapflow.telemetry.source import Source
 
 BATCH = 2_000  # events between two looks at the keyboard
@@ -85,6 +86,7 @@ class SanctumApp(App[None]):
         self._player: Timer | None = None
         self._error = ""
         self._failure = ""
+        self._left_out = 0
 
     @property
     def snapshot(self) -> SanctumSnapshot:
@@ -121,7 +123,8 @@ class SanctumApp(App[None]):
     def notice(self) -> str:
         """What a person should know about following the run: what just went wrong, else the source's own notice."""
         status = self.snapshot.status
-        return self._error or (status.notice if status else "")
+        left_out = f"{self._left_out} events say what cannot be, and are left out" if self._left_out else ""
+        return self._error or left_out or (status.notice if status else "")
 
     @property
     def subject(self) -> Subject:
@@ -139,6 +142,8 @@ class SanctumApp(App[None]):
     async def on_ready(self) -> None:
         """Begins to follow."""
         self.theme_changed_signal.subscribe(self, self._recolour)
+        # After Ctrl-Z and fg the terminal's other screen is empty, and Textual draws only what changes.
+        self.app_resume_signal.subscribe(self, lambda _: self.refresh(layout=True))
         if self.other is not None:
             await self.action_compare()
         await self.follow()
@@ -162,12 +167,20 @@ class SanctumApp(App[None]):
             return False
         self._error = ""
         for event in events:
-            self.aggregator.apply(event)
+            self._take_in(event)
         self.aggregator.apply_status(status)
         # What was read last may be none of the newest: several workers write, and what is skipped has no time.
         self._newest_read = events[-1].time if events else status.last_event_time
         self._pace.take(self.snapshot)
         return bool(events)
+
+    def _take_in(self, event: TelemetryEvent) -> None:
+        """One event; one that says what cannot be is left out, and that is said."""
+        try:
+            self.aggregator.apply(event)
+        except Exception as error:
+            self.log.error(error)
+            self._left_out += 1
 
     async def show(self) -> None:
         """Draws the moment shown on the topmost screen that follows it; one that fails says so, and the app goes on."""

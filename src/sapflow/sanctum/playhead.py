@@ -1,10 +1,10 @@
 """Which moment of the run is shown: what happens now, or the end of an epoch, still or playing."""
 
 from collections.abc import Callable
-from importlib import import_module
 
 from msgspec.structs import replace
 
+from sapflow.sanctum.rewind import snapshot_at
 from sapflow.sanctum.schema import SanctumSnapshot
 from sapflow.telemetry.source import Source
 
@@ -23,7 +23,11 @@ class Playhead:
     def shown(self) -> SanctumSnapshot:
         """The run at the moment; what is known of the journal itself is always of now."""
         live = self._live()
-        return live if self.moment is None else replace(self._then, status=live.status)
+        if self.moment is None:
+            return live
+        if self._then.status is not live.status:
+            self._then = replace(self._then, status=live.status)
+        return self._then
 
     @property
     def last_epoch(self) -> int:
@@ -38,8 +42,7 @@ class Playhead:
         """
         moment = min(max(epoch, 0), self.last_epoch)
         if moment != self.moment:
-            snapshot: SanctumSnapshot = import_module("sapflow.sanctum.rewind").snapshot_at(self._source, moment)
-            self.moment, self._then = moment, snapshot
+            self.moment, self._then = moment, snapshot_at(self._source, moment)
 
     def go_live(self) -> None:
         """Shows what happens now."""

@@ -7,10 +7,11 @@ from sapflow.sanctum.schema import SanctumSnapshot
 from sapflow.sanctum.spans import Line
 from sapflow.sanctum.widgets.shell import shell
 from sapflow.sanctum.widgets.span_view import SpanView
+from sapflow.telemetry.source import RunState
 
 
 class RunHeader(SpanView):
-    """What is true of the whole run, with a clock that goes on between events."""
+    """What is true of the whole run, with a clock that goes on while the run does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -20,7 +21,8 @@ class RunHeader(SpanView):
 
     def show(self, snapshot: SanctumSnapshot, notice: str) -> None:
         """Draws the run as it is in `snapshot`, with a word on what went wrong."""
-        second = int(shell(self).clock())
+        live = snapshot.status is not None and snapshot.status.state is RunState.LIVE
+        second = int(shell(self).clock()) if live else 0
         if snapshot is not self._snapshot or (notice, second) != (self._notice, self._second):
             if bool(notice) != bool(self._notice):
                 self.styles.height = 3 if notice else 2
