@@ -69,9 +69,9 @@ def test_every_screen_a_resize_a_stop_and_the_end_leave_the_terminal_as_it_was(r
         for keys, words in (
             ("\r", "EXPLODING"),  # the env's own screen
             ("\x1b", "4 envs  worst first"),
-            ("e", "run completed"),
+            ("e", "following"),
             ("\x1b", "4 envs  worst first"),
-            ("a", "exploding seed"),
+            ("a", "2 open"),
             ("\x1b", "4 envs  worst first"),
             ("?", "healthy gradient flow"),
             ("\x1b", "4 envs  worst first"),
