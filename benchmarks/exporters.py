@@ -38,6 +38,7 @@ NOBODY = "nothing (A/A)"
 RESAMPLES = 1_000
 BATCH, WIDTH = 128, 256
 STARTING_SECONDS = 180.0
+SAYING_SECONDS = 5.0
 
 # A backend that takes everything, in a process of its own.
 SINK = """
@@ -261,7 +262,7 @@ def recorded(run_dir: Path, count: int) -> Path:
 def _said() -> list[TelemetryEvent]:
     with tempfile.TemporaryDirectory() as folder:
         training = Training(Path(folder) / "run")
-        training.block(5.0)
+        training.block(SAYING_SECONDS)
         training.watcher.close()
         with Source(Path(folder) / "run") as source:
             return source.read()
@@ -283,8 +284,8 @@ def page(rows: list[Beside], owns: list[Own], pairs: int, seconds: float, events
         "# What exporting costs",
         "",
         "Made by `python benchmarks/exporters.py --write docs/exporters-performance.md`. An exporter is a process of",
-        "its own, so what the training can feel is what both share: caches, memory and the journal's file. All times are processor",
-        "times, since the machine, of two cores, did other work at the same time.",
+        "its own, so what the training can feel is what both share: caches, memory and the journal's file. All times",
+        "are processor times, since the machine, of two cores, did other work at the same time.",
         "",
         "## Beside a training",
         "",

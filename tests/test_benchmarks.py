@@ -42,3 +42,21 @@ def test_sanctum_is_measured_on_a_journal_that_opens(monkeypatch):
     assert all(row.value > 0 for row in rows)
     assert {row.markdown().count("|") for row in rows} == {5}
     assert any("5,000 events" in row.what for row in rows)
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_exporters_measures_what_it_shows(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import exporters
+
+    monkeypatch.setattr(exporters, "SAYING_SECONDS", 0.5)
+    rows = [exporters.beside(name, [], pairs=1, seconds=0.1) for name in (exporters.NOBODY, "jsonlines")]
+    owns = [exporters.own("jsonlines", [], events=50)]
+    assert rows[1].events > 0
+    assert all(row.thread[1] <= row.thread[0] <= row.thread[2] for row in rows)
+    assert owns[0].start > 0
+    assert 5 < owns[0].memory[0] < 500
+    lines = exporters.page(rows, owns, 1, 0.1, 50).splitlines()
+    assert [line.split(" | ")[0] for line in lines if line.startswith(("| nothing", "| jsonlines"))] == [
+        "| nothing (A/A)", "| jsonlines", "| jsonlines"
+    ]  # fmt: skip

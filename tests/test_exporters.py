@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from journals import PATIENCE, epoch_completed, event, finished_run, gradient_sampled, run_completed
 from receivers import free_port, receiver
-from sanctum_events import demo_run
+from sanctum_events import RUN_ID, demo_run
 from sapflow.errors import BackendAwayError, ExporterRefusedError, InputError, RunDirectoryError, SapflowError
 from sapflow.exporters import follower, registry
 from sapflow.exporters.config import chosen
@@ -307,7 +307,7 @@ def test_json_of_finite_events_has_no_marker_and_loses_nothing():
 
 def open_jsonlines(run_dir: Path, resumed: bool = False, **options):
     return registry.open_exporter(
-        Setting(name="jsonlines", run_dir=run_dir, run_id="run", resumed=resumed, options=options)
+        Setting(name="jsonlines", run_dir=run_dir, run_id=RUN_ID, resumed=resumed, options=options)
     )
 
 
@@ -326,11 +326,12 @@ def test_jsonlines_begins_its_file_goes_on_with_it_and_mends_what_a_kill_left(ru
     assert [json.loads(line)["key"] for line in path.read_bytes().splitlines()] == [event_key(e) for e in DEMO[:5]]
 
 
-def test_jsonlines_overwrites_nobody_s_file(tmp_path):
+@pytest.mark.parametrize("resumed", [False, True])
+def test_jsonlines_overwrites_nobody_s_file(tmp_path, resumed):
     (tmp_path / "mine.txt").write_text("precious")
     for path in ("mine.txt", ".", "no/such/folder.jsonl"):
         with pytest.raises(ExporterRefusedError, match="choose another path"):
-            open_jsonlines(tmp_path, path=str(tmp_path / path))
+            open_jsonlines(tmp_path, resumed, path=str(tmp_path / path))
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 

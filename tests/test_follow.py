@@ -191,6 +191,14 @@ def test_bad_input_is_one_line(run_dir, tmp_path):
         refused(finish(webhook(run_dir, server.url), tmp_path), "401", "credentials")
 
 
+def test_what_was_refused_once_is_refused_again_and_nobody_s_file_is_touched(run_dir, tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    follow = (*FOLLOW, str(run_dir), "--export", "jsonlines", "--option", f"jsonlines.path={tmp_path / 'mine.txt'}")
+    for _ in range(2):
+        refused(finish(follow, tmp_path), "mine.txt", "choose another path")
+    assert (tmp_path / "mine.txt").read_text() == "precious"
+
+
 def test_the_process_is_over_although_a_backend_left_threads_and_exit_hooks_behind(run_dir, tmp_path):
     site = tmp_path / "site"
     info = site / "sticky-1.dist-info"

@@ -154,8 +154,9 @@ def test_a_full_disk_is_waited_for_and_nothing_is_there_twice(tmp_path, monkeypa
 def test_nobody_s_folder_is_written_into(tmp_path):
     (tmp_path / "logs" / RUN_ID).mkdir(parents=True)
     (tmp_path / "logs" / RUN_ID / "theirs").write_text("precious")
-    with pytest.raises(ExporterRefusedError, match="is not empty"):
-        open_it(tmp_path, logdir=str(tmp_path / "logs"))
+    for resumed in (False, True):
+        with pytest.raises(ExporterRefusedError, match="is not empty"):
+            open_it(tmp_path, resumed, logdir=str(tmp_path / "logs"))
     (tmp_path / "file").write_text("")
     with pytest.raises(ExporterRefusedError, match="cannot be written"):
         open_it(tmp_path, logdir=str(tmp_path / "file"))

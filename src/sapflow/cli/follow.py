@@ -59,7 +59,9 @@ def follow(
     run_dir = run_directory.newest(run_directory.RUNS) if run_dir is None else run_dir
     run_dir = run_dir.parent if run_dir.is_file() else run_dir
     tables = chosen(export, config, option)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
     if not wait:
         Source(run_dir).close()  # first what is wrong with the run
     if len(tables) > 1:
@@ -73,6 +75,13 @@ def follow(
     os._exit(code)
 
 
+def _stop(*_: object) -> None:
+    """The first signal ends it, in bounded time; later ones change nothing."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def _follow_with(name: str, options: dict[str, Any], run_dir: Path, patience: float, wait: float) -> int:
     os.nice(STANDS_BACK)
     logging.basicConfig(level=logging.WARNING, format="sapflow: %(message)s", stream=sys.stderr)
@@ -80,11 +89,11 @@ def _follow_with(name: str, options: dict[str, Any], run_dir: Path, patience: fl
     with Ledger(run_dir, name) as ledger:
         progress = ledger.progress
         setting = Setting(
-            name=name, run_dir=run_dir, run_id=run_id_of(run_dir), cursor=progress.cursor, resumed=ledger.resumed,
+            name=name, run_dir=run_dir, run_id=run_id_of(run_dir), cursor=progress.cursor, resumed=progress.opened,
             options=options,
         )  # fmt: skip
         exporter = registry.open_exporter(setting)
-        progress.state = "waiting"
+        progress.state, progress.opened = "waiting", True
         ledger.save()
         before, dropped_before = progress.exported, sum(progress.dropped.values())
         Follower(run_dir, exporter, ledger, patience=patience).run(wait)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from sapflow.cli import EXIT_FAILED
 from sapflow.cli.console import say
 from sapflow.errors import InputError
 from sapflow.exporters import ledger
@@ -32,13 +33,13 @@ class Followers:
         return self.run_dir / ledger.FOLDER / f"{name}.log"
 
     def wait(self) -> int:
-        """Wait for all of them, and give the worst exit code; an interrupt is theirs as well."""
+        """Wait for all of them, and give an exit code that says what went wrong; an interrupt is theirs as well."""
         try:
             codes = [process.wait() for process in self.processes.values()]
         except KeyboardInterrupt:
             self.stop()
             raise
-        return max(codes, key=abs, default=0)
+        return EXIT_FAILED if min(codes) < 0 else max(codes)  # below 0: killed
 
     def wait_until_open(self) -> None:
         """Wait until each has opened its exporter, or for OPENING_SECONDS.

@@ -43,7 +43,7 @@ class Setting:
         run_dir: of the run that it is to follow.
         run_id: of that run.
         cursor: behind which the events begin: 0 for all (see `Source.start_after`).
-        resumed: an exporter of this name has followed this run before.
+        resumed: an exporter of this name has been open for this run before.
         options: the table [exporters.NAME] of the configuration.
     """
 

@@ -65,13 +65,25 @@ def open_exporter(setting: Setting) -> JsonLines:
         return JsonLines(1, STDOUT)
     path = Path(options.path) if options.path else setting.run_dir / FOLDER / "events.jsonl"
     try:
-        if not setting.resumed and path.exists() and (not path.is_file() or path.stat().st_size):
+        if path.exists() and not (setting.resumed and _is_of_run(path, setting.run_id)) and not _is_empty(path):
             raise ExporterRefusedError(f"{path} exists, and not from this run: choose another path, or remove it first")
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         _mend(descriptor)
     except OSError as error:
         raise ExporterRefusedError(f"{path} cannot be written ({error.strerror}): choose another path") from error
     return JsonLines(descriptor, str(path))
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size == 0
+
+
+def _is_of_run(path: Path, run_id: str) -> bool:
+    """Whether it begins with an event of the run; what a killed exporter has left of its first batch is one, too."""
+    with path.open("rb") as file:
+        beginning = file.readline(TAIL_BYTES)
+    own = b'{"key":' + msgspec.json.encode(f"{run_id}/")[:-1]
+    return beginning.startswith(own) or own.startswith(beginning)
 
 
 def _mend(descriptor: int) -> None:

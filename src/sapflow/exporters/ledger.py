@@ -22,6 +22,7 @@ class Progress(msgspec.Struct, kw_only=True):
         exported: events that the backend took, those that it took twice included.
         dropped: events that it did not, by cause: refused by it, or unreadable in the journal.
         retries: times that a batch had to be brought again.
+        opened: the exporter has been open once, so what it has left behind is its own.
         state: "opening", "following", "retrying", "done", or "stopped".
         error: the last one, in words.
         pid: of the process.
@@ -31,6 +32,7 @@ class Progress(msgspec.Struct, kw_only=True):
     exported: int = 0
     dropped: dict[str, int] = {}
     retries: int = 0
+    opened: bool = False
     state: str = "opening"
     error: str = ""
     pid: int = 0
@@ -48,7 +50,6 @@ class Ledger:
 
     def __init__(self, run_dir: Path, name: str) -> None:
         self.path = path_of(run_dir, name)
-        self.resumed = False
         self.progress = Progress()
         self._lock: IO[bytes] | None = None
 
@@ -57,9 +58,7 @@ class Ledger:
             self.path.parent.mkdir(exist_ok=True)  # never the run directory itself
             self._lock = self.path.with_suffix(".lock").open("ab")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            found = read(self.path)
-            self.resumed = found is not None
-            self.progress = found or Progress()
+            self.progress = read(self.path) or Progress()
             self.progress.pid, self.progress.state, self.progress.error = os.getpid(), "opening", ""
             self.save()
         except BlockingIOError as error:

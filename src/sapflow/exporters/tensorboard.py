@@ -1,6 +1,7 @@
 """To TensorBoard: scalars, histograms of the passes' gains, and alerts as text, an epoch a step, an env a run."""
 
 import os
+import re
 import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 HISTOGRAM_TEXT = "log2 of the gain of single passes: 0 is a gain of 1, the band is from -1 to 1"
 TEXT_LIMIT = 2_000
+OWN = re.compile(r"env-\d+")
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -194,7 +196,7 @@ def open_exporter(setting: Setting) -> TensorBoard:
     logdir = Path(options.logdir) / setting.run_id.replace("/", "_") if options.logdir else own
     try:
         logdir.mkdir(parents=True, exist_ok=True)
-        if not setting.resumed and any(logdir.iterdir()):
+        if any(not (setting.resumed and OWN.fullmatch(path.name)) for path in logdir.iterdir()):
             raise ExporterRefusedError(f"{logdir} is not empty, and not from this run: choose another logdir")
     except OSError as error:
         raise ExporterRefusedError(f"{logdir} cannot be written ({error.strerror}): choose another logdir") from error
