@@ -278,21 +278,23 @@ def _reopen(path: Path) -> sqlite3.Connection:
 
 
 def _create(path: Path) -> sqlite3.Connection:
-    """A new journal; readers see no file, an empty one, or one with all its tables."""
+    """A new journal; whenever its maker is killed, readers see no file, an empty one, or one with all its tables."""
     try:
         path.touch(exist_ok=False)
-        connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     except FileExistsError as error:
-        raise RunDirectoryError(
-            f"{path} exists, and a journal is written once: choose another run directory"
-        ) from error
-    except (OSError, sqlite3.Error) as error:
+        raise RunDirectoryError(f"{path} exists, and a journal is written once: choose another directory") from error
+    except OSError as error:
         raise RunDirectoryError(f"cannot make the journal {path} ({error}): choose another run directory") from error
+    made = path.with_name(f".{path.name}.new")
     try:
-        for statement in ("BEGIN IMMEDIATE", *CREATE, "COMMIT", "PRAGMA journal_mode = WAL"):
-            connection.execute(statement).fetchall()
-        connection.execute("PRAGMA synchronous = NORMAL")
-    except sqlite3.Error as error:
-        connection.close()
+        made.unlink(missing_ok=True)
+        with contextlib.closing(sqlite3.connect(made, isolation_level=None)) as connection:
+            for statement in ("BEGIN IMMEDIATE", *CREATE, "COMMIT", "PRAGMA journal_mode = WAL"):
+                connection.execute(statement).fetchall()
+        made.replace(path)
+        return _reopen(path)
+    except (OSError, sqlite3.Error, RunDirectoryError) as error:
+        path.unlink(missing_ok=True)
         raise RunDirectoryError(f"cannot make the journal {path} ({error}): choose another run directory") from error
-    return connection
+    finally:
+        made.unlink(missing_ok=True)

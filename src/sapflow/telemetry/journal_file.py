@@ -89,12 +89,22 @@ class JournalFile:
         except sqlite3.Error as error:
             if _is_busy(error):
                 return None
+            if error.sqlite_errorcode == sqlite3.SQLITE_READONLY_ROLLBACK and not trainer_is_alive(self.run_dir):
+                return self._recovered(error)
             if error.sqlite_errorcode not in NO_FILES_BESIDE or trainer_is_alive(self.run_dir):
                 raise self._explained(error) from error
         # In a read-only directory, and nobody writes: SQLite can do without locks and files beside the journal.
         try:
             return self._open("mode=ro&vfs=unix-none" if self._has_wal() else "mode=ro&immutable=1")
         except sqlite3.Error as error:
+            raise self._explained(error) from error
+
+    def _recovered(self, error: sqlite3.Error) -> sqlite3.Connection:
+        """A trainer was killed within the last transaction of all, which nobody but a writer may take back."""
+        try:
+            self._open("mode=rw").close()
+            return self._open("mode=ro")
+        except sqlite3.Error:
             raise self._explained(error) from error
 
     def _open(self, how: str) -> sqlite3.Connection:
