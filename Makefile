@@ -44,7 +44,7 @@ screenshots: demo  ## the pictures in docs/, drawn by Sanctum itself: the demo a
 	$(BIN)/python scripts/screenshots.py $$folder/runs/planted-nan docs/watched && rm -rf $$folder
 	$(BIN)/python scripts/report_screenshots.py $(DEMO_RUN) docs/report
 
-overhead: install  ## docs/performance.md: what watching costs beside other ways, with up to 20 seconds a row
+overhead: install  ## docs/performance.md: what watching costs beside other ways, in 22 minutes
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group bench
 	$(BIN)/python benchmarks/overhead.py --write docs/performance.md
 

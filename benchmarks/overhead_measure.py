@@ -11,9 +11,11 @@ import sys
 import threading
 import time
 import tracemalloc
+import types
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,15 +26,17 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from overhead_contenders import Contender, Subject
 from overhead_models import TASKS, Task
-from torch import Tensor
+from torch import Tensor, nn
 
-CYCLE = 100  # steps after which everything that comes now and then has come: an epoch's end, a log_freq of 100
+from sapflow.gradients.watch import EPOCH_PASSES
+
 FULL_CYCLES = 4  # from so many on, each step of the cycle has a median of its own
 WARM_UP = 5
-FEW_PAIRS = 10  # in every row; and the stride where the budget is too small for a cycle
+FEW_PAIRS = 10  # in every row
+STRIDE = 100  # pairs between two looks at the interval, where there is no cycle
 PEAK_STEPS = 20
-NARROW = 0.2  # of the effect: an interval of this half-width is narrow enough
-FINE = 0.15  # percent of the step: so is this, whatever the effect is
+NARROW = 0.1  # of the effect: an interval of this half-width is narrow enough
+FINE = 0.2  # percent of the step: so is this, whatever the effect is
 RESAMPLES = 500
 MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
@@ -81,19 +85,19 @@ class Row:
     measured: bool
 
 
-def estimate(differences: list[float]) -> Estimate:
+def estimate(differences: list[float], cycle: int | None) -> Estimate:
     """The mean difference, not moved by a few disturbed pairs, yet with all that comes once in a cycle in it.
 
     With enough cycles, each step of the cycle stands with its median over the cycles, and the interval is a bootstrap
-    over these; before, it is the plain mean.
+    over these; before, and where there is no cycle, it is the plain mean.
     """
-    cycles = len(differences) // CYCLE
-    if cycles < FULL_CYCLES:
+    cycles = 0 if cycle is None else len(differences) // cycle
+    if cycle is None or cycles < FULL_CYCLES:
         student = 1.96 + 2.37 / (len(differences) - 1)  # the quantile of Student's t, to its first correction
         half = student * float(np.std(differences, ddof=1)) / len(differences) ** 0.5
         mean = float(np.mean(differences))
         return Estimate(mean, mean - half, mean + half)
-    by_step: NDArray[np.float64] = np.array(differences[: cycles * CYCLE]).reshape(cycles, CYCLE)
+    by_step: NDArray[np.float64] = np.array(differences[: cycles * cycle]).reshape(cycles, cycle)
     mean = float(np.median(by_step, axis=0).mean())
     draw = np.random.default_rng(0)
     means = [
@@ -120,7 +124,21 @@ def subjects(task: Task) -> tuple[Subject, Subject, tuple[Tensor, Tensor]]:
     torch.manual_seed(0)
     model = task.make()
     alone, seen = copy.deepcopy(model), copy.deepcopy(model)
-    return Subject(alone, task.optimizer(alone)), Subject(seen, task.optimizer(seen)), task.batch()
+    return (
+        Subject(alone, task.optimizer(alone), task.cycle),
+        Subject(seen, task.optimizer(seen), task.cycle),
+        task.batch(),
+    )
+
+
+def compiled(model: nn.Module) -> Forward:
+    """The model, compiled as if it were the only one: compiled code is looked up by the code that it stands for."""
+
+    def forward(inputs: Tensor) -> Tensor:
+        return model(inputs)  # type: ignore[no-any-return]
+
+    own = forward.__code__.replace(co_name=f"forward_{id(model)}")
+    return torch.compile(types.FunctionType(own, globals(), closure=forward.__closure__))
 
 
 def measure(task: Task, mode: Mode, contender: Contender, budget: float) -> Row:
@@ -131,14 +149,15 @@ def measure(task: Task, mode: Mode, contender: Contender, budget: float) -> Row:
         torch._dynamo.reset()
     with contender.attach(seen):
         runners: list[tuple[Subject, Forward]] = [
-            (subject, torch.compile(subject.model) if mode.compiled else subject.model) for subject in (alone, seen)
+            (subject, compiled(subject.model) if mode.compiled else subject.model) for subject in (alone, seen)
         ]
         for _ in range(WARM_UP):
             for subject, forward in runners:
                 step(subject, forward, batch, mode)
-        times, other_threads = _pairs(runners, batch, mode, budget)
+        cycle = None if contender.by_the_clock else max(contender.cycle, task.cycle)
+        times, other_threads = _pairs(runners, batch, mode, budget, cycle)
     differences, base = [after - before for before, after in times], float(np.median([before for before, _ in times]))
-    cost = estimate(differences)
+    cost = estimate(differences, cycle)
     passes = (len(times) + WARM_UP) / contender.every
     return Row(
         task=task.name,
@@ -156,7 +175,7 @@ def measure(task: Task, mode: Mode, contender: Contender, budget: float) -> Row:
 
 
 def _pairs(
-    runners: list[tuple[Subject, Forward]], batch: tuple[Tensor, Tensor], mode: Mode, budget: float
+    runners: list[tuple[Subject, Forward]], batch: tuple[Tensor, Tensor], mode: Mode, budget: float, cycle: int | None
 ) -> tuple[list[tuple[float, float]], float]:
     """Thread CPU time of the steps of each pair, µs, and what other threads of the process used, µs a pair."""
     order = random.Random(0)
@@ -173,9 +192,7 @@ def _pairs(
                 step(*runners[which], batch, mode)
                 took[which] = (time.thread_time_ns() - began) / 1e3
             times.append((took[0], took[1]))
-            if len(times) == 1:
-                slow = time.monotonic() - (deadline - budget) > budget / CYCLE
-            if len(times) % (FEW_PAIRS if slow else CYCLE) == 0 and narrow(times):
+            if len(times) % (cycle or STRIDE) == 0 and narrow(times, cycle):
                 break
         others = (time.process_time_ns() - of_process) - (time.thread_time_ns() - of_thread)
     finally:
@@ -183,9 +200,9 @@ def _pairs(
     return times, others / 1e3 / len(times)
 
 
-def narrow(times: list[tuple[float, float]]) -> bool:
+def narrow(times: list[tuple[float, float]], cycle: int | None) -> bool:
     """Whether the interval is narrow beside the effect, or narrow enough for any."""
-    cost = estimate([after - before for before, after in times])
+    cost = estimate([after - before for before, after in times], cycle)
     fine = FINE / 100 * float(np.median([before for before, _ in times]))
     return (cost.high - cost.low) / 2 <= max(abs(cost.value) * NARROW, fine)
 
@@ -208,15 +225,11 @@ def memory(task: Task) -> Memory:
     _, subject, batch = subjects(task)
     blocks = list(subject.model.get_submodule("blocks").children())
     outputs: list[weakref.ref[Tensor]] = []
-    with ways.SAPFLOW.attach(subject):  # what is imported and cached once is nobody's
-        for _ in range(WARM_UP):
-            step(subject, subject.model, batch, EAGER)
+    _growth(subject, batch, ways.SAPFLOW)  # what is imported, cached or kept for reuse once is nobody's
     tracemalloc.start()
-    in_use, tensors = _in_use(), _tensor_bytes()
-    with ways.SAPFLOW.attach(subject):
-        for _ in range(CYCLE - 1):
-            step(subject, subject.model, batch, EAGER)
-        more, more_tensors = _in_use() - in_use, _tensor_bytes() - tensors
+    of_training = _growth(subject, batch, ways.NOTHING)[0]
+    with ExitStack() as watching:
+        more, more_tensors = _growth(subject, batch, ways.SAPFLOW, watching)
         for block in blocks:
             block.register_forward_hook(lambda _module, _args, output: outputs.append(weakref.ref(output)))
         step(subject, subject.model, batch, EAGER)
@@ -224,7 +237,20 @@ def memory(task: Task) -> Memory:
     tracemalloc.stop()
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         peaks = [pool.submit(peak_mebibytes, task.name, watched).result() for watched in (False, True)]
-    return Memory(task.name, len(blocks), more / len(blocks), more_tensors / len(blocks), alive, *peaks)
+    return Memory(task.name, len(blocks), (more - of_training) / len(blocks), more_tensors / len(blocks), alive, *peaks)
+
+
+def _growth(
+    subject: Subject, batch: tuple[Tensor, Tensor], contender: Contender, stays: ExitStack | None = None
+) -> tuple[int, int]:
+    """Bytes of Python objects and of tensors that are in use after steps with a contender, which may stay attached."""
+    tensors, in_use = _tensor_bytes(), _in_use()  # in this order: to look at a tensor's memory makes an object of it
+    with ExitStack() as attached:
+        (attached if stays is None else stays).enter_context(contender.attach(subject))
+        for _ in range(EPOCH_PASSES - 1):
+            step(subject, subject.model, batch, EAGER)
+        more = _in_use() - in_use
+        return more, _tensor_bytes() - tensors
 
 
 def _in_use() -> int:
@@ -303,8 +329,6 @@ def prepare() -> None:
     On Linux the thread stays on one core, too: wherever it moves to, its caches are cold.
     """
     torch.set_num_threads(1)
-    # Otherwise the watched copy of a model would run the code that was compiled for the other, without probes.
-    torch._dynamo.config.skip_nnmodule_hook_guards = False
     if sys.platform == "linux":
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
         libc = ctypes.CDLL(None)

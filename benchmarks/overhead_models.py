@@ -57,13 +57,19 @@ class TransformerBlock(nn.Module):
 
 @dataclass(frozen=True)
 class Task:
-    """A model, its data and its optimizer."""
+    """A model, its data and its optimizer.
+
+    `cycle` steps are an epoch of watching, in which everything has come that comes now and then: those of a model whose
+    steps are long are as short as there is time for, which makes the ends of epochs come more often than by default.
+    """
 
     name: str
     sizes: str
     make: Callable[[], nn.Module]
     batch: Callable[[], tuple[Tensor, Tensor]]
     optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    cycle: int = 100
+    weight: float = 1.0  # of its rows, in sharing out the time
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:
@@ -112,15 +118,15 @@ CNN = Task(
 )
 TRANSFORMER = Task(
     "transformer", "4 blocks, width 256, 4 heads, 8 sequences of 128 tokens, AdamW",
-    lambda: transformer(4, 256, 4), lambda: _text(8), adamw,
+    lambda: transformer(4, 256, 4), lambda: _text(8), adamw, cycle=20, weight=3,
 )  # fmt: skip
 GPT = Task(
     "GPT", "12 blocks, width 288, 6 heads, 4 sequences of 128 tokens, AdamW",
-    lambda: transformer(12, 288, 6), lambda: _text(4), adamw,
+    lambda: transformer(12, 288, 6), lambda: _text(4), adamw, cycle=20, weight=4,
 )  # fmt: skip
 CHECKPOINTED = Task(
     "checkpointed transformer", "as the transformer, every block under activation checkpointing (not reentrant)",
-    lambda: transformer(4, 256, 4, checkpointed=True), lambda: _text(8), adamw,
+    lambda: transformer(4, 256, 4, checkpointed=True), lambda: _text(8), adamw, cycle=20, weight=3,
 )  # fmt: skip
 
 TASKS = {task.name: task for task in (MLP, CNN, TRANSFORMER, GPT, CHECKPOINTED)}

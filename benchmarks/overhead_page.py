@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import overhead_contenders as ways
 import torch
 from overhead_measure import (
-    CYCLE,
     FINE,
     FULL_CYCLES,
+    NARROW,
     PEAK_STEPS,
     Memory,
     Mode,
@@ -19,6 +19,8 @@ from overhead_measure import (
     limit,
 )
 from overhead_models import CNN, MLP, TASKS, Task
+
+from sapflow.gradients.watch import EPOCH_PASSES
 
 
 def table(task: Task, mode: Mode, rows: list[Row]) -> str:
@@ -76,7 +78,7 @@ def aims(rows: Iterable[Row], memories: list[Memory]) -> str:
     return "\n".join(lines)
 
 
-def page(budget: float, tables: list[tuple[Task, Mode, list[Row]]], memories: list[Memory]) -> str:
+def page(minutes: float, tables: list[tuple[Task, Mode, list[Row]]], memories: list[Memory]) -> str:
     """docs/performance.md."""
     speed = bandwidth()
     clock = (
@@ -94,23 +96,24 @@ def page(budget: float, tables: list[tuple[Task, Mode, list[Row]]], memories: li
     results = "\n\n".join(table(*one) for one in tables)
     return f"""# What watching costs
 
-Written by `python benchmarks/overhead.py --write docs/performance.md` (`make overhead`), with at most
-{budget:g} seconds a row, on {os.cpu_count()} cores ({platform.machine()}) that other work shared, Python
-{platform.python_version()}, torch {torch.__version__}. Only CPUs were measured.
+Written by `python benchmarks/overhead.py --write docs/performance.md` (`make overhead`) within {minutes:g} minutes, on
+{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, torch {torch.__version__}. Only CPUs
+were measured.
 
 ## Method
 
 1. Two deep copies of a model get the same data; one is left alone, the other has the contender on every block, in every
    pass. A step is zero_grad, forward, loss, backward, optimizer step; for `wandb.watch` also an empty `run.log`.
 2. One thread. Time is CPU time of {clock}. The steps
-   alternate in random order, garbage collection waits, and the allocator keeps its pages. What comes by the clock (a
-   journal's samples, 4 a second) comes twice as often a step as in a run of its own, since the other model's steps take
-   time too.
-3. The effect is the mean of the paired differences. From {FULL_CYCLES * CYCLE} pairs on, each step of a cycle of
-   {CYCLE} stands with its median over the cycles: a disturbed step does not count, and what comes once in {CYCLE}
-   steps (the end of an epoch) counts in full. A row with fewer than {CYCLE} pairs may lack it.
-4. A row ends when the half-width of its 95 % interval is below a fifth of the effect or {FINE} %, or when its time
-   is up. "Nothing (A/A)" is the model against its own copy: the noise floor.
+   alternate in random order, garbage collection waits, and the allocator keeps its pages. Compiled, each model has code
+   of its own. What comes by the clock (a journal's samples) comes twice as often a step as in a run of its own, since
+   the other model's steps take time too.
+3. The effect is the mean of the paired differences over a cycle of steps: 100, which is an epoch of watching by
+   default, or 20 where steps are long, with an epoch closed in each. From {FULL_CYCLES} cycles on, each step of it
+   stands with its median over the cycles: a disturbed step does not count, and what comes once in a cycle counts in
+   full. With fewer, and with a journal, it is the plain mean.
+4. A row ends when the half-width of its 95 % interval is below {100 * NARROW:.0f} % of the effect or {FINE} % of the
+   step, or when its share of the time is up. "Nothing (A/A)" is the model against its own copy: the noise floor.
 5. A Sapflow row has numbers only if its own telemetry says that every block was measured in every step. "Other threads"
    is the CPU time of the process outside the timed thread; that of other processes (wandb has one) is not in the table.
 
@@ -134,15 +137,22 @@ anything is measured, in every step with its code out of the cache; "two norms t
 as it is in a real step. What Sapflow costs beyond these is adding to a cell, closing the pass, and what is derived.
 
 Kept, since it lowered that: hooks on graph nodes instead of tensors; the norm of a gradient that leaves one module and
-enters the next taken once; sixteen modules closed by two kernels; a ring that travels to the host a block at a time; a
-norm in two stages for large tensors, in the order of memory. Not tried: hooks in C++, which would take a compiler on
+enters the next taken once; on the CPU, cells that are written as numbers in memory and not by operations; on
+accelerators, eight modules closed by two kernels; a ring that travels to the host a block at a time; a norm in two
+stages for large tensors, in the order of memory; one small tensor for the activations of a module that is compiled.
+
+Tried, and left out: norms of small gradients gathered and taken by one `_foreach_norm` (1 µs less a gradient, and every
+gradient lives longer, in the way of autograd, which would add to it in place, and of whoever changes it); `torch.dot`
+(a fifth faster on large fp32 tensors, 3e-3 off on 5e7 numbers, and several times slower on bf16); hooks put on a node
+by way of a tensor's (3 µs less a module where caches are hot, but they see a gradient before the user's own hooks have
+changed it, and fire for gradients that are only asked for). Not tried: hooks in C++, which would take a compiler on
 every machine that trains, to save the part that the empty hooks show.
 
 ## Memory
 
-By module, what is in use after {CYCLE - 1} watched steps and was not before (tracemalloc; storages of live tensors);
-block outputs that are still alive after a step; and the peak of a process that runs {PEAK_STEPS} steps, alone and
-watched.
+By module, what is in use after {EPOCH_PASSES - 1} watched steps and was not before, less what the same steps leave
+unwatched (tracemalloc; storages of live tensors); block outputs that are still alive after a step; and the peak of a
+process that runs {PEAK_STEPS} steps, alone and watched.
 
 | model | KiB of Python objects | KiB of tensors | activations alive | peak alone, MiB | peak watched, MiB |
 | --- | ---: | ---: | ---: | ---: | ---: |

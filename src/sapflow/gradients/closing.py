@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +37,17 @@ def at_optimizer_step(optimizer: torch.optim.Optimizer, close: Callable[[], None
 def at_any_optimizer_step(model: nn.Module, close: Callable[[], None]) -> Callable[[], None]:
     """Close after each step of any optimizer, anywhere, that trains parameters of the model."""
 
+    ours: WeakSet[torch.optim.Optimizer] = WeakSet()  # to look at all parameters takes as long as some steps do
+
     def after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        ours = {id(parameter) for parameter in model.parameters()}
-        if any(id(parameter) in ours for group in optimizer.param_groups for parameter in group["params"]):
+        if optimizer not in ours and trains(optimizer):
+            ours.add(optimizer)
+        if optimizer in ours:
             close()
+
+    def trains(optimizer: torch.optim.Optimizer) -> bool:
+        parameters = {id(parameter) for parameter in model.parameters()}
+        return any(id(parameter) in parameters for group in optimizer.param_groups for parameter in group["params"])
 
     return register_optimizer_step_post_hook(after_step).remove
 

@@ -28,7 +28,7 @@ SMALLEST = torch.finfo(torch.float32).tiny
 # What a cell holds at most.
 LARGEST = torch.finfo(torch.float32).max
 # Rows that are allocated, moved and closed together.
-PAGE_ROWS = 16
+PAGE_ROWS = 8
 
 
 class Row:
@@ -59,7 +59,13 @@ class _Page:
         self.cells = torch.full((PAGE_ROWS, columns), NEVER_FIRED, dtype=torch.float32, device=device)
         self.ring = self.cells.expand(ring_passes, -1, -1).clone()
         self._find_memory()
-        self.rows = [Row(first + position, self) for position in range(PAGE_ROWS)]
+        self._first = first
+        self.rows: list[Row] = []
+
+    def new_row(self) -> Row:
+        """One of its rows that nobody has had."""
+        self.rows.append(Row(self._first + len(self.rows), self))
+        return self.rows[-1]
 
     def _find_memory(self) -> None:
         """The same cells and ring as plain memory, where they are the host's: of cells as numbers, too."""
@@ -194,12 +200,14 @@ class PassSums:
                 for cells in (*row.cells, row.activations):
                     cells.fill_(NEVER_FIRED)
                 return row
+        for page in self._pages:
+            if page.cells.device == device and len(page.rows) < PAGE_ROWS:
+                return page.new_row()
         self.send()  # blocks have as many rows as there were when their passes were closed
         page = _Page(self.rows, self.ring_passes, self.columns, device)
         self._pages.append(page)
         self._on_host &= page.memory is not None
-        self._free += page.rows
-        return self.take_row(device)
+        return page.new_row()
 
     def give_back(self, row: Row) -> None:
         """Let another probe have the row; not before the epoch is over that it has passes in."""
