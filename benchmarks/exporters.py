@@ -80,11 +80,15 @@ while True:
 
 @dataclass(frozen=True)
 class Beside:
-    """A training with an exporter beside it, against the same training without: percent, with a 95 % interval."""
+    """A training with an exporter beside it, against the same training without: percent, with a 95 % interval.
+
+    `share` is what the exporter itself takes of a core while it follows, in percent.
+    """
 
     name: str
     thread: tuple[float, float, float]
     process: tuple[float, float, float]
+    share: float
     events: int
 
 
@@ -211,6 +215,7 @@ def beside(name: str, options: list[str], pairs: int, seconds: float) -> Beside:
                 assert time.monotonic() < deadline, f"{name} does not begin"
                 training.block(0.2)
         training.block(seconds)
+        began, taken_by_then = time.perf_counter(), processor_seconds(follower.pid)
         ratios: list[tuple[float, float]] = []
         for _ in range(pairs):
             measured: dict[bool, tuple[float, float]] = {}
@@ -218,10 +223,17 @@ def beside(name: str, options: list[str], pairs: int, seconds: float) -> Beside:
                 follower.send_signal(signal.SIGCONT if on else signal.SIGSTOP)
                 measured[on] = training.block(seconds)
             ratios.append(tuple(100 * (measured[True][side] / measured[False][side] - 1) for side in (0, 1)))  # type: ignore[arg-type]
+        share = 100 * (processor_seconds(follower.pid) - taken_by_then) / (time.perf_counter() - began)
         follower.send_signal(signal.SIGCONT)
         taken = exported()
         training.watcher.close()
-    return Beside(name, interval([r[0] for r in ratios]), interval([r[1] for r in ratios]), taken)
+    return Beside(name, interval([r[0] for r in ratios]), interval([r[1] for r in ratios]), share, taken)
+
+
+def processor_seconds(pid: int) -> float:
+    """That a process has taken so far: fields 14 and 15 of proc_pid_stat(5)."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def interval(values: list[float]) -> tuple[float, float, float]:
@@ -293,10 +305,15 @@ def page(rows: list[Beside], owns: list[Own], pairs: int, seconds: float, events
         f"by turns with the exporter at work and stopped, in random order within each of {pairs} pairs. At work it has",
         "to catch up with what came while it was stopped, so it does twice its work. Change of the processor time of a",
         "step in percent: the median, and its 95 % interval. The first row has no exporter: what cannot be told apart.",
+        "The exporter's own share of a core is the most that it could take from a training that had one core for both;",
+        "it stands back (niceness 10), so the training has that core first.",
         "",
-        "| exporter | training thread | whole training process | events exported |",
-        "| --- | --- | --- | --- |",
-        *(f"| {row.name} | {shown(row.thread)} | {shown(row.process)} | {row.events:,} |" for row in rows),
+        "| exporter | training thread, % | whole training process, % | the exporter's share of a core, % | events |",
+        "| --- | --- | --- | --- | --- |",
+        *(
+            f"| {row.name} | {shown(row.thread)} | {shown(row.process)} | {row.share:.2f} | {row.events:,} |"
+            for row in rows
+        ),
         "",
         "## The exporter itself",
         "",
@@ -317,8 +334,8 @@ def page(rows: list[Beside], owns: list[Own], pairs: int, seconds: float, events
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=15, help="of blocks, for each exporter")
-    parser.add_argument("--seconds", type=float, default=2.0, help="a block")
+    parser.add_argument("--pairs", type=int, default=80, help="of blocks, for each exporter")
+    parser.add_argument("--seconds", type=float, default=0.5, help="a block")
     parser.add_argument("--events", type=int, default=5_000, help="of the smaller run")
     parser.add_argument("--only", default="", help="exporters whose name contains this")
     parser.add_argument("--write", type=Path, help="the page to write; printed otherwise")

@@ -9,6 +9,8 @@ import os
 import re
 import resource
 import threading
+import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -445,12 +447,35 @@ def test_a_backend_that_comes_and_goes_gets_everything(run_dir, monkeypatch):
 
 @pytest.mark.parametrize(
     "url", ["", "ftp://host/", "host/path", "http://", "file:///etc/passwd", "http://a b/", "http://host:99999/",
-            "http://user:secret@host/"],
+            "http://user:secret@host/", "http://host/ü"],
 )  # fmt: skip
 def test_a_url_that_is_none_is_refused_without_telling_a_secret(url):
     with pytest.raises(ExporterRefusedError) as raised:
         open_webhook(url)
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("token", ["a\nb", "ünï", "a\x00"])
+def test_a_secret_that_no_header_can_carry_is_refused_before_anything_is_lost(monkeypatch, token):
+    monkeypatch.setattr("os.environ", {**os.environ, "SAPFLOW_WEBHOOK_TOKEN": token})
+    with pytest.raises(ExporterRefusedError, match="Authorization") as raised:
+        open_webhook("http://127.0.0.1/")
+    assert token not in str(raised.value)
+
+
+def test_the_end_of_a_line_in_a_secret_is_no_part_of_it(monkeypatch):
+    monkeypatch.setenv("SAPFLOW_WEBHOOK_TOKEN", "abc\n")
+    with receiver() as server:
+        open_webhook(server.url).export(DEMO[:1])
+    assert server.headers[0]["Authorization"] == "Bearer abc"
+
+
+def test_messages_show_of_a_url_its_host_alone():
+    with receiver() as server:
+        server.always = 500
+        with pytest.raises(BackendAwayError) as raised:
+            open_webhook(f"{server.url}/services/T0/secret?key=secret").export(DEMO[:1])
+    assert str(raised.value) == f"{server.url} answered 500 Internal Server Error"
 
 
 # Choosing
@@ -533,3 +558,42 @@ def test_the_end_of_an_exporter_that_fails_is_told(run_dir):
 
     with pytest.raises(SapflowError, match="not flushed"):
         follow(run_dir, Bad())
+
+
+# The page
+
+
+def test_the_page_on_exporting_names_every_exporter_its_options_and_its_extra():
+    import msgspec
+
+    root = Path(__file__).parents[1]
+    page = (root / "docs" / "exporting.md").read_text(encoding="utf-8")
+    extras = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    rows = dict(re.findall(r"^\| `(\w+)` \|.*\| (\S+) \|$", page, re.MULTILINE))
+    assert {name for name in rows if name in registry.BUILT_IN} == set(registry.BUILT_IN)
+    for name, built_in in registry.BUILT_IN.items():
+        assert rows[name] == (f"`{name}`" if built_in.package else "–")
+        assert (name in extras) == bool(built_in.package)
+        for option in msgspec.structs.fields(import_module(f"sapflow.exporters.{built_in.module}").Options):
+            assert f"`{option.name}`" in page or f".{option.name}=" in page, (name, option.name)
+
+
+def test_the_configuration_on_the_page_is_one(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "exporting.md").read_text(encoding="utf-8")
+    (example,) = [block for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL) if "[exporters." in block]
+    (tmp_path / "sapflow.toml").write_text(example)
+    assert set(chosen((), tmp_path / "sapflow.toml", ())) == {"webhook", "jsonlines"}
+
+
+def test_the_page_names_only_metrics_that_are_exported():
+    pytest.importorskip("prometheus_client")
+    from sapflow.exporters import prometheus, series
+
+    page = (Path(__file__).parents[1] / "docs" / "exporting.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(sapflow_\w+)`", page))
+    made = {prometheus.metric_name(one) for one in (*series.SEED_SERIES, *series.ENV_GAUGES)}
+    made |= {prometheus.metric_name(one, "total") for one in series.ENV_COUNTERS}
+    state = {"sapflow_alert_open", "sapflow_run_info", "sapflow_run_completed", "sapflow_envs",
+             "sapflow_last_event_timestamp_seconds", "sapflow_seeds_left_out"}  # fmt: skip
+    assert named <= made | state
+    assert state <= named

@@ -191,6 +191,18 @@ def test_bad_input_is_one_line(run_dir, tmp_path):
         refused(finish(webhook(run_dir, server.url), tmp_path), "401", "credentials")
 
 
+def test_what_is_dropped_is_said_and_counted(run_dir):
+    poison = KEYS[7].encode()
+    with receiver() as server:
+        server.always = lambda body: 422 if b'"' + poison + b'"' in body else 200
+        done = finish(webhook(run_dir, server.url), run_dir)
+    assert done.returncode == 1
+    assert done.stdout == f"webhook: {len(DEMO) - 1} events exported, 1 dropped\n"
+    assert "1 BatchAtFaultError" in done.stderr.splitlines()[-1]
+    assert sorted(server.keys) == sorted(set(KEYS) - {KEYS[7]})
+    assert ledger(run_dir).dropped == {"BatchAtFaultError": 1}
+
+
 def test_what_was_refused_once_is_refused_again_and_nobody_s_file_is_touched(run_dir, tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
     follow = (*FOLLOW, str(run_dir), "--export", "jsonlines", "--option", f"jsonlines.path={tmp_path / 'mine.txt'}")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from sapflow.cli import complain, guarded
+from sapflow.cli import EXIT_FAILED, complain, guarded
 from sapflow.cli.console import say
 from sapflow.cli.followers import Exporting
 from sapflow.exporters import registry
@@ -99,6 +99,8 @@ def _follow_with(name: str, options: dict[str, Any], run_dir: Path, patience: fl
         Follower(run_dir, exporter, ledger, patience=patience).run(wait)
     dropped = sum(progress.dropped.values()) - dropped_before
     say(f"{name}: {progress.exported - before} events exported" + (f", {dropped} dropped" if dropped else ""))
-    if dropped:
-        complain(f"{name}: {dropped} events were dropped: {progress.dropped}")
-    return 0
+    if not dropped:
+        return 0
+    causes = ", ".join(f"{count} {cause}" for cause, count in progress.dropped.items())
+    complain(f"{name}: {dropped} events were dropped (of the whole run: {causes}); they do not come again")
+    return EXIT_FAILED

@@ -1,16 +1,18 @@
 """A request to somebody's HTTP server, and what its answer means for the batch that it carried."""
 
 import http.client
+import re
 import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from sapflow.errors import BackendAwayError, ExporterRefusedError, SapflowError
 
 MAX_ANSWER_BYTES = 2**16
+TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)  # RFC 9110, section 5.6.2
 SCHEMES = ("http", "https")
 
 # This batch is at fault; another may be taken.
@@ -31,21 +33,22 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 class Sender:
-    """Posts to one URL.
+    """Posts to one URL, of which messages show the host alone: the rest may be a secret.
 
     Args:
-        url: http or https; credentials in it are no good, since it is shown.
+        url: http or https, without a user's name and password.
         headers: with every request.
         timeout: in seconds, to connect and for each answer.
         ca_file: certificates to trust instead of the system's.
 
     Raises:
-        ExporterRefusedError: the URL is none.
+        ExporterRefusedError: the URL or a header is none, or the certificates are.
     """
 
     def __init__(self, url: str, headers: Mapping[str, str], timeout: float, ca_file: str | None = None) -> None:
-        self.url = check_url(url)
-        self._headers = dict(headers)
+        self._url = check_url(url)
+        self._place = f"{urlsplit(url).scheme}://{urlsplit(url).netloc}"
+        self._headers = check_headers(headers)
         self._timeout = timeout
         try:
             context = ssl.create_default_context(cafile=ca_file)
@@ -61,7 +64,7 @@ class Sender:
             BatchAtFaultError: it will not have this body.
             ExporterRefusedError: it will have none.
         """
-        request = urllib.request.Request(self.url, body, {**self._headers, **(headers or {})}, method="POST")
+        request = urllib.request.Request(self._url, body, {**self._headers, **(headers or {})}, method="POST")
         try:
             with self._opener.open(request, timeout=self._timeout) as answer:
                 taken: bytes = answer.read(MAX_ANSWER_BYTES)
@@ -72,11 +75,11 @@ class Sender:
         except (OSError, http.client.HTTPException) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             if isinstance(reason, ssl.SSLCertVerificationError):
-                raise ExporterRefusedError(f"{self.url}: {reason.verify_message}: check the certificate") from error
-            raise BackendAwayError(f"{self.url} cannot be reached ({reason or type(error).__name__})") from error
+                raise ExporterRefusedError(f"{self._place}: {reason.verify_message}: check the certificate") from error
+            raise BackendAwayError(f"{self._place} cannot be reached ({reason or type(error).__name__})") from error
 
     def _meaning(self, code: int, retry_after: str | None) -> Exception:
-        said = f"{self.url} answered {code} {http.client.responses.get(code, '')}".rstrip()
+        said = f"{self._place} answered {code} {http.client.responses.get(code, '')}".rstrip()
         if code in AT_FAULT:
             return BatchAtFaultError(said)
         if code in MISPLACED or code < 400:
@@ -92,12 +95,27 @@ def check_url(url: str) -> str:
     """
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in SCHEMES and parts.hostname and url.isprintable() and " " not in url and parts.port != 0
+        plain = url.isascii() and url.isprintable() and " " not in url
+        usable = parts.scheme in SCHEMES and parts.hostname and plain and parts.port != 0
     except ValueError:
         usable = False
     if not usable:
-        raise ExporterRefusedError("the url of an exporter must be like https://host/path")
+        raise ExporterRefusedError("the url of an exporter must be like https://host/path, in ASCII")
     if parts.username or parts.password:
-        shown = urlunsplit(parts._replace(netloc=f"…@{parts.hostname}"))
-        raise ExporterRefusedError(f"the url {shown} has credentials in it: give them as the page on exporting says")
+        raise ExporterRefusedError(
+            f"the url with host {parts.hostname} has credentials in it: set the variable for them"
+        )
     return url
+
+
+def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers, if they can be sent. Spaces around values, such as the end of a line in a file, are cut off.
+
+    Raises:
+        ExporterRefusedError: one cannot.
+    """
+    cleaned = {name: value.strip() for name, value in headers.items()}
+    for name, value in cleaned.items():
+        if not (TOKEN.fullmatch(name) and value.isascii() and value.isprintable()):
+            raise ExporterRefusedError(f"the header {name[:80]!r} cannot be sent: it has characters that no header has")
+    return cleaned
