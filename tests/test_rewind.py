@@ -7,8 +7,9 @@ from msgspec.structs import replace
 
 from journals import PATIENCE, add_rows, finished_run
 from sanctum_events import START, comparable, demo_run, epoch, event, random_run, sample, seed
+from sapflow.sanctum import rewind
 from sapflow.sanctum.aggregator import LOG_LIMIT, SanctumAggregator
-from sapflow.sanctum.rewind import opened, snapshot_at
+from sapflow.sanctum.rewind import opened, recall, snapshot_at
 from sapflow.sanctum.schema import Condition, SanctumSnapshot
 from sapflow.sanctum.slot_view import HISTORY_LIMIT
 from sapflow.telemetry.events import EnvStarted, RunCompleted, RunResumed, RunStarted, SeedStageChanged
@@ -153,6 +154,34 @@ def test_of_a_run_that_was_resumed_and_completed_the_end_counts(tmp_path):
         assert shown(snapshot) == shown(folded(events))
         assert snapshot.completed
         assert not snapshot_at(source, 1).completed
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_of_many_envs_less_is_looked_up_at_first_and_recalled_env_by_env(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(rewind, "WHOLE_ENVS", 1)
+    events = random_run(number, epochs=30, envs=6)
+    cut = len(events) - 20
+    run_dir = finished_run(tmp_path, *events[:cut])
+    with Source(run_dir) as source:
+        aggregator = opened(source)
+        first = aggregator.snapshot()
+        worst = first.worst_first()[0]
+        whole = folded(events[:cut])
+        assert len(next(iter(first.envs[worst].seeds.values())).ratio_history) < HISTORY_LIMIT * 1 // 6 + 2
+        assert [env.seeds.keys() for env in first.envs.values()] == [env.seeds.keys() for env in whole.envs.values()]
+        assert [env.epoch for env in first.envs.values()] == [env.epoch for env in whole.envs.values()]
+        source.close()
+        add_rows(run_dir, *events[cut:])  # it goes on before all is recalled
+        assert recall(source, aggregator)
+        assert repr(aggregator.snapshot().envs[worst]) == repr(whole.envs[worst]), "the worst comes first"
+        for each in source.read():
+            aggregator.apply(each)
+        while recall(source, aggregator):
+            pass
+    snapshot = aggregator.snapshot()
+    assert repr(dict(snapshot.envs)) == repr(dict(folded(events).envs))
+    assert (snapshot.stages, snapshot.conditions) == (folded(events).stages, folded(events).conditions)
+    assert not recall(source, aggregator)
 
 
 def test_the_log_is_bounded(tmp_path):

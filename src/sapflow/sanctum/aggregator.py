@@ -1,7 +1,7 @@
 """Events in, snapshots out: keeps what is known of a run, whatever order its envs' events arrive in."""
 
 from bisect import insort
-from collections import Counter, deque
+from collections import deque
 from functools import singledispatchmethod
 from math import inf
 from types import MappingProxyType
@@ -35,14 +35,18 @@ class SanctumAggregator:
     and left out. A step of more than one is a gap, counted once, and the env goes on from there.
 
     An event costs what it changes: what a snapshot shows is made when one is asked for, of the envs that changed.
+
+    Attributes:
+        brief: the envs of which less is known than is shown (see `rewind.py`).
     """
 
     def __init__(self) -> None:
+        self.brief: set[int] = set()
         self._envs: dict[int, EnvView] = {}
         self._changed: dict[int, EnvView] = {}  # since the last snapshot
         self._states: dict[int, EnvState] = {}
-        self._stages: Counter[SeedStage] = Counter()
-        self._conditions: Counter[Condition] = Counter()
+        self._stages = dict.fromkeys(SeedStage, 0)
+        self._conditions = [0] * len(Condition)
         self._open_alerts = 0
         self._gaps = 0
         self._duplicates = 0
@@ -95,6 +99,16 @@ class SanctumAggregator:
             env.gaps = 0
         self._changed.update(self._envs)
 
+    def complete(self, env_id: int, whole: "SanctumAggregator") -> None:
+        """Know of an env what another knows of it, which was told of the same events and of more before them."""
+        self.brief.discard(env_id)
+        view = whole._envs.get(env_id)
+        if view is not None:
+            before = self._envs[env_id]
+            view.gaps, view.last_sequence = before.gaps, max(before.last_sequence, view.last_sequence)
+            view.stages, view.conditions = before.stages, before.conditions  # until it is looked at
+            self._envs[env_id] = self._changed[env_id] = view
+
     def snapshot(self) -> SanctumSnapshot:
         """The run now; the same object until something changes."""
         if self._changed:
@@ -131,13 +145,9 @@ class SanctumAggregator:
         for env_id, env in self._changed.items():
             before = self._states.get(env_id)
             if before is not None:
-                self._stages.subtract(env.stages)
-                self._conditions.subtract(env.conditions)
-                self._open_alerts -= len(before.open_alerts)
+                self._count(env, before, -1)
             self._states[env_id] = state = env.state
-            self._stages.update(env.stages)
-            self._conditions.update(env.conditions)
-            self._open_alerts += len(state.open_alerts)
+            self._count(env, state, 1)
         self._changed.clear()
         if new:
             self._states = dict(sorted(self._states.items()))
@@ -145,11 +155,18 @@ class SanctumAggregator:
         self._run = replace(
             self._run,
             envs=MappingProxyType(self._states.copy()),
-            stages=MappingProxyType(+self._stages),
-            conditions=MappingProxyType(+self._conditions),
+            stages=MappingProxyType({stage: count for stage, count in self._stages.items() if count}),
+            conditions=MappingProxyType({Condition(n): count for n, count in enumerate(self._conditions) if count}),
             open_alerts=self._open_alerts,
             passes_per_second=sum(state.passes_per_second for state in training),
         )
+
+    def _count(self, env: EnvView, state: EnvState, by: int) -> None:
+        for stage in env.stages:
+            self._stages[stage] += by
+        for condition in env.conditions:
+            self._conditions[condition] += by
+        self._open_alerts += by * len(state.open_alerts)
 
     def _apply_to_run(self, event: TelemetryEvent) -> None:
         if event.sequence is not None:

@@ -22,7 +22,7 @@ from sapflow.sanctum.glyphs import ORANGE, SKY_BLUE, VERMILLION
 from sapflow.sanctum.hand import why_not
 from sapflow.sanctum.pace import Pace
 from sapflow.sanctum.playhead import Playhead
-from sapflow.sanctum.rewind import opened
+from sapflow.sanctum.rewind import opened, recall
 from sapflow.sanctum.schema import SanctumSnapshot
 from sapflow.sanctum.screenshot import save, without_web
 from sapflow.sanctum.spans import clean
@@ -40,6 +40,7 @@ from sapflow.telemetry.events import TelemetryEvent
 from sapflow.telemetry.source import Source
 
 BATCH = 2_000  # events between two looks at the keyboard
+RECALL_SECONDS = 0.03  # between two looks, for what was opened in brief
 PLAYED = 2.0  # epochs a second
 
 
@@ -162,6 +163,9 @@ class SanctumApp(App[None]):
         try:
             events = self.source.read(limit=BATCH)
             status = self.source.status()
+            until = time.monotonic() + RECALL_SECONDS
+            while not events and recall(self.source, self.aggregator) and time.monotonic() < until:
+                pass
         except InputError as error:
             self._error = str(error)
             return False

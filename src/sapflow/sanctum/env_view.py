@@ -1,7 +1,6 @@
 """One env while events come in: cheap to change, and made into an immutable EnvState when it is looked at."""
 
-from collections import Counter, deque
-from collections.abc import Mapping
+from collections import deque
 from math import inf, nan
 from types import MappingProxyType
 
@@ -40,8 +39,8 @@ class EnvView:
         self.last_sequence = -1
         self.last_time = 0.0
         self.gaps = 0
-        self.stages: Mapping[SeedStage, int] = {}
-        self.conditions: Mapping[Condition, int] = {}
+        self.stages: list[SeedStage] = []
+        self.conditions: list[Condition] = []
         self._concern = Condition.RESTING
         self._octaves_off = 0
         self._accuracies: deque[float] = deque(maxlen=HISTORY_LIMIT)
@@ -126,11 +125,11 @@ class EnvView:
 
     @property
     def state(self) -> EnvState:
-        """The env now; `stages` and `conditions` then count its slots."""
+        """The env now; `stages` and `conditions` are then those of its slots."""
         self.settle()
         seeds = {slot_id: slot.state for slot_id, slot in self.slots.items()}
-        self.stages = Counter(seed.stage for seed in seeds.values())
-        self.conditions = Counter(slot.condition for slot in self._order)
+        self.stages = [slot.telemetry.stage for slot in self._order]
+        self.conditions = [slot.condition for slot in self._order]
         return EnvState(
             env_id=self.env_id,
             host=self.host,

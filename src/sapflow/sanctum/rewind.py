@@ -20,13 +20,15 @@ OTHERS = tuple(set(EventType) - {*EPOCHS, *SAMPLES, *OF_THE_BEGINNING, *OF_THE_R
 EVENTS_A_LINE = 2
 SAMPLES_A_SLOT = 4  # that are looked back at within an epoch
 
+WHOLE_ENVS = 64  # of which everything that is shown is looked up at once
+
 
 def opened(source: Source) -> SanctumAggregator:
     """What following `source` from its beginning would have led to; from here on it is followed, from its end.
 
-    As much is looked up as is shown: the last epochs, the newest lines of the log, the newest samples. Gaps and
-    duplicates are counted from here on; how bad things have been within the epoch is known as far as samples are looked
-    back at.
+    As much is looked up as is shown: the last epochs, the newest lines of the log, the newest samples; of more than
+    WHOLE_ENVS envs less, so that it takes no longer, and `recall` does the rest. Gaps and duplicates are counted from
+    here on; how bad things have been within the epoch is known as far as samples are looked back at.
 
     Raises:
         JournalError: the journal cannot be read.
@@ -38,10 +40,30 @@ def opened(source: Source) -> SanctumAggregator:
     return aggregator
 
 
+def recall(source: Source, aggregator: SanctumAggregator) -> bool:
+    """Look up whole, as of where `source` stands, one of the envs that were opened in brief; whether there are more.
+
+    Raises:
+        JournalError: the journal cannot be read.
+    """
+    if not aggregator.brief:
+        return False
+    env_id = next(env_id for env_id in aggregator.snapshot().worst_first() if env_id in aggregator.brief)
+    whole = SanctumAggregator()
+    with source.held_still():
+        places = {*source.places(OF_THE_BEGINNING, (env_id,), limit=1), *_of_env(source, env_id, None, 1.0)[0]}
+        _apply(source, (place for place in places if place <= source.cursor), whole)
+        samples = _samples(source, whole.snapshot(), SAMPLES_A_SLOT)
+        _apply(source, (place for place in samples if place <= source.cursor), whole)
+    aggregator.complete(env_id, whole)
+    return bool(aggregator.brief)
+
+
 def snapshot_at(source: Source, epoch: int) -> SanctumSnapshot:
     """The run as it stood when `epoch` had ended in each env, with what was done at its end; 0: before the first.
 
-    What has no epoch, such as the end of the whole run, is not in it.
+    What has no epoch, such as the end of the whole run, is not in it. Of more than WHOLE_ENVS envs, histories and log
+    are shorter, so that it takes no longer.
 
     Raises:
         JournalError: the journal cannot be read.
@@ -52,12 +74,12 @@ def snapshot_at(source: Source, epoch: int) -> SanctumSnapshot:
 
 def _looked_up(source: Source, until: int | None) -> SanctumAggregator:
     envs = source.envs()
+    share = min(WHOLE_ENVS / max(len(envs), 1), 1.0)
     places = set(source.places(OF_THE_BEGINNING, (None, *envs), limit=1))
     lines: list[int] = []
     for env_id in envs:
-        places.update(source.places(EPOCHS, (env_id,), None, until, HISTORY_LIMIT))
-        newest = list(source.places(OTHERS, (env_id,), None, until, EVENTS_A_LINE * LOG_LIMIT))
-        places.update(heapq.nlargest(EVENTS_A_LINE * ENV_LOG_LIMIT, newest))
+        of_env, newest = _of_env(source, env_id, until, share)
+        places.update(of_env)
         lines += newest
     if until is None:
         places.update(source.places(OF_THE_RUN, (None,), limit=LOG_LIMIT))
@@ -65,16 +87,28 @@ def _looked_up(source: Source, until: int | None) -> SanctumAggregator:
     aggregator = SanctumAggregator()
     _apply(source, places, aggregator)
     if until is None:
-        _apply(source, _samples(source, aggregator.snapshot()), aggregator)
+        _apply(source, _samples(source, aggregator.snapshot(), _part(SAMPLES_A_SLOT, share)), aggregator)
     aggregator.forget_gaps()
+    if share < 1:
+        aggregator.brief.update(envs)
     return aggregator
 
 
-def _samples(source: Source, snapshot: SanctumSnapshot) -> Iterable[int]:
+def _of_env(source: Source, env_id: int, until: int | None, share: float) -> tuple[list[int], list[int]]:
+    """Where its last epochs and the newest lines of its log are, and those of its lines that may be new to the run."""
+    newest = list(source.places(OTHERS, (env_id,), None, until, _part(EVENTS_A_LINE * LOG_LIMIT, share)))
+    lines = heapq.nlargest(_part(EVENTS_A_LINE * ENV_LOG_LIMIT, share), newest)
+    return [*source.places(EPOCHS, (env_id,), None, until, _part(HISTORY_LIMIT, share)), *lines], newest
+
+
+def _part(of: int, share: float) -> int:
+    return max(int(of * share), 1)
+
+
+def _samples(source: Source, snapshot: SanctumSnapshot, each: int) -> Iterable[int]:
     """The newest of the epoch that goes on, in each env."""
     for env_id, env in snapshot.envs.items():
-        limit = SAMPLES_A_SLOT * len(env.seeds)
-        yield from source.places(SAMPLES, (env_id,), env.epoch + 1, None, limit)
+        yield from source.places(SAMPLES, (env_id,), env.epoch + 1, None, each * len(env.seeds))
 
 
 def _apply(source: Source, places: Iterable[int], aggregator: SanctumAggregator) -> None:

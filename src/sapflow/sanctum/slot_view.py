@@ -69,8 +69,11 @@ class SlotView:
     def state(self) -> SeedState:
         """The slot as it is shown; the same object until something changes."""
         if self._state is None:
-            telemetry = self.telemetry
+            telemetry, history = self.telemetry, tuple(self.history)
+            if self._health is telemetry and type(telemetry) is SeedTelemetry:  # an epoch, and no sample since
+                self._state = SeedState.from_telemetry(telemetry, ratio_history=history)
+                return self._state
             state = telemetry if isinstance(telemetry, SeedState) else SeedState.from_telemetry(telemetry)
             live = {} if self._health is telemetry else {name: getattr(self._health, name) for name in HEALTH_FIELDS}
-            self._state = replace(state, ratio_history=tuple(self.history), newest_sample=self.newest_sample, **live)
+            self._state = replace(state, ratio_history=history, newest_sample=self.newest_sample, **live)
         return self._state
