@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -82,11 +81,10 @@ class Trial:
         born = detector == OURS and self.fault is Fault.NON_FINITE and self.origin == self.sick
         return earliest == [self.sick] or born
 
-    @property
-    def unseen(self) -> bool:
-        """Whether nothing of it was looked at when the levels were chosen."""
-        new_kind = self.setting.kind is None or self.setting.kind not in SEEN_KINDS
-        return self.setting.host not in SEEN_HOSTS and new_kind
+
+def is_unseen(setting: Setting) -> bool:
+    """Whether nothing of it was looked at when the levels were chosen."""
+    return setting.host not in SEEN_HOSTS and setting.kind not in SEEN_KINDS
 
 
 def trial(setting: Setting, *, rivals: bool = True, passes: int | None = None) -> Trial:
@@ -241,8 +239,8 @@ def aims_table(unseen: Sequence[Trial]) -> str:
 
 def page(trials: Sequence[Trial], repetitions: int, seconds: float) -> str:
     """docs/detection.md."""
-    unseen = [one for one in trials if one.unseen]
-    seen = [one for one in trials if not one.unseen]
+    unseen = [one for one in trials if is_unseen(one.setting)]
+    seen = [one for one in trials if not is_unseen(one.setting)]
     listed: Callable[[Iterable[object]], str] = lambda kinds: ", ".join(map(str, kinds))  # noqa: E731
     return f"""# Does it find what is wrong?
 
@@ -308,12 +306,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=20)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--unseen", action="store_true", help="measure the unseen part alone, and print its tables")
     parser.add_argument("--write", type=Path, help="the page to write; printed otherwise")
     options = parser.parse_args()
     begun = time.monotonic()
     with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as processes:
-        trials = list(processes.map(partial(trial), settings(options.repetitions), chunksize=4))
-    text = page(trials, options.repetitions, time.monotonic() - begun)
+        asked = [one for one in settings(options.repetitions) if not options.unseen or is_unseen(one)]
+        trials = list(processes.map(trial, asked, chunksize=4))
+    if options.unseen:
+        text = f"{aims_table(trials)}\n\n{detectors_table(trials)}"
+    else:
+        text = page(trials, options.repetitions, time.monotonic() - begun)
     if options.write:
         options.write.write_text(text, encoding="utf-8")
     else:

@@ -137,6 +137,13 @@ def test_gain_explodes_only_with_the_signal():
             assert flags(lone(readings)[-1]) == expected, (born, later, rms)
 
 
+def test_an_exploding_module_is_known_before_it_takes_the_others_along():
+    """Within some ten passes of such growth all is NaN, and nobody can be named any more."""
+    burst = reading(70.0, 5, output_input_rms=70.0)
+    assert flags(lone([burst])[0]) == EXPLODING
+    assert flags(lone([reading(70.0, 4, output_input_rms=70.0)])[0]) == HEALTHY  # a few odd passes are no alarm
+
+
 def test_an_exploding_module_is_back_short_of_three_quarters_of_its_limits():
     policy = CalibratedPolicy()
     memory = policy.new_memory("head")

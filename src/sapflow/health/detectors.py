@@ -16,6 +16,7 @@ from sapflow.telemetry.vocabulary import Fault
 # read one after another: what happens to all of them at once seems to happen to the first alone.
 PERSISTENCE = 10, 1
 PERSISTENCE_TINY = 5, 1
+PERSISTENCE_EXPLODES = 5, 1  # a signal that grows in every block overflows within some ten passes, and all is NaN
 PERSISTENCE_DEAD = 10, 2
 PERSISTENCE_COMPARED = 20, 2
 
@@ -80,6 +81,7 @@ def explodes(memory: ModuleMemory) -> Iterator[Finding]:
         back=gain < CLEARING * limit or growth < CLEARING * GROWING,
         evidence=f"gain {gain:.3g} (limit {limit:g}) with output/input RMS {growth:.3g} (limit {GROWING:g})",
         fault=Fault.DIVERGED if memory.born < math.log2(EXPLODING_AT_BIRTH) else Fault.EXPLODING,
+        persistence=PERSISTENCE_EXPLODES,
     )
 
 
