@@ -15,7 +15,7 @@ SAPFLOW = (sys.executable, "-m", "sapflow")
 BROWSER = ("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars")
 HEIGHTS = {390: 2600, 900: 1900, 1600: 1750}
 SCHEMES = {"dark": 0, "light": 1}  # Blink's numbers for prefers-color-scheme
-COLOURS = 128  # enough for a page of flat colours, and half of the bytes
+COLOURS = 256  # enough for a page of flat colours, and half of the bytes
 PLANTS = ("--plant", "0:mid:sigmoid", "--plant", "1:mid:explosive")
 SIZE = ("--task", "digits-mlp", "--envs", "2", "--epochs", "16", "--checkpoint-every", "0")
 
@@ -44,7 +44,7 @@ def draw(page: Path, picture: Path, width: int, scheme: str) -> None:
         )  # fmt: skip
         subprocess.run([*BROWSER, *options, page.as_uri()], check=True, capture_output=True)
     with Image.open(picture) as image:
-        image.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(picture, optimize=True)
+        image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(picture, optimize=True)
 
 
 def draw_in_print(page: Path, picture: Path) -> None:

@@ -92,7 +92,7 @@ def test_what_is_no_healthy_number_is_drawn_as_what_it_is(tmp_path):
     assert tick_at(axes, "not measured") < tick_at(axes, "0") < 1 / 8 < 8 < tick_at(axes, "NaN, ∞")
     assert chart.data.num_rows == 15
     drawn = {(row["slot"], row["verdict"]) for row in flow.data.to_pylist()}
-    assert drawn == {("well", "in the band"), ("dead", "vanishing"), ("mixed", "exploding")}
+    assert drawn == {("well", "not flagged"), ("dead", "vanishing"), ("mixed", "exploding")}
     assert "which have no point: 6." in flow.description
 
 
@@ -115,7 +115,7 @@ def test_flow_has_a_point_for_each_measured_epoch_and_the_lines_of_gain(run):
     points = sorted(
         (float(x), float(y))
         for line in axes.get_lines()
-        if line.get_label() in ("exploding", "vanishing", "in the band")
+        if line.get_label() in ("exploding", "vanishing", "not flagged")
         for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
     )
     expected = ask(run, "SELECT entering, leaving FROM epochs WHERE status = 'MEASURED' AND seed <> '' ORDER BY 1, 2")
@@ -185,7 +185,7 @@ def test_compare_draws_medians_over_runs_and_their_interval(tmp_path):
     corners = {tuple(vertex) for vertex in bands[0].get_paths()[0].vertices}
     assert {(1, 11), (1, 61), (2, 12), (2, 62)} <= corners
     assert chart.data["coverage"].to_pylist() == [0.75] * 4
-    assert plot.compare(groups, "in_band").data["median"].to_pylist() == [100] * 4
+    assert plot.compare(groups, "not_flagged").data["median"].to_pylist() == [100] * 4
     fates = plot.fates(groups).data.to_pylist()
     assert {(row["group"], row["fate"]): row["median"] for row in fates if row["median"]} == {
         ("a", "still growing"): 1, ("b", "still growing"): 1,
@@ -194,9 +194,9 @@ def test_compare_draws_medians_over_runs_and_their_interval(tmp_path):
         run.close()
 
 
-def test_a_seed_that_is_not_measured_is_not_in_the_band(tmp_path):
+def test_a_seed_that_is_not_measured_counts_as_flagged_ones_do(tmp_path):
     with sapflow.open_run(difficult_run(tmp_path / "run")) as run:
-        assert plot.compare({"one": [run]}, "in_band").data["median"].to_pylist() == [20.0] * 3
+        assert plot.compare({"one": [run]}, "not_flagged").data["median"].to_pylist() == [20.0] * 3
 
 
 @pytest.mark.parametrize(("count", "low", "high"), [(1, 0, 0), (2, 0, 1), (5, 0, 4), (6, 0, 5), (9, 1, 7), (20, 5, 14)])

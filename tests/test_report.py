@@ -147,8 +147,14 @@ def test_the_story_of_a_trained_run_is_what_happened_in_it(trained):
     assert "Nothing is missing" in told[-1][1]
 
 
-def test_the_page_of_a_trained_run_has_every_part(trained):
-    page = page_of(trained)
+@pytest.fixture(scope="module")
+def whole_page(trained):
+    with sapflow.open_run(trained) as run:
+        return checked(run_page(run))
+
+
+def test_the_page_of_a_trained_run_has_every_part(whole_page):
+    page = Parsed(whole_page)
     assert [each["text"] for each in page.find("h2")] == [
         "What happened", "Does gradient flow?", "What grew where, and what raised an alert",
         "How much enters, how much leaves", "What the seeds are worth", "Configuration and versions",
@@ -173,10 +179,10 @@ def test_the_page_of_a_trained_run_has_every_part(trained):
         assert word in text
 
 
-def test_tables_hold_what_is_drawn(trained):
+def test_tables_hold_what_is_drawn(trained, whole_page):
+    page = Parsed(whole_page)
     with sapflow.open_run(trained) as run:
         epochs = run.epochs(env=0)
-        page = Parsed(run_page(run))
     measured = duckdb.sql("SELECT ratio FROM epochs WHERE seed <> '' AND status = 'MEASURED'").fetchall()
     assert epochs.num_rows > len(measured) > 5
     regions = {str(each["aria-label"]).partition(";")[0]: each for each in page.find("div", class_="wide")}
@@ -192,7 +198,7 @@ def test_a_run_that_was_cut_off_with_every_kind_of_trouble(tmp_path):
     assert "cut off after epoch 4" in whole
     assert told["Not finite (2)"][0] is Mark.BAD
     assert "env 0 broken (conv) in 24 passes; env 0 mixed (conv) in 6 passes" in whole
-    assert "Not measured, 6 of 15 epochs of seeds (2)" in told
+    assert "Not measured (6 of 15 epochs of seeds)" in told
     assert "PROBE_LOST: the probe never fired (3 epochs, first env 0 lost (conv))" in whole
     assert "Nothing is missing" not in whole
     page = page_of(tmp_path / "run")
@@ -203,7 +209,7 @@ def test_a_run_that_was_cut_off_with_every_kind_of_trouble(tmp_path):
 def test_the_worst_comes_first(tmp_path):
     path = run_of(
         tmp_path / "run", germinated("a"), germinated("b"), germinated("c"),
-        epoch(2, seed("a", 0.001), seed("b", 2.2), seed("c", 0.0, measurement=Measurement.PROBE_LOST, passes=0)),
+        epoch(2, seed("a", 0.001), seed("b", 2.2), seed("c", 1.0, measurement=Measurement.PROBE_LOST, passes=0)),
         alert("b", 2, severity=Severity.CRITICAL), pruned("a", 2, 0.001),
         (0, EnvFailed(epoch=2, error="out of memory")),
         (None, RunCompleted(completed_envs=0, failed_envs=1)),
@@ -213,8 +219,8 @@ def test_the_worst_comes_first(tmp_path):
     expected = [
         "Failed",
         "Vanished and pruned",
-        "Alerts open at the end, critical",
-        "Outside the healthy band at the end, of 3 seeds",
+        "Alerts open at the end (1, critical",
+        "Flagged at the end (1 of 2 seeds)",
     ]
     places = [next(place for place, text in enumerate(order) if text.startswith(each)) for each in expected]
     assert places == sorted(places)
@@ -249,7 +255,7 @@ def test_every_run_gives_a_sensible_page(kind, tmp_path):
     words = {
         "empty": "A run without a beginning", "started": "cut off after epoch 0",
         "one epoch": "accuracy at the end 50.0 %",
-        "watched": "1 of 1 seed", "live": "still running, at epoch 2", "killed": "cut off after epoch",
+        "live": "still running, at epoch 2", "killed": "cut off after epoch",
     }  # fmt: skip
     text = str(page.find("main")[0]["text"])
     if kind == "watched":
@@ -328,13 +334,13 @@ def test_several_runs_are_compared_on_one_axis(trained, tmp_path):
     assert page.find("h1")[0]["text"] == "4 runs compared · gradient flow"
     titles = [each["text"] for each in page.find("title") if "svg" in each["inside"]]
     assert titles == [
-        "Validation accuracy", "Validation loss", "Median ratio of the measured seeds", "Training seeds in the band",
-        "What became of the seeds",
+        "Validation accuracy", "Validation loss", "Median ratio of the measured seeds",
+        "Training seeds measured and not flagged", "What became of the seeds",
     ]  # fmt: skip
     text = str(page.find("main")[0]["text"])
     assert "4 runs of digits-mlp in 2 groups: new with 2, old with 2." in text
     assert "the intervals overlap" in text
-    assert "Training seeds in the band, at the lowest: new " in text
+    assert "Training seeds measured and not flagged, at the lowest: new " in text
     assert "new (n = 2)" in " ".join(str(each["text"]) for each in page.find("text"))
 
 
@@ -369,9 +375,8 @@ def test_nothing_is_overwritten_unless_it_is_asked_for(trained, tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
-def test_a_browser_shows_the_page_and_asks_for_nothing(trained, tmp_path):
-    with sapflow.open_run(trained) as run:
-        (tmp_path / "page.html").write_text(run_page(run), encoding="utf-8")
+def test_a_browser_shows_the_page_and_asks_for_nothing(whole_page, tmp_path):
+    (tmp_path / "page.html").write_text(whole_page, encoding="utf-8")
     done = subprocess.run(
         ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile",
          "--window-size=390,844", "--enable-logging=stderr", "--dump-dom", f"file://{tmp_path}/page.html"],

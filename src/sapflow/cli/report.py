@@ -11,6 +11,7 @@ from sapflow.cli.console import say
 from sapflow.cli.extras import needs
 from sapflow.errors import InputError
 from sapflow.history.report.groups import groups_of
+from sapflow.telemetry import run_directory
 
 STDOUT = Path("-")
 
@@ -28,7 +29,8 @@ def report(
     Parameters
     ----------
     runs:
-        Run directories. Those that lie in one directory, with names that differ in a number behind them, are a group.
+        Run directories, by default the newest under runs/. Those in one directory, with names that differ in a number
+        behind them, are a group.
     output:
         The file to write; "-" prints the page.
     group:
@@ -36,6 +38,8 @@ def report(
     force:
         Replace the file if it exists.
     """
+    if not runs and not group:
+        runs = (run_directory.newest(run_directory.RUNS),)
     groups = groups_of(runs, group)  # first what is wrong with the question, then what is wrong here
     if output != STDOUT:
         _check(output, force=force)

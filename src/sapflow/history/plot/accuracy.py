@@ -4,10 +4,9 @@ import math
 from collections.abc import Collection
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from sapflow.history.arrow import pa
-from sapflow.history.plot.chart import Chart, data_of, legend_below, new_chart, say_nothing_to_draw, styled
+from sapflow.history.plot.chart import Chart, by_epoch, data_of, legend_below, new_chart, say_nothing_to_draw, styled
 from sapflow.history.plot.palette import INK, LOOKS, shown
 from sapflow.history.plot.places import Life, Row, lives_of, most_telling, panels_of, the_only
 from sapflow.history.plot.thinning import thinned
@@ -74,9 +73,8 @@ def _draw(axes: Axes, lives: list[Life], slots: tuple[str, ...], host: dict[int,
         )  # fmt: skip
         handles.setdefault(f"without {shown(life.slot, 18)}", line)
         drawn += rows
-    axes.set_xlabel("epoch")
+    by_epoch(axes)
     axes.set_ylabel("%")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend_below(axes, list(handles.values()), list(handles))
     return drawn
 

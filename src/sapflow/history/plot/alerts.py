@@ -4,12 +4,12 @@ from collections.abc import Collection
 
 from matplotlib.axes import Axes
 from matplotlib.container import BarContainer
-from matplotlib.ticker import MaxNLocator
 
 from sapflow.history.arrow import pa
 from sapflow.history.plot.chart import (
     PANEL_INCHES,
     Chart,
+    by_epoch,
     data_of,
     legend_below,
     new_chart,
@@ -80,6 +80,5 @@ def _draw(axes: Axes, kept: list[Row], now: int) -> None:
     axes.grid(visible=False, axis="y")
     axes.grid(axis="x", linewidth=0.6)
     axes.set_xlim(left=min(alert["since_epoch"] for alert in kept) - 0.5)
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    by_epoch(axes)
     legend_below(axes, list(handles.values()), list(handles))

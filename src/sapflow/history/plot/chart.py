@@ -11,6 +11,7 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
 from sapflow.history.arrow import pa
@@ -130,6 +131,12 @@ def data_of(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, pa.DataType
     """The drawn values as a table with these columns."""
     schema = pa.schema(list(columns.items()))
     return pa.Table.from_pylist([{name: row[name] for name in columns} for row in rows], schema=schema)
+
+
+def by_epoch(axes: Axes) -> None:
+    """Epochs are whole numbers, even where there is only one."""
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def legend_below(axes: Axes, handles: list[Any], labels: list[str]) -> None:

@@ -12,7 +12,7 @@ from statistics import median, median_high, median_low
 from matplotlib.ticker import MaxNLocator
 
 from sapflow.history.arrow import pa
-from sapflow.history.plot.chart import Chart, data_of, legend_below, new_chart, say_nothing_to_draw, styled
+from sapflow.history.plot.chart import Chart, by_epoch, data_of, legend_below, new_chart, say_nothing_to_draw, styled
 from sapflow.history.plot.palette import LOOKS, shown
 from sapflow.history.plot.places import Row, lives_of, not_measured
 from sapflow.history.plot.ratio_axis import RatioAxis
@@ -64,8 +64,8 @@ def _ratio(run: Run) -> Curves:
     return _over_seeds(run, lambda rows: [row["ratio"] for row in rows if row["status"] == Measurement.MEASURED])
 
 
-def _in_band(run: Run) -> Curves:
-    """Of the seeds that train; one that was not measured is not in the band."""
+def _not_flagged(run: Run) -> Curves:
+    """Of the seeds that train: the policy flags what leaves its band, and what was not measured is no healthier."""
 
     def shares(rows: list[Row]) -> list[float]:
         trained = [row for row in rows if SeedStage(row["stage"]).trained]
@@ -95,7 +95,7 @@ MEASURES: dict[str, tuple[str, str, Callable[[Run], Curves]]] = {
     "accuracy": ("Validation accuracy", "%", _accuracy),
     "validation_loss": ("Validation loss", "loss", _loss),
     "ratio": ("Median ratio of the measured seeds", "ratio", _ratio),
-    "in_band": ("Training seeds in the band", "% of seeds", _in_band),
+    "not_flagged": ("Training seeds measured and not flagged", "% of seeds", _not_flagged),
 }
 COLUMNS = {
     "group": pa.string(), "epoch": pa.int32(), "median": pa.float64(), "low": pa.float64(), "high": pa.float64(),
@@ -105,7 +105,7 @@ COLUMNS = {
 
 @styled
 def compare(groups: Mapping[str, Sequence[Run]], measure: str = "accuracy") -> Chart:
-    """One of "accuracy", "validation_loss", "ratio" and "in_band" by epoch, a line a group with its interval.
+    """One of "accuracy", "validation_loss", "ratio" and "not_flagged" by epoch, a line a group with its interval.
 
     Raises:
         KeyError: there is no such measure.
@@ -139,9 +139,8 @@ def compare(groups: Mapping[str, Sequence[Run]], measure: str = "accuracy") -> C
             rails |= {scale.zero, scale.not_finite} & {*middle, *low, *high}
     if scale is not None:
         scale.dress(axes, rails)
-    axes.set_xlabel("epoch")
+    by_epoch(axes)
     axes.set_ylabel(unit)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend_below(axes, handles, labels)
     return chart
 

@@ -20,9 +20,10 @@ COLUMNS = {
     "leaving": pa.float64(), "verdict": pa.string(),
 }  # fmt: skip
 NEEDED = ("entering", "leaving", "ratio", "status", "vanishing", "exploding", "non_finite")
-LOOKS = {"exploding": (VERMILLION, "^"), "vanishing": (ORANGE, "v"), "in the band": (BLUISH_GREEN, "o")}
+LOOKS = {"exploding": (VERMILLION, "^"), "vanishing": (ORANGE, "v"), "not flagged": (BLUISH_GREEN, "o")}
 GAINS = ((0.5, (0, (4, 2))), (1.0, "-"), (2.0, (0, (1.5, 1.5))))
 MOST_POINTS = 3_000
+MANY_DECADES = 300.0
 
 
 @styled
@@ -53,7 +54,7 @@ def flow(run: Run, *, envs: Collection[int] | None = None, slots: Collection[str
 
 
 def _judged(row: Row) -> Row:
-    verdict = "exploding" if row["exploding"] else "vanishing" if row["vanishing"] else "in the band"
+    verdict = "exploding" if row["exploding"] else "vanishing" if row["vanishing"] else "not flagged"
     return {**row, "verdict": verdict}
 
 
@@ -88,9 +89,10 @@ def _draw(axes: Axes, points: list[Row]) -> None:
         labels.append(verdict)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    digits = (1.0,) if high / low > MANY_DECADES else (1.0, 2.0, 5.0)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(numticks=6))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: power_label(10, round(math.log10(value)))))
+        axis.set_major_locator(LogLocator(subs=digits, numticks=8))
+        axis.set_major_formatter(FuncFormatter(_norm_label))
         axis.set_minor_locator(NullLocator())
     axes.set_xlim(low, high)
     axes.set_ylim(low, high)
@@ -101,3 +103,8 @@ def _draw(axes: Axes, points: list[Row]) -> None:
     axes.set_xlabel("entering ‖∂L/∂y‖")
     axes.set_ylabel("leaving ‖∂L/∂x‖")
     legend_below(axes, handles, labels)
+
+
+def _norm_label(value: float, _place: int | None = None) -> str:
+    exponent = math.log10(value)
+    return power_label(10, round(exponent)) if exponent == round(exponent) and abs(exponent) > 2 else f"{value:g}"

@@ -4,12 +4,12 @@ from collections.abc import Collection
 
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
 from sapflow.history.arrow import pa
 from sapflow.history.plot.chart import (
     PANEL_INCHES,
     Chart,
+    by_epoch,
     data_of,
     legend_below,
     new_chart,
@@ -108,8 +108,7 @@ def _draw(axes: Axes, segments: list[Row], places: list[tuple[int, str]]) -> Non
     axes.set_ylim(len(places) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     axes.grid(axis="x", linewidth=0.6)
-    axes.set_xlabel("epoch")
+    by_epoch(axes)
     axes.set_ylabel("env, slot")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     order = [stage for stage in STAGE_LOOKS if stage in used]
     legend_below(axes, [used[stage] for stage in order], [stage.lower() for stage in order])

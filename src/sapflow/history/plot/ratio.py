@@ -5,10 +5,9 @@ from collections.abc import Collection
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from sapflow.history.arrow import pa
-from sapflow.history.plot.chart import Chart, data_of, legend_below, new_chart, say_nothing_to_draw, styled
+from sapflow.history.plot.chart import Chart, by_epoch, data_of, legend_below, new_chart, say_nothing_to_draw, styled
 from sapflow.history.plot.palette import LOOKS, Look, shown
 from sapflow.history.plot.places import Life, Row, lives_of, most_telling, not_measured, panels_of, the_only
 from sapflow.history.plot.ratio_axis import RatioAxis
@@ -71,8 +70,7 @@ def _draw(axes: Axes, lives: list[Life], slots: tuple[str, ...], died: set[tuple
         look = LOOKS[slots.index(life.slot)]
         handles.setdefault(life.slot, _draw_life(axes, life, look, scale, rails, pruned=_key(life) in died))
     scale.dress(axes, rails)
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    by_epoch(axes)
     legend_below(axes, list(handles.values()), [_label(slot, lives) for slot in handles])
 
 

@@ -65,7 +65,9 @@ def _story(groups: Groups, charts: Sequence[plot.Chart]) -> list[Line]:
     lines.append(Line(Mark.FACT, f"Pruned seeds a run: {'; '.join(pruned)}."))
     curves = [chart for chart in charts if "epoch" in chart.data.column_names]
     lines += [Line(Mark.FACT, _at_the_end(chart)) for chart in curves]
-    return lines + [Line(Mark.FACT, _at_its_lowest(chart)) for chart in curves if chart.title == MEASURES["in_band"][0]]
+    return lines + [
+        Line(Mark.FACT, _at_its_lowest(chart)) for chart in curves if chart.title == MEASURES["not_flagged"][0]
+    ]
 
 
 def _first(named: Sequence[str], most: int = 4) -> str:

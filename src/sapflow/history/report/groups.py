@@ -14,7 +14,7 @@ def groups_of(runs: Sequence[Path], named: Sequence[str] = ()) -> dict[str, list
     """Groups by name: `named` are NAME=RUN,RUN…; of `runs`, those in one directory whose names differ in a number.
 
     Raises:
-        InputError: a group is not of that form, there is no run, or one is named twice.
+        InputError: a group is not of that form, or a run is named twice.
     """
     groups: dict[str, list[Path]] = {}
     for text in named:
@@ -24,8 +24,6 @@ def groups_of(runs: Sequence[Path], named: Sequence[str] = ()) -> dict[str, list
         groups.setdefault(name, []).extend(map(Path, paths.split(",")))
     for name, members in _by_name(runs).items():
         groups.setdefault(name, []).extend(members)
-    if not groups:
-        raise InputError("name at least one run directory, or a group of them")
     seen = Counter(path.resolve() for paths in groups.values() for path in paths)
     if twice := [path for path, times in seen.items() if times > 1]:
         raise InputError(f"{twice[0]} is named more than once: a run counts once")

@@ -76,7 +76,12 @@ class Facts:
     @cached_property
     def standing(self) -> list[Row]:
         """The last epoch of each seed that stood in its slot when its env's last epoch ended."""
-        return [row for row in self.last_rows.values() if row["epoch"] == self.ends[row["env"]]["epoch"]]
+        died = {(row["env"], row["slot"], row["seed"]) for row in self.seeds if row["died_epoch"] is not None}
+        return [
+            row
+            for key, row in self.last_rows.items()
+            if key not in died and row["epoch"] == self.ends[row["env"]]["epoch"]
+        ]
 
     @cached_property
     def ends(self) -> dict[int, Row]:
@@ -162,26 +167,27 @@ def _broke(row: Row) -> bool:
 def not_finite(facts: Facts) -> Line | None:
     """NaN and infinity: where they were found."""
     rows = [row for row in facts.events if row["type"] == EventType.NON_FINITE_FOUND]
-    named = [f"env {row['env']} epoch {row['epoch']}: {shown(row['text'] or '', 110)}" for row in rows]
+    named = [f"env {row['env']} epoch {row['epoch']}: {shown(row['text'] or '', 170)}" for row in rows]
     if not named:
         counts = {_who(life.rows[0]): sum(row["non_finite"] for row in life.rows) for life in facts.lives}
         named = [f"{who} in {_count(passes, 'pass')}" for who, passes in counts.items() if passes]
     return _line(Mark.BAD, "Not finite", named)
 
 
-def outside_the_band(facts: Facts) -> Line | None:
+def flagged(facts: Facts) -> Line | None:
     """Seeds that stand at the end and are flagged."""
     named = [
         f"{_who(row)} {_how(row)}"
         for row in sorted(facts.standing, key=lambda row: -_distance(row))
         if row["exploding"] or row["vanishing"]
     ]
-    return _line(Mark.WARNING, f"Outside the healthy band at the end, of {_count(len(facts.standing), 'seed')}", named)
+    return _line(Mark.WARNING, "Flagged at the end", named, f"{len(named)} of {_count(len(facts.standing), 'seed')}")
 
 
 def _how(row: Row) -> str:
-    if math.isnan(row["ratio"]):
-        return "has no finite ratio"
+    if row["non_finite"] > 0:
+        ratio = "" if math.isnan(row["ratio"]) else f", else ratio {number(row['ratio'])}"
+        return f"has {_count(row['non_finite'], 'pass')} that were not finite{ratio}"
     return f"{'explodes' if row['exploding'] else 'vanishes'}, ratio {number(row['ratio'])}"
 
 
@@ -196,8 +202,8 @@ def open_alerts(facts: Facts) -> Line | None:
     rows.sort(key=lambda row: (row["severity"] != Severity.CRITICAL, row["since_epoch"]))
     critical = sum(row["severity"] == Severity.CRITICAL for row in rows)
     named = [f"“{shown(row['rule'], 30)}” {_who(row)} since epoch {row['since_epoch']}" for row in rows]
-    severe = f", critical: {critical}" if critical else ""
-    return _line(Mark.BAD if critical else Mark.WARNING, f"Alerts open at the end{severe}", named)
+    total = f"{len(named)}, critical: {critical}"
+    return _line(Mark.BAD if critical else Mark.WARNING, "Alerts open at the end", named, total)
 
 
 def unmeasured(facts: Facts) -> Line | None:
@@ -210,7 +216,7 @@ def unmeasured(facts: Facts) -> Line | None:
             reasons.setdefault(f"{row['status']}{reason}", []).append(row)
     named = [f"{reason} ({_count(len(rows), 'epoch')}, first {_who(rows[0])})" for reason, rows in reasons.items()]
     missing = sum(map(len, reasons.values()))
-    return _line(Mark.WARNING, f"Not measured, {missing} of {_count(len(everything), 'epoch')} of seeds", named)
+    return _line(Mark.WARNING, "Not measured", named, f"{missing} of {_count(len(everything), 'epoch')} of seeds")
 
 
 def lost(facts: Facts) -> Line | None:
@@ -261,7 +267,7 @@ FINDINGS: tuple[Callable[[Facts], Line | None], ...] = (
     pruned_for("Vanished and pruned", lambda row: not _broke(row) and bool(row.get("vanishing"))),
     pruned_for("Pruned for other reasons", _of_nothing),
     open_alerts,
-    outside_the_band,
+    flagged,
     unmeasured,
     cost,
     helped,
@@ -269,11 +275,12 @@ FINDINGS: tuple[Callable[[Facts], Line | None], ...] = (
 )
 
 
-def _line(mark: Mark, what: str, named: Sequence[str]) -> Line | None:
+def _line(mark: Mark, what: str, named: Sequence[str], total: str = "") -> Line | None:
     if not named:
         return None
     more = len(named) - MOST_NAMED
-    total = f" ({len(named)})" if len(named) > 1 else ""
+    total = total or (str(len(named)) if len(named) > 1 else "")
+    total = f" ({total})" if total else ""
     rest = f"; and {more} more" if more > 0 else ""
     return Line(mark, f"{what}{total}: {'; '.join(named[:MOST_NAMED])}{rest}.")
 
