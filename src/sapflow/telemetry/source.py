@@ -26,11 +26,14 @@ MAX_ENVS = 1_000_000
 
 LATEST_EPOCH = 2**63 - 1
 
-# The size is -1 for what is no bytes; the body is None for what is not to be read.
+# The body, or, of one that is not to be read, its size: -1 where it is no bytes.
 _COLUMNS = f"""
     id,
-    iif(typeof(body) = 'blob', length(body), -1),
-    iif(typeof(body) = 'blob' AND length(body) <= {MAX_EVENT_BYTES}, body, NULL),
+    CASE
+        WHEN typeof(body) <> 'blob' THEN -1
+        WHEN length(body) > {MAX_EVENT_BYTES} THEN length(body)
+        ELSE body
+    END,
     type
 """
 SELECT_NEXT = f"SELECT {_COLUMNS} FROM events WHERE id > ? ORDER BY id"
@@ -131,16 +134,16 @@ class Source:
         """What `read` gives, one by one: who keeps none of them needs no more memory than one takes, and less time."""
         given = taken = 0
         with closing(self._file.rows(SELECT_NEXT, self._cursor)) as rows:
-            for row_id, size, body, name in rows:
+            for row_id, body, name in rows:
                 self._cursor = row_id
                 try:
-                    event = _event(size, body, name)
+                    event = _event(body, name)
                 except UnreadableEventError as error:
                     self.skipped[error.cause] += 1
                     continue
                 yield event
                 given += 1
-                taken += size
+                taken += len(body)
                 if given == limit or taken >= max_bytes:
                     break
 
@@ -268,21 +271,20 @@ class Source:
         self.close()
 
 
-def _event(size: int, body: bytes | None, name: str) -> TelemetryEvent:
-    if body is None:
-        cause = "too large" if size > MAX_EVENT_BYTES else "malformed"
-        raise UnreadableEventError(cause, f"{size} bytes")
+def _event(body: bytes | int, name: str) -> TelemetryEvent:
+    if isinstance(body, int):
+        raise UnreadableEventError("malformed" if body < 0 else "too large", f"{body} bytes")
     return codec.decode(body, name)
 
 
-def _readable(rows: Iterator[tuple[int, int, bytes | None, str]]) -> Iterator[tuple[int, TelemetryEvent]]:
+def _readable(rows: Iterator[tuple[int, bytes, str]]) -> Iterator[tuple[int, TelemetryEvent]]:
     """Those of the rows that can be read, with their ids, until they have taken MAX_READ_BYTES."""
     taken = 0
-    for row_id, size, body, name in rows:
+    for row_id, body, name in rows:
         try:
-            yield row_id, _event(size, body, name)
+            yield row_id, _event(body, name)
         except UnreadableEventError:
             continue
-        taken += size
+        taken += len(body)
         if taken >= MAX_READ_BYTES:
             return
