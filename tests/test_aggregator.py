@@ -4,7 +4,6 @@ import math
 import random
 import subprocess
 import sys
-from collections import Counter
 
 import msgspec
 import pytest
@@ -311,21 +310,6 @@ def test_looking_at_it_meanwhile_changes_nothing(number: int) -> None:
         often.apply(each)
         often.snapshot()
     assert comparable(seldom.snapshot()) == comparable(often.snapshot())
-
-
-@pytest.mark.parametrize("number", range(8))
-def test_what_is_counted_over_all_is_what_a_count_gives(number: int) -> None:
-    aggregator = SanctumAggregator()
-    for order, each in enumerate(random_run(number)):
-        aggregator.apply(each)
-        if order % 7:
-            continue
-        snapshot = aggregator.snapshot()
-        seeds = [state for env in snapshot.envs.values() for state in env.seeds.values()]
-        assert dict(snapshot.stages) == Counter(state.stage for state in seeds)
-        assert dict(snapshot.conditions) == Counter(state.condition for state in seeds)
-        assert snapshot.open_alerts == sum(len(env.open_alerts) for env in snapshot.envs.values())
-        assert snapshot.gaps == sum(env.gaps for env in snapshot.envs.values())
 
 
 def test_a_slot_that_an_epoch_names_twice_is_there_once_and_the_last_counts() -> None:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from sapflow.sanctum.env_view import REQUESTS_LIMIT, EnvView
 from sapflow.sanctum.log import log_line
 from sapflow.sanctum.reducers import reduce
-from sapflow.sanctum.schema import Condition, EnvState, EnvStatus, LogLine, SanctumSnapshot
+from sapflow.sanctum.schema import EnvState, EnvStatus, LogLine, SanctumSnapshot
 from sapflow.telemetry.events import (
     EpochCompleted,
     GradientSampled,
@@ -23,7 +23,6 @@ from sapflow.telemetry.events import (
     TelemetryEvent,
 )
 from sapflow.telemetry.source import RunStatus
-from sapflow.telemetry.vocabulary import SeedStage
 
 LOG_LIMIT = 500
 
@@ -45,9 +44,6 @@ class SanctumAggregator:
         self._envs: dict[int, EnvView] = {}
         self._changed: dict[int, EnvView] = {}  # since the last snapshot
         self._states: dict[int, EnvState] = {}
-        self._stages = dict.fromkeys(SeedStage, 0)
-        self._conditions = [0] * len(Condition)
-        self._open_alerts = 0
         self._gaps = 0
         self._duplicates = 0
         self._run_id = ""
@@ -106,7 +102,6 @@ class SanctumAggregator:
         if view is not None:
             before = self._envs[env_id]
             view.gaps, view.last_sequence = before.gaps, max(before.last_sequence, view.last_sequence)
-            view.stages, view.conditions = before.stages, before.conditions  # until it is looked at
             self._envs[env_id] = self._changed[env_id] = view
 
     def snapshot(self) -> SanctumSnapshot:
@@ -140,14 +135,10 @@ class SanctumAggregator:
         return changed or line is not None
 
     def _rebuild(self) -> None:
-        """What is shown of the envs that changed, and what is counted over all."""
+        """What is shown of the envs that changed."""
         new = not self._changed.keys() <= self._states.keys()
         for env_id, env in self._changed.items():
-            before = self._states.get(env_id)
-            if before is not None:
-                self._count(env, before, -1)
-            self._states[env_id] = state = env.state
-            self._count(env, state, 1)
+            self._states[env_id] = env.state
         self._changed.clear()
         if new:
             self._states = dict(sorted(self._states.items()))
@@ -155,18 +146,8 @@ class SanctumAggregator:
         self._run = replace(
             self._run,
             envs=MappingProxyType(self._states.copy()),
-            stages=MappingProxyType({stage: count for stage, count in self._stages.items() if count}),
-            conditions=MappingProxyType({Condition(n): count for n, count in enumerate(self._conditions) if count}),
-            open_alerts=self._open_alerts,
             passes_per_second=sum(state.passes_per_second for state in training),
         )
-
-    def _count(self, env: EnvView, state: EnvState, by: int) -> None:
-        for stage in env.stages:
-            self._stages[stage] += by
-        for condition in env.conditions:
-            self._conditions[condition] += by
-        self._open_alerts += by * len(state.open_alerts)
 
     def _apply_to_run(self, event: TelemetryEvent) -> None:
         if event.sequence is not None:

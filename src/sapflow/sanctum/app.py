@@ -20,7 +20,6 @@ from sapflow.sanctum.aggregator import SanctumAggregator
 from sapflow.sanctum.census import Census
 from sapflow.sanctum.glyphs import ORANGE, SKY_BLUE, VERMILLION
 from sapflow.sanctum.hand import why_not
-from sapflow.sanctum.pace import Pace
 from sapflow.sanctum.playhead import Playhead
 from sapflow.sanctum.rewind import opened, recall
 from sapflow.sanctum.schema import SanctumSnapshot
@@ -81,8 +80,6 @@ class SanctumApp(App[None]):
         self.poll_seconds = poll_seconds
         self.aggregator = aggregator or SanctumAggregator()
         self.census = Census()
-        self._pace = Pace()
-        self._newest_read: float | None = None
         self._playhead = Playhead(source, self.aggregator.snapshot)
         self._player: Timer | None = None
         self._error = ""
@@ -102,13 +99,12 @@ class SanctumApp(App[None]):
     @property
     def pace(self) -> float | None:
         """Passes a second now, None while nothing is known."""
-        return self._pace.passes_per_second
+        return self.snapshot.passes_per_second or None
 
     @property
     def lag(self) -> float:
         """Seconds from the newest event that was read to the newest that the journal has."""
-        newest = self.snapshot.status.last_event_time if self.snapshot.status else None
-        return newest - self._newest_read if newest is not None and self._newest_read is not None else 0.0
+        return self.snapshot.lag
 
     @property
     def moment(self) -> int | None:
@@ -173,9 +169,6 @@ class SanctumApp(App[None]):
         for event in events:
             self._take_in(event)
         self.aggregator.apply_status(status)
-        # What was read last may be none of the newest: several workers write, and what is skipped has no time.
-        self._newest_read = events[-1].time if events else status.last_event_time
-        self._pace.take(self.snapshot)
         return bool(events)
 
     def _take_in(self, event: TelemetryEvent) -> None:

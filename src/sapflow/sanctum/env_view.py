@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from sapflow.sanctum.schema import Condition, EnvState, EnvStatus, LogLine, SeedState, Totals
 from sapflow.sanctum.slot_view import HISTORY_LIMIT, SlotView
 from sapflow.telemetry.events import Alert, EpochCompleted, GradientSampled, RequestAnswered
-from sapflow.telemetry.vocabulary import Measurement, SeedStage
+from sapflow.telemetry.vocabulary import Measurement
 
 ENV_LOG_LIMIT = 100
 REQUESTS_LIMIT = 8
@@ -39,8 +39,6 @@ class EnvView:
         self.last_sequence = -1
         self.last_time = 0.0
         self.gaps = 0
-        self.stages: list[SeedStage] = []
-        self.conditions: list[Condition] = []
         self._concern = Condition.RESTING
         self._octaves_off = 0
         self._accuracies: deque[float] = deque(maxlen=HISTORY_LIMIT)
@@ -125,11 +123,9 @@ class EnvView:
 
     @property
     def state(self) -> EnvState:
-        """The env now; `stages` and `conditions` are then those of its slots."""
+        """The env now."""
         self.settle()
         seeds = {slot_id: slot.state for slot_id, slot in self.slots.items()}
-        self.stages = [slot.telemetry.stage for slot in self._order]
-        self.conditions = [slot.condition for slot in self._order]
         return EnvState(
             env_id=self.env_id,
             host=self.host,

@@ -164,9 +164,8 @@ class SanctumSnapshot(Struct, frozen=True, kw_only=True):
     """The run at one moment; `started_at` in Unix seconds, None before the run said that it began.
 
     `expected_envs` and `expected_epochs` are what was asked for, 0 while unknown. `gaps` counts the places where events
-    are missing, `duplicates` the events that came again. `stages` and `conditions` count the slots of all envs,
-    `open_alerts` their alerts, and `passes_per_second` sums the envs that train; `read_until` is the time of the newest
-    event that went in, and `requests` are the last answers of the run itself.
+    are missing, `duplicates` the events that came again. `passes_per_second` sums the envs that train; `read_until` is
+    the time of the newest event that went in, and `requests` are the last answers of the run itself.
     """
 
     run_id: str = ""
@@ -181,9 +180,6 @@ class SanctumSnapshot(Struct, frozen=True, kw_only=True):
     status: RunStatus | None = None
     duplicates: int = 0
     gaps: int = 0
-    stages: Mapping[SeedStage, int] = MappingProxyType({})
-    conditions: Mapping[Condition, int] = MappingProxyType({})
-    open_alerts: int = 0
     passes_per_second: float = 0.0
     read_until: float | None = None
     requests: tuple[RequestAnswered, ...] = ()
