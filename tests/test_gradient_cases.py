@@ -322,6 +322,48 @@ class TestSeveralCallsAndPasses:
         assert_agrees(monitor.close_epoch()["m"], total(flows))
 
 
+class Force(nn.Module):
+    """Asks for a gradient at its own input, in its forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.energy = mlp()
+
+    def forward(self, x):
+        (force,) = torch.autograd.grad(self.energy(x).square().sum(), x, create_graph=True)
+        return force
+
+
+class TestOthersOnTheGraph:
+    def test_a_hook_that_changes_the_gradient_at_the_output_changes_what_enters(self):
+        module, x = mlp(), leaf(4, 16)
+        expected = flow_of(module, "", lambda m: 3.0 * m(x).square().sum())
+        monitor = GradientMonitor({"m": module})
+        y = module(x)
+        y.register_hook(lambda gradient: 3.0 * gradient)
+        y.square().sum().backward()
+        assert_agrees(monitor.close_epoch()["m"], expected)
+
+    def test_a_gradient_that_is_asked_for_at_the_output_passes_no_module(self):
+        module, x = mlp(), leaf(4, 16)
+        expected = flow_of(module, "", lambda m: m(x).square().sum())
+        monitor = GradientMonitor({"m": module})
+        y = module(x)
+        loss = y.square().sum()
+        torch.autograd.grad(loss, y, retain_graph=True)
+        loss.backward()
+        assert_agrees(monitor.close_epoch()["m"], expected)
+
+    def test_a_module_that_asks_for_the_gradient_at_its_own_input(self):
+        module, data = Force(), torch.randn(4, 16)
+        twin, at = copy.deepcopy(module), data.clone().requires_grad_()
+        y = twin(at)
+        entering, leaving = torch.autograd.grad(y.square().sum(), [y, at])
+        monitor = GradientMonitor({"m": module})
+        module(data.clone().requires_grad_()).square().sum().backward()
+        assert_agrees(monitor.close_epoch()["m"], Flow(norm([entering]), norm([leaving])))
+
+
 class TestNestedModules:
     def test_outer_and_inner_are_both_exact(self):
         x = leaf(4, 16)
