@@ -281,8 +281,8 @@ Student's t over repetitions. A *wasted seed-step* is a step that a faulty seed 
 
 {aims(shares, results)}
 
-In most repetitions all arms end about alike. In a few, a seed breaks the host of an arm that does not look at gradients:
-these make the difference, and the intervals as wide as they are, the oracle's, too.
+In most repetitions all arms end about alike. In a few, a seed breaks the host of an arm that does not look at
+gradients: these make the difference, and the intervals as wide as they are, the oracle's, too.
 
 ## Results
 
