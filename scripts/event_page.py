@@ -14,8 +14,8 @@ HEAD = f"""# Events
 
 Written by `make events` from the types in `src/sapflow/telemetry/events.py`: schema version {SCHEMA_VERSION}, as
 `sapflow schema` prints it for programs. In the journal an event is msgpack, where NaN and infinities are numbers; as
-JSON (`sapflow follow --to jsonlines`, webhooks) they are null, and `non_finite` says by JSON pointer which nulls those
-are.
+JSON (`sapflow follow --export jsonlines`, webhooks) they are null, and `non_finite` says by JSON pointer which nulls
+those are.
 
 A reader meets events of newer versions: it skips a type that it does not know, counts it, and passes over fields that
 it does not know. Fields are only ever added, with a default; a default is left out of the payload.

@@ -29,6 +29,7 @@ from sapflow.exporters.json_form import json_form, json_line
 from sapflow.exporters.ledger import Ledger, path_of, read
 from sapflow.telemetry.events import SCHEMA_VERSION, GradientHealth, GradientSampled, TelemetryEvent
 from sapflow.telemetry.journal import Journal
+from sapflow.telemetry.json_schema import event_schema
 from sapflow.telemetry.run_directory import TrainerLock
 from sapflow.telemetry.source import Source
 
@@ -291,6 +292,16 @@ def test_json_has_every_event_and_marks_what_json_cannot_say():
         "/payload/leaving/0": "-Infinity",
         "/payload/health/grad_ratio": "NaN",
     }
+
+
+def test_every_line_is_by_the_published_schema():
+    jsonschema = pytest.importorskip("jsonschema")
+    by_schema = jsonschema.Draft202012Validator(event_schema())
+    wild = GradientSampled(
+        epoch=2, slot_id="s", pass_index=(0,), entering=(math.nan,), leaving=(-math.inf,), health=GradientHealth()
+    )
+    for one in (*DEMO, event(wild, sequence=None)):
+        by_schema.validate(json.loads(json_line(one)))
 
 
 def test_json_of_finite_events_has_no_marker_and_loses_nothing():
