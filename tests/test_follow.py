@@ -92,6 +92,7 @@ def test_a_backend_that_hangs_holds_up_nobody_else(run_dir):
         server.released = threading.Event()
         with started(webhook(run_dir, server.url, "--export", "jsonlines"), run_dir) as both:
             wait_until(lambda: getattr(ledger(run_dir, "jsonlines"), "state", "") == "done", "the end of jsonlines")
+            server.wait_for(lambda it: it.asked > 0, "a batch")
             assert ledger(run_dir).exported == 0
             server.released.set()
             assert both.wait(PATIENCE) == 0

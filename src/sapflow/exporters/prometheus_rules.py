@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Iterator
+from fnmatch import translate
 
 from sapflow.exporters.prometheus import metric_name
 from sapflow.exporters.series import SEED_SERIES
@@ -19,6 +20,11 @@ COMPARED = {
     Condition.LIVENESS_BELOW: "seed.liveness",
     Condition.ACCURACY_BELOW: "seed.accuracy_delta",
 }
+# A glob's parts that are not literal; "]" in the first place of a set is one of its characters.
+WILD = re.compile(r"(\*|\?|\[!?+\]?+[^\]]*\])")
+ONE_OR_MANY = {"*": "(?s:.*)", "?": "(?s:.)"}
+NOTHING = r"[^\x00-\x{10FFFF}]"  # as RE2 has it; a range that goes backwards matches nothing
+
 PERCENT = frozenset(series.name for series in SEED_SERIES if series.percent)
 
 HEAD = """\
@@ -91,20 +97,15 @@ def _selector(rule: Rule) -> str:
 
 def _regex(glob: str) -> str:
     """A glob (fnmatch) as a regular expression of RE2, which Prometheus anchors."""
-    parts = re.split(r"(\*|\?|\[!?.[^\]]*\])", glob)
-    return "".join(_part(part) for part in parts)
+    literal_and_wild = WILD.split(glob)
+    return "".join(_wild(part) if number % 2 else re.escape(part) for number, part in enumerate(literal_and_wild))
 
 
-def _part(part: str) -> str:
-    match part[:1], len(part):
-        case "*", 1:
-            return ".*"
-        case "?", 1:
-            return "."
-        case "[", length if length > 2:
-            inner = part[1:-1].removeprefix("!").replace("\\", r"\\").replace("[", r"\[").replace("^", r"\^")
-            return f"[{'^' if part[1] == '!' else ''}{inner}]"
-    return re.escape(part)
+def _wild(part: str) -> str:
+    if part in ONE_OR_MANY:
+        return ONE_OR_MANY[part]
+    characters = translate(part).removeprefix("(?s:")[: -len(r")\Z")]  # of which later versions write the Z small
+    return {"(?!)": NOTHING, ".": ONE_OR_MANY["?"]}.get(characters, characters)
 
 
 def _passed_on() -> list[str]:
