@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from textual.pilot import Pilot
 
@@ -41,7 +42,12 @@ class Sitting:
     async def press(self, *keys: str) -> None:
         for key in keys:
             await self.pilot.press(key)
-        await self.pilot.pause()
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Until everything has its place and is drawn there: a layout may lead to another one."""
+        for _ in range(3):
+            await self.pilot.pause()
 
     async def write(self, *events: TelemetryEvent) -> None:
         """The trainer writes, and the app looks."""
@@ -61,8 +67,9 @@ async def sitting(
     size: tuple[int, int] = (100, 30),
     live: bool = True,
     read_only: bool = False,
+    **how: Any,
 ) -> AsyncIterator[Sitting]:
-    """Sanctum on a run that has said `events`; while it is `live`, a trainer holds its directory."""
+    """Sanctum on a run that has said `events`; while it is `live`, a trainer holds it; `how` is for the app."""
     run_dir.mkdir(exist_ok=True)
     async with AsyncExitStack() as stack:
         trainer = stack.enter_context(ExitStack())
@@ -76,7 +83,7 @@ async def sitting(
         if not live:
             journal.close()
         source = stack.enter_context(Source(run_dir))
-        app = SanctumApp(source, poll_seconds=3600, read_only=read_only)
+        app = SanctumApp(source, poll_seconds=3600, read_only=read_only, **how)
         pilot = await stack.enter_async_context(app.run_test(size=size))
         await pilot.pause()
         now = Sitting(app, pilot, journal, trainer.close)

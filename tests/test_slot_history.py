@@ -14,7 +14,7 @@ from sapflow.sanctum import slot_history
 from sapflow.sanctum.alert_history import AlertLife, alert_lives
 from sapflow.sanctum.query import AlertFilter, LogFilter, Query
 from sapflow.sanctum.schema import LogLine
-from sapflow.sanctum.slot_history import SlotHistory, SlotReader
+from sapflow.sanctum.slot_history import Pass, SlotHistory, SlotReader, thinned
 from sapflow.telemetry.events import ActionTaken, AlertCleared, AlertRaised, SeedPruned, TelemetryEvent
 from sapflow.telemetry.source import Source
 from sapflow.telemetry.vocabulary import EventType, SeedStage
@@ -64,10 +64,29 @@ def test_of_a_long_life_as_many_epochs_are_read_as_there_are_columns(
     assert min(each.at for each in found.passes) >= 29
 
 
-def test_no_more_passes_are_kept_than_there_is_memory_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slot_history, "PASS_LIMIT", 6)
-    found = history(finished_run(tmp_path, *run_of(20)), 1, 20)
-    assert [each.at for each in found.passes] == pytest.approx([18 + (k + 0.5) / 4 for k in range(8)])
+def test_no_more_passes_are_kept_than_a_chart_has_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slot_history, "PASS_LIMIT", 40)
+    monkeypatch.setattr(slot_history, "LEAST_SHARE", 2)
+    found = history(finished_run(tmp_path, *run_of(10, samples=20)), 1, 10)
+    assert len(found.passes) <= 40
+    by_epoch = [[each.ratio for each in found.passes if n - 1 < each.at < n] for n in range(1, 11)]
+    assert [(min(ratios), max(ratios)) for ratios in by_epoch] == [
+        (pytest.approx(n), pytest.approx(n + 0.38)) for n in range(1, 11)
+    ]
+
+
+@given(ratios=st.lists(st.one_of(st.floats(0, 1e6), st.just(math.nan)), max_size=300), most=st.integers(4, 50))
+def test_thinning_keeps_order_and_extremes(ratios: list[float], most: int) -> None:
+    passes = [Pass(n / 300, 1.0, ratio) for n, ratio in enumerate(ratios)]
+    kept = thinned(passes, most)
+    assert len(kept) <= max(1.5 * most + 3, 0) or len(kept) == len(passes) <= most
+    assert [each.at for each in kept] == sorted({each.at for each in kept})
+    assert set(kept) <= set(passes)
+    assert any(math.isnan(each.ratio) for each in kept) is any(math.isnan(ratio) for ratio in ratios)
+    finite = [ratio for ratio in ratios if not math.isnan(ratio)]
+    if finite:
+        left = [each.ratio for each in kept if not math.isnan(each.ratio)]
+        assert (min(left), max(left)) == (min(finite), max(finite))
 
 
 def test_what_is_finished_is_read_once(tmp_path: Path) -> None:

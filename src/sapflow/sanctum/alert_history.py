@@ -14,7 +14,10 @@ Key = tuple[int | None, str, str, str]
 
 
 class AlertLife(Struct, frozen=True, kw_only=True):
-    """One alert of an env; `raised_epoch` is None where that event is not at hand, `cleared_epoch` while it is open."""
+    """One alert of an env; `raised_epoch` is None where that event is not at hand, `cleared_epoch` while it is open.
+
+    `lost`: it no longer stands, and when that ended is not known.
+    """
 
     env_id: int | None
     alert: Alert
@@ -22,6 +25,7 @@ class AlertLife(Struct, frozen=True, kw_only=True):
     raised_at: float | None = None
     cleared_epoch: int | None = None
     cleared_reason: str = ""
+    lost: bool = False
     actions: tuple[ActionTaken, ...] = ()
 
     @property
@@ -32,7 +36,7 @@ class AlertLife(Struct, frozen=True, kw_only=True):
     @property
     def is_open(self) -> bool:
         """Whether the rule still holds."""
-        return self.cleared_epoch is None
+        return self.cleared_epoch is None and not self.lost
 
 
 def alert_lives(events: Iterable[TelemetryEvent], open_now: Iterable[tuple[int, Alert]] = ()) -> list[AlertLife]:
@@ -53,7 +57,9 @@ def alert_lives(events: Iterable[TelemetryEvent], open_now: Iterable[tuple[int, 
             lives.append(AlertLife(env_id=key[0], alert=alert))
     latest = set(newest.values())
     known = [
-        life if not life.is_open or (n in latest and _key(life.env_id, life.alert) in standing) else _lost(life)
+        life
+        if not life.is_open or (n in latest and _key(life.env_id, life.alert) in standing)
+        else replace(life, lost=True)
         for n, life in enumerate(lives)
     ]
     newest_first = known[::-1]
@@ -83,8 +89,3 @@ def _tell(event: TelemetryEvent, lives: list[AlertLife], newest: dict[Key, int])
 
 def _key(env_id: int | None, alert: Alert) -> Key:
     return (env_id, alert.rule, alert.slot_id, alert.seed_id)
-
-
-def _lost(life: AlertLife) -> AlertLife:
-    """An alert that is no longer open, though nothing that is at hand says when it was cleared."""
-    return replace(life, cleared_epoch=life.raised_epoch or life.alert.since_epoch, cleared_reason="no longer open")

@@ -34,7 +34,8 @@ def alert_row(life: AlertLife, width: int, slot_width: int) -> Line:
 
 def _epochs(life: AlertLife) -> str:
     """From the epoch in which it began to that in which it was cleared."""
-    return f"ep {life.alert.since_epoch}–{'' if life.cleared_epoch is None else life.cleared_epoch}"
+    until = "" if life.is_open else "?" if life.cleared_epoch is None else life.cleared_epoch
+    return f"ep {life.alert.since_epoch}–{until}"
 
 
 def _outcomes(life: AlertLife) -> Line:
@@ -65,11 +66,19 @@ def alert_details(life: AlertLife, width: int) -> list[Line]:
     if not life.actions:
         wanted = ", ".join(clean(action, 100) for action in alert.actions)
         rows.append(("action", f"{wanted}: nothing is known to have been done" if wanted else "none asked for", DIM))
-    cleared = "" if life.cleared_epoch is None else f"in epoch {life.cleared_epoch}: {clean(life.cleared_reason, 500)}"
-    rows.append(("cleared", cleared or "still open", "" if cleared else CONDITION_STYLES[Condition.ALERTED]))
+    rows.append(("cleared", _ending(life), CONDITION_STYLES[Condition.ALERTED] if life.is_open else ""))
     return [
         drawn for label, text, style in rows for drawn in labelled((f"{label:<{LABEL_WIDTH}}", DIM), text, style, width)
     ]
+
+
+def _ending(life: AlertLife) -> str:
+    """When and why it was cleared."""
+    if life.is_open:
+        return "still open"
+    if life.cleared_epoch is None:
+        return "it no longer stands; when that ended is not known"
+    return f"in epoch {life.cleared_epoch}: {clean(life.cleared_reason, 500) or 'no reason was given'}"
 
 
 def _action_label(taken: ActionTaken) -> str:

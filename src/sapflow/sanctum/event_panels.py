@@ -7,7 +7,7 @@ from sapflow.sanctum.numbers import clock
 from sapflow.sanctum.panels import SEVERITY_STYLES
 from sapflow.sanctum.query import KINDS, STATES, AlertFilter, LogFilter, Query
 from sapflow.sanctum.schema import LogLine
-from sapflow.sanctum.spans import DIM, Line, Span, clean, ends, fit, line, padded
+from sapflow.sanctum.spans import DIM, Line, Span, clean, ends, first_that_fits, fit, line, padded, width_of
 
 
 def log_row(entry: LogLine, width: int, slot_width: int) -> Line:
@@ -29,8 +29,11 @@ def log_row(entry: LogLine, width: int, slot_width: int) -> Line:
 
 def log_filter_line(wanted: LogFilter, cursor: int, count: int, following: bool, width: int) -> Line:
     """Which kinds and which envs are shown, what is searched for, and whether what comes is followed."""
-    state = ("● following", BLUISH_GREEN) if following else ("‖ paused: end follows", f"bold {ORANGE}")
-    return ends(_asked(KINDS, wanted.kind, wanted.query), line(state, "  ", _place(cursor, count)), width)
+    left = _asked(KINDS, wanted.kind, wanted.query)
+    state, style = ("● following", BLUISH_GREEN) if following else ("‖ paused: end follows", f"bold {ORANGE}")
+    whole = line((state, style), "  ", _place(cursor, count))
+    brief = line((state[:1], style), (f" {cursor + 1}/{count} ", DIM) if following else (" end follows ", style))
+    return ends(left, first_that_fits(width - width_of(left), (whole, brief)), width)
 
 
 def alert_filter_line(wanted: AlertFilter, cursor: int, count: int, width: int) -> Line:
@@ -40,7 +43,7 @@ def alert_filter_line(wanted: AlertFilter, cursor: int, count: int, width: int) 
 
 def _asked(choices: Iterable[str], chosen: str, query: Query) -> Line:
     """The choices by their keys; where; and the words."""
-    keys = ((f"{n} {choice}  ", f"bold {SKY_BLUE}" if choice == chosen else DIM) for n, choice in enumerate(choices, 1))
+    keys = ((f"{n} {choice} ", f"bold {SKY_BLUE}" if choice == chosen else DIM) for n, choice in enumerate(choices, 1))
     where = "all envs" if query.env_id is None else f"env {query.env_id:02} (0 all)"
     words = " ".join(clean(word, 30) for word in query.words)
     slot = (f"slot:{clean(query.slot, 20)}  ", f"bold {ORANGE}") if query.slot else ("", "")

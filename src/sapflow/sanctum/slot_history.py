@@ -1,7 +1,7 @@
 """What a slot went through: its epochs, passes and turns, read from the journal by index as far as they are shown."""
 
-from collections.abc import Iterable
-from math import inf, isfinite, nan
+from collections.abc import Iterable, Sequence
+from math import ceil, isfinite, isnan, nan
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -11,7 +11,8 @@ from sapflow.telemetry.events import EpochCompleted, GradientSampled, SeedTeleme
 from sapflow.telemetry.source import Source
 from sapflow.telemetry.vocabulary import EventType
 
-PASS_LIMIT = 20_000  # in memory at once
+PASS_LIMIT = 4_000  # on a chart, shared by its epochs
+LEAST_SHARE = 16  # of an epoch
 SAMPLE_LIMIT = 2_000  # events of an epoch, all slots of the env
 MOMENT_LIMIT = 256  # epochs that are read one and all; of more, only as many as there are columns
 TURN_LIMIT = 1_000
@@ -41,7 +42,8 @@ class SlotHistory(Struct, frozen=True, kw_only=True):
     """A slot from the end of epoch `first` - 1 to that of epoch `last`, the running one included.
 
     `epochs` holds the slot at the ends of epochs, oldest first: all of them, or some where there are too many; `passes`
-    the newest that the journal has; `turns` the events of the slot's seeds, oldest first.
+    those that the journal has of them, or where there are too many the extremes among them; `turns` the events of the
+    slot's seeds, oldest first.
     """
 
     first: int
@@ -73,7 +75,7 @@ class SlotReader:
         self._source = source
         self._env_id = env_id
         self._slot_id = slot_id
-        self._passes: dict[int, tuple[Pass, ...]] = {}
+        self._passes: dict[tuple[int, int], tuple[Pass, ...]] = {}  # by epoch, and how many of it were to be kept
 
     def read(self, first: int, done: int, columns: int, live: bool = True) -> SlotHistory:
         """The slot from epoch `first` to `done`, the last that ended, and where it is `live` to the one that runs.
@@ -95,23 +97,19 @@ class SlotReader:
                     yield event.payload.epoch, seed
 
     def _passes_of(self, first: int, done: int, epochs: dict[int, SeedTelemetry], live: bool) -> tuple[Pass, ...]:
-        """Of the running epoch and of those before it, as far back as there is memory for."""
-        usual = [seed.passes + seed.non_finite_passes for seed in epochs.values()]
-        newest = self._read_passes(done + 1, usual[-1] if usual else 0) if live else ()
-        kept: dict[int, tuple[Pass, ...]] = {}
-        room = PASS_LIMIT - len(newest)
-        for epoch in range(done, max(first, done - MOMENT_LIMIT) - 1, -1):
-            if room <= 0:
-                break
-            seed = epochs.get(epoch)
-            known = self._passes.get(epoch)
-            expected = seed.passes + seed.non_finite_passes if seed else 0
-            kept[epoch] = self._read_passes(epoch, expected) if known is None else known
-            room -= len(kept[epoch])
+        """Of the epochs shown, those that are too far back left out, as many as a chart has room for."""
+        first = max(first, done - MOMENT_LIMIT + 1)
+        share = max(PASS_LIMIT // max(done - first + 1 + live, 1), LEAST_SHARE)
+        expected = {epoch: seed.passes + seed.non_finite_passes for epoch, seed in epochs.items()}
+        kept: dict[tuple[int, int], tuple[Pass, ...]] = {}
+        for epoch in range(first, done + 1):
+            known = self._passes.get((epoch, share))
+            kept[epoch, share] = self._read_passes(epoch, expected.get(epoch, 0), share) if known is None else known
         self._passes = kept
-        return tuple(each for epoch in sorted(kept) for each in kept[epoch]) + newest
+        running = self._read_passes(done + 1, expected.get(done, 0), share) if live else ()
+        return tuple(each for passes in kept.values() for each in passes) + running
 
-    def _read_passes(self, epoch: int, expected: int) -> tuple[Pass, ...]:
+    def _read_passes(self, epoch: int, expected: int, share: int) -> tuple[Pass, ...]:
         events = self._source.events([EventType.GRADIENT_SAMPLED], self._env_id, epoch, epoch, limit=SAMPLE_LIMIT)
         norms: dict[int, tuple[float, float]] = {}
         for event in events:
@@ -119,8 +117,28 @@ class SlotReader:
             if isinstance(sample, GradientSampled) and sample.slot_id == self._slot_id:
                 norms.update(zip(sample.pass_index, zip(sample.entering, sample.leaving, strict=False), strict=False))
         count = max([expected, *(index + 1 for index in norms)])
-        return tuple(
+        passes = [
             Pass(epoch - 1 + (index + 0.5) / count, entering, leaving)
             for index, (entering, leaving) in sorted(norms.items())
-            if 0 <= index < inf
-        )
+            if index >= 0
+        ]
+        return thinned(passes, share)
+
+
+def thinned(passes: Sequence[Pass], most: int) -> tuple[Pass, ...]:
+    """The passes, or of each of equal parts the least, the greatest and the first non-finite ratio: about `most`."""
+    size = ceil(2 * len(passes) / most)
+    if size <= 2:
+        return tuple(passes)
+    kept: list[Pass] = []
+    for begin in range(0, len(passes), size):
+        part = passes[begin : begin + size]
+        finite = [each for each in part if not isnan(each.ratio)]
+        lost = next((each for each in part if isnan(each.ratio)), None)
+        ends = (min(finite, key=_ratio), max(finite, key=_ratio)) if finite else ()
+        kept += sorted({*ends, *((lost,) if lost is not None else ())})
+    return tuple(kept)
+
+
+def _ratio(each: Pass) -> float:
+    return each.ratio

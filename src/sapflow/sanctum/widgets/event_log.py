@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from textual import events
+
 from sapflow.sanctum.panels import alert_lines, log_lines
 from sapflow.sanctum.schema import EnvState, LogLine
 from sapflow.sanctum.spans import DIM, Line, line
@@ -22,6 +24,10 @@ class EventLog(SpanView):
         if log != self._log or (env is not None and (self._env is None or env.open_alerts != self._env.open_alerts)):
             self._log, self._env = log, env
             self.redraw()
+
+    def on_resize(self, event: events.Resize) -> None:
+        """There is room for more entries, or for fewer."""
+        self.redraw()
 
     def build(self, width: int) -> Sequence[Line]:
         """A title and the entries at `width` cells."""
