@@ -5,6 +5,7 @@ With an epoch, the run is drawn as it stood live when that epoch had ended.
 
 import asyncio
 import sys
+from collections.abc import Collection
 from itertools import takewhile
 from pathlib import Path
 
@@ -14,8 +15,18 @@ from sapflow.sanctum.app import SanctumApp
 from sapflow.sanctum.screenshot import without_web
 from sapflow.telemetry.events import TelemetryEvent
 from sapflow.telemetry.source import RunState, RunStatus, Source
+from sapflow.telemetry.vocabulary import EventType
 
 SIZES = ((100, 30), (200, 60))
+# Each screen, by the keys that lead there from the one before.
+SCREENS = {
+    "overview": (),
+    "detail": ("enter",),
+    "seed": ("enter",),
+    "alerts": ("escape", "escape", "a"),
+    "events": ("escape", "e"),
+    "compare": ("escape", "c"),
+}
 
 
 class EarlierSource(Source):
@@ -36,6 +47,18 @@ class EarlierSource(Source):
             self.last_time = shown[-1].time
         return shown
 
+    def events(
+        self,
+        types: Collection[EventType],
+        env_id: int | None = None,
+        first_epoch: int | None = None,
+        last_epoch: int | None = None,
+        limit: int = 500,
+    ) -> list[TelemetryEvent]:
+        """As every source, but for what came later."""
+        last_epoch = self.epoch if last_epoch is None else min(last_epoch, self.epoch)
+        return super().events(types, env_id, first_epoch, last_epoch, limit)
+
     def status(self) -> RunStatus:
         """Live, as of the last event read."""
         return replace(super().status(), state=RunState.LIVE, last_event_time=self.last_time)
@@ -51,10 +74,10 @@ async def draw(run_dir: Path, out_dir: Path, epoch: int | None) -> None:
                     pass
                 await app.show()
                 await pilot.pause()
-                save(app, out_dir / f"overview-{width}x{height}.svg")
-                await pilot.press("enter")
-                await pilot.pause()
-                save(app, out_dir / f"detail-{width}x{height}.svg")
+                for name, keys in SCREENS.items():
+                    await pilot.press(*keys)
+                    await pilot.pause()
+                    save(app, out_dir / f"{name}-{width}x{height}.svg")
 
 
 def save(app: SanctumApp, path: Path) -> None:

@@ -431,12 +431,11 @@ def test_the_screenshots_name_no_host(tmp_path: Path) -> None:
     script = Path(__file__).parent.parent / "scripts" / "screenshots.py"
     subprocess.run([sys.executable, script, run_dir, out_dir], check=True)
     drawn = {path.name: path.read_text(encoding="utf-8") for path in out_dir.iterdir()}
-    assert sorted(drawn) == [
-        "detail-100x30.svg", "detail-200x60.svg", "overview-100x30.svg", "overview-200x60.svg",
-    ]  # fmt: skip
+    screens = ("alerts", "compare", "detail", "events", "overview", "seed")
+    assert sorted(drawn) == [f"{screen}-{size}.svg" for screen in screens for size in ("100x30", "200x60")]
     for name, svg in drawn.items():
         assert re.findall(r"https?://[^\s\"'>]+", svg.replace("http://www.w3.org/2000/svg", "")) == []
-        assert ("EXPLODING" in svg) is name.startswith("detail")
+        assert ("EXPLODING" in svg) is name.startswith(("detail", "seed-200"))
 
 
 def test_the_app_is_imported_without_torch() -> None:

@@ -162,9 +162,12 @@ async def shots(now: Sitting) -> dict[str, str]:
 
 
 CASES = [
-    *((state, size, theme) for state in ("ill",) for size in (SMALL, MIDDLE, LARGE) for theme in ("dark", "light")),
-    *((state, SMALL, "dark") for state in ("empty", "well", "lagging", "gone", "replay")),
-    *((state, MIDDLE, "light") for state in ("empty", "well", "lagging", "gone", "replay")),
+    *(("ill", size, theme) for size in (SMALL, MIDDLE, LARGE) for theme in ("dark", "light")),
+    ("empty", SMALL, "dark"),
+    ("well", MIDDLE, "light"),
+    ("lagging", MIDDLE, "dark"),
+    ("gone", SMALL, "light"),
+    ("replay", LARGE, "dark"),
 ]
 
 
