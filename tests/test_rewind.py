@@ -1,6 +1,9 @@
 """Time travel: what is looked up is what following would have shown, at the end of a run and at every moment before."""
 
+import random
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 from msgspec.structs import replace
@@ -14,7 +17,7 @@ from sapflow.sanctum.schema import Condition, SanctumSnapshot
 from sapflow.sanctum.slot_view import HISTORY_LIMIT
 from sapflow.telemetry.events import EnvStarted, RunCompleted, RunResumed, RunStarted, SeedStageChanged
 from sapflow.telemetry.journal import Journal
-from sapflow.telemetry.run_directory import TrainerLock
+from sapflow.telemetry.run_directory import JOURNAL_NAME, TrainerLock
 from sapflow.telemetry.source import RunState, Source
 from sapflow.telemetry.vocabulary import SeedStage
 
@@ -181,6 +184,32 @@ def test_of_many_envs_less_is_looked_up_at_first_and_recalled_env_by_env(tmp_pat
     snapshot = aggregator.snapshot()
     assert repr(dict(snapshot.envs)) == repr(dict(folded(events).envs))
     assert not recall(source, aggregator)
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_rows_that_lie_break_nothing(tmp_path, monkeypatch, number):
+    """Columns of another type or of another event, and bodies that are none: what can be read is shown."""
+    monkeypatch.setattr(rewind, "WHOLE_ENVS", 2)
+    chance = random.Random(number)
+    run_dir = finished_run(tmp_path, *random_run(number, epochs=6))
+    odd = [None, -1, 2**63 - 1, 0.5, "text", b"blob", 1e300]
+    with closing(sqlite3.connect(run_dir / JOURNAL_NAME)) as connection, connection:
+        rows = connection.execute("SELECT count(*) FROM events").fetchone()[0]
+        for _ in range(rows // 2):
+            column = chance.choice(["env", "epoch", "sequence", "time", "type", "body"])
+            other = f"(SELECT {column} FROM events WHERE id = {chance.randint(1, rows)})"
+            value = "?" if chance.random() < 0.5 else f"coalesce({other}, ?)"
+            connection.execute(
+                f"UPDATE OR IGNORE events SET {column} = {value} WHERE id = ?",
+                (chance.choice(odd[1:] if column in ("time", "type", "body") else odd), chance.randint(1, rows)),
+            )
+    with Source(run_dir) as source:
+        aggregator = opened(source)
+        assert aggregator.snapshot().envs
+        while recall(source, aggregator):
+            aggregator.snapshot()
+        for moment in (-1, 0, 3, 2**63 - 1):
+            snapshot_at(source, moment)
 
 
 def test_the_log_is_bounded(tmp_path):

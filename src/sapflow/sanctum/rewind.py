@@ -90,7 +90,7 @@ def _looked_up(source: Source, until: int | None) -> SanctumAggregator:
         _apply(source, _samples(source, aggregator.snapshot(), _part(SAMPLES_A_SLOT, share)), aggregator)
     aggregator.forget_gaps()
     if share < 1:
-        aggregator.brief.update(envs)
+        aggregator.brief.update(aggregator.snapshot().envs.keys() & set(envs))  # rows may lie about their bodies
     return aggregator
 
 
