@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Fixed once, so that a target that needs the demo finds the same run.
 DEMO_RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: install demo test lint format records events screenshots overhead clean
+.PHONY: install demo test lint format records events history screenshots overhead clean
 
 install: $(VENV)/installed
 
@@ -30,6 +30,9 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+history: install  ## docs/history.md: what its commands print now
+	$(BIN)/python scripts/sessions.py docs/history.md
 
 events: install  ## docs/events.md from the types of the events
 	$(BIN)/python scripts/event_page.py

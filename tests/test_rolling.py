@@ -10,6 +10,8 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -20,6 +22,7 @@ from journals import PATIENCE, event, finished_run, killed_run, open_folder, pla
 from sanctum_events import demo_run
 from sapflow.errors import InputError, JournalError, RunDirectoryError
 from sapflow.history.manifest import MANIFEST_NAME
+from sapflow.history.query import asked
 from sapflow.history.restoring import with_journal
 from sapflow.history.rolling import roll
 from sapflow.telemetry import codec, run_directory
@@ -244,6 +247,24 @@ def test_damage_is_said_in_one_line(demo):
         (demo / ROLLED_NAME / MANIFEST_NAME).write_text(text)
         with pytest.raises(JournalError, match=words):
             sapflow.open_run(demo)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_other_columns_than_ours_are_said_in_one_line(demo, table):
+    roll(demo, remove_journal=True)
+    pq.write_table(pa.table({"env": ["zero"], "id": ["one"]}), demo / ROLLED_NAME / f"{table}.parquet")
+    with sapflow.open_run(demo) as run, pytest.raises(JournalError, match=rf"{table}.parquet cannot be read"):
+        run.batches(table).read_all()
+    if table in ("events", "gradients"):  # which a journal is made of
+        with pytest.raises(JournalError, match=rf"{table}.parquet cannot be read"), with_journal(demo):
+            pass
+    with (
+        sapflow.open_run(demo) as run,
+        pytest.raises(InputError) as caught,
+        asked({"demo": run}, f"SELECT * FROM {table}") as reader,
+    ):
+        reader.read_all()
+    assert "\n" not in str(caught.value)
 
 
 def test_a_damaged_manifest_is_no_harm_beside_a_journal(demo):

@@ -49,9 +49,10 @@ class RolledTables:
 
     def batches(self, selection: Selection) -> pa.RecordBatchReader:
         """What is selected, as a stream."""
-        scanner = self.scannable(selection.table).scanner(
-            columns=selection.schema.names, filter=selection.condition, batch_size=65_536, batch_readahead=4
-        )
+        with _explained(table_path(self._folder, selection.table)):
+            scanner = self.scannable(selection.table).scanner(
+                columns=selection.schema.names, filter=selection.condition, batch_size=65_536, batch_readahead=4
+            )
         return pa.RecordBatchReader.from_batches(selection.schema, self._read(selection, scanner))
 
     def close(self) -> None:
@@ -70,10 +71,10 @@ def table_path(folder: Path, table: str) -> Path:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """What pyarrow says of a file, as one line."""
+    """What is wrong with a file, as one line: it may be damaged, or a stranger's with other columns."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
         line = " ".join(str(error).split())
         raise JournalError(f"{path} cannot be read ({line}): restore it from a copy") from error
 
@@ -114,6 +115,8 @@ def _passes_by_event(folder: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _rows_of(path: Path, columns: list[str]) -> Iterator[tuple[Any, ...]]:
-    with pq.ParquetFile(path) as file:
+    with _explained(path), pq.ParquetFile(path) as file:
+        if missing := set(columns) - set(file.schema_arrow.names):
+            raise pa.ArrowInvalid(f"it lacks columns: {', '.join(sorted(missing))}")
         for batch in file.iter_batches(5_000, columns=columns):
             yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
