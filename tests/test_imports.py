@@ -24,7 +24,8 @@ def test_import_sapflow_loads_nothing_that_is_not_the_standard_library():
 @pytest.mark.parametrize(
     "module",
     ["telemetry.source", "telemetry.journal", "telemetry.records", "health.policy", "health.rules",
-     "sanctum.aggregator", "sanctum.app", "exporters.registry", "history.run", "history.query", "cli.follow", "cli.commands"],
+     "sanctum.aggregator", "sanctum.app", "exporters.registry", "history.run", "history.query", "cli.follow",
+     "cli.commands"],
 )  # fmt: skip
 def test_what_reads_and_judges_never_loads_torch(module):
     assert "torch" not in modules_after(f"import sapflow.{module}")
