@@ -31,6 +31,7 @@ from sapflow.history.report.comparing import comparison_page
 from sapflow.history.report.groups import groups_of
 from sapflow.history.report.page import run_page
 from sapflow.history.report.story import Mark, story
+from sapflow.history.rolling import roll
 from sapflow.telemetry.events import EnvFailed, RunCompleted, SeedStageChanged
 from sapflow.telemetry.run_directory import TrainerLock
 from sapflow.telemetry.vocabulary import Measurement, SeedStage, Severity
@@ -279,6 +280,13 @@ def test_names_are_text_wherever_they_stand(tmp_path):
         assert "<script>alert(1)</script>" in text
         assert "$\\frac{a}{b}$" in text
     assert len(single) < 400_000
+
+
+def test_a_rolled_run_gives_the_same_page(trained, whole_page, tmp_path):
+    copy = shutil.copytree(trained, tmp_path / trained.name)
+    assert roll(copy, remove_journal=True).removed
+    with sapflow.open_run(copy) as run:
+        assert run_page(run) == whole_page
 
 
 RULES_WITH_A_SECRET = """

@@ -7,9 +7,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from sapflow.cli.console import say
+from sapflow.cli.console import console, say
 from sapflow.cli.extras import needs
-from sapflow.errors import InputError
 from sapflow.history.report.groups import groups_of
 from sapflow.telemetry import run_directory
 
@@ -41,8 +40,10 @@ def report(
     if not runs and not group:
         runs = (run_directory.newest(run_directory.RUNS),)
     groups = groups_of(runs, group)  # first what is wrong with the question, then what is wrong here
+    with needs("reports", "report"):
+        from sapflow.history.output import check_writable, new_file
     if output != STDOUT:
-        _check(output, force=force)
+        check_writable(output, force=force)
     with needs("reports", "report"):
         from sapflow.history.report.comparing import comparison_page
         from sapflow.history.report.page import run_page
@@ -52,43 +53,19 @@ def report(
         opened = {name: [stack.enter_context(Run(path)) for path in paths] for name, paths in groups.items()}
         members = [run for each in opened.values() for run in each]
         page = run_page(members[0]) if len(members) == 1 else comparison_page(opened)
+    content = page.encode()
     if output == STDOUT:
-        sys.stdout.write(page)
+        _print(content)
         return
-    _write(output, page, force=force)
-    say(f"{output}: {len(page.encode()) / 1e6:.1f} MB")
+    with new_file(output, force=force) as file:
+        file.write(content)
+    say(f"{output}: {len(content) / 1e6:.1f} MB")
 
 
-def _check(output: Path, *, force: bool) -> None:
-    """What would keep the page from being written is said before it is made.
-
-    Raises:
-        InputError: and what to do about it.
-    """
-    if output.is_dir():
-        raise InputError(f"{output} is a directory: name a file, as in -o {output / 'report.html'}")
-    if output.exists() and not force:
-        raise InputError(f"{output} exists: choose another name, or replace it with --force")
-    if output.exists() and not output.is_file():
-        raise InputError(f"{output} is no plain file: choose another name, or -o - to print")
-    if not output.parent.is_dir():
-        raise InputError(f"there is no directory {output.parent}: make it first")
-
-
-def _write(output: Path, page: str, *, force: bool) -> None:
-    """The whole page or nothing; a page that is to be replaced stays until the new one is whole.
-
-    Raises:
-        InputError: somebody made the file in the meantime, or it cannot be written.
-    """
-    place = output.with_name(f".{output.name}.unfinished") if force else output
+def _print(content: bytes) -> None:
+    """As it is, whatever encoding the terminal has; a reader that leaves early (`| head`) is no error."""
     try:
-        with place.open("w" if force else "x", encoding="utf-8") as file:
-            file.write(page)
-        if force:
-            place.replace(output)
-    except FileExistsError as error:
-        raise InputError(f"{output} exists: choose another name, or replace it with --force") from error
-    except OSError as error:
-        place.unlink(missing_ok=True)
-        raise InputError(f"{output} cannot be written ({error.strerror}): choose another place") from error
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        console.on_broken_pipe()

@@ -44,7 +44,7 @@ def write_file(reader: pa.RecordBatchReader, path: Path, how: Format, *, force: 
     Raises:
         InputError: there is such a file and `force` is not given, or it cannot be written.
     """
-    with _new_file(path, force=force) as file:
+    with new_file(path, force=force) as file:
         return write(reader, file, how)
 
 
@@ -58,12 +58,19 @@ def check_writable(path: Path, *, force: bool) -> None:
         raise InputError(f"{path} is a directory: name a file in it")
     if path.exists() and not force:
         raise InputError(f"{path} exists: choose another name, or overwrite it with --force")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is no plain file, which nothing may replace: name another")
     if not path.parent.is_dir():
         raise InputError(f"there is no directory {path.parent}: make it first")
 
 
 @contextmanager
-def _new_file(path: Path, *, force: bool) -> Iterator[IO[bytes]]:
+def new_file(path: Path, *, force: bool) -> Iterator[IO[bytes]]:
+    """A file that bears its name once the block has written it whole; what stood there stays until then.
+
+    Raises:
+        InputError: there is such a file and `force` is not given, or it cannot be written.
+    """
     check_writable(path, force=force)
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
