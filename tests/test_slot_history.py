@@ -151,6 +151,7 @@ ENTRY = LogLine(
         ("", True),
         ("sigmoid", True),
         ("PRUNED sigmoid", True),
+        ("pruned nothing", False),
         ('"ratio 0.01"', True),
         ('"0.01 ratio"', False),
         ("env:3", True),

@@ -159,10 +159,10 @@ def epoch_axis(frame: Frame) -> Line:
     first, last = floor(frame.first) + 1, max(ceil(frame.last), 1)
     every = max(ceil((last - first + 1) * (len(str(last)) + 3) / frame.columns), 1)
     cells = [" "] * frame.columns
-    for epoch in range(first, last + 1):
+    for epoch in (first, *range(first + every - (first - 1) % every, last + 1, every)):
         column = frame.column(epoch - 0.5)
         label = str(epoch)
-        if column is None or ((epoch - 1) % every and epoch != first):
+        if column is None:
             continue
         place = cells[max(column - 1, 0) : column + len(label) + 1]
         if column + len(label) <= frame.columns and not "".join(place).strip():
