@@ -51,7 +51,10 @@ class SanctumApp(App[None]):
     """
 
     TITLE = "Sanctum"
-    CSS_PATH: ClassVar[list[str | PurePath]] = ["sanctum.tcss", "screens.tcss"]
+    # From here, for subclasses too.
+    CSS_PATH: ClassVar[list[str | PurePath]] = [
+        Path(__file__).with_name(name) for name in ("sanctum.tcss", "screens.tcss")
+    ]
     BINDINGS: ClassVar[list[BindingType]] = [
         *(command.binding for command in COMMANDS),
         Binding("ctrl+c", "quit", show=False),
