@@ -18,6 +18,7 @@ import sys
 import tempfile
 import termios
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,14 +66,26 @@ CASES = (
 
 
 class Stopwatch:
-    """Processor time and frames between WARM_UP and MEASURED seconds after the first frame."""
+    """Processor time and frames between WARM_UP and MEASURED seconds after the first frame.
+
+    A machine that does other work shows fewer frames with fewer epochs than it should, which costs less: what taking
+    events in took is scaled to the full rate of epochs, and all else to the full rate of frames with something new.
+    """
 
     def __init__(self) -> None:
         self.began = time.monotonic()
         self.cpu = -1.0
-        self.epochs = self.last = 0
+        self.taking = self.taken_before = 0.0
+        self.epochs: list[int] = []
         self.times: list[float] = []
         self.lags: list[float] = []
+
+    def takes(self, read: Callable[[], bool]) -> bool:
+        """Reads, and counts what that costs."""
+        before = _cpu()
+        more = read()
+        self.taking += _cpu() - before
+        return more
 
     def frame(self, newest: float | None, epochs: int) -> bool:
         """A frame was drawn, with the newest event of that time and so many epochs in all; whether it is the last."""
@@ -80,19 +93,23 @@ class Stopwatch:
         if now < WARM_UP:
             return False
         if self.cpu < 0:
-            self.cpu, self.epochs = _cpu(), epochs
-        self.last = epochs
+            self.cpu, self.taken_before = _cpu(), self.taking
+        self.epochs.append(epochs)
         self.times.append(now)
         self.lags.append(time.time() - newest if newest else 0.0)
         return now >= WARM_UP + MEASURED
 
-    def report(self) -> dict[str, float]:
-        """The share of a core, the frames a second, and how old the newest event was when it was drawn."""
+    def report(self, envs: int) -> dict[str, float]:
+        """The share of a core at full rates, what was reached of them, and how old the newest event was when drawn."""
         elapsed = self.times[-1] - self.times[0]
+        epochs = (self.epochs[-1] - self.epochs[0]) / elapsed
+        frames = (len(set(self.epochs)) - 1) / elapsed
+        taking = (self.taking - self.taken_before) / elapsed
+        drawing = (_cpu() - self.cpu) / elapsed - taking
         return {
-            "share": (_cpu() - self.cpu) / elapsed,
-            "epochs": (self.last - self.epochs) / elapsed,
-            "frames": (len(self.times) - 1) / elapsed,
+            "share": taking * max(envs * HERTZ / epochs, 1) + drawing * max(HERTZ / frames, 1),
+            "epochs": epochs,
+            "frames": frames,
             "lag": sorted(self.lags)[int(0.95 * len(self.lags))],
             "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
@@ -110,20 +127,24 @@ def _epochs(snapshot: SanctumSnapshot) -> int:
 class Watched(SanctumApp):
     """Sanctum, with a stopwatch."""
 
-    watch: Stopwatch | None = None
-    result: dict[str, float] | None = None
     density = Density.AUTO
+    result: dict[str, float] | None = None
+    watch: Stopwatch | None = None
 
     def get_default_screen(self) -> OverviewScreen:
         screen = OverviewScreen()
         screen.density = self.density
         return screen
 
+    def read_batch(self) -> bool:
+        self.watch = self.watch or Stopwatch()
+        return self.watch.takes(super().read_batch)
+
     async def show(self) -> None:
         await super().show()
-        self.watch = self.watch or Stopwatch()
-        if self.watch.frame(self._newest_read, _epochs(self.snapshot)) and self.result is None:
-            self.result = self.watch.report()
+        last = self.watch is not None and self.watch.frame(self._newest_read, _epochs(self.snapshot))
+        if self.watch is not None and last and self.result is None:
+            self.result = self.watch.report(len(self.snapshot.envs))
             self.exit()
 
 
@@ -135,6 +156,7 @@ class Table(App[None]):
         self.source = source
         self.aggregator = opened(source)
         self.watch = Stopwatch()
+        self.newest: float | None = None
         self.result: dict[str, float] | None = None
 
     def compose(self) -> ComposeResult:
@@ -143,12 +165,16 @@ class Table(App[None]):
     def on_ready(self) -> None:
         self.set_interval(1 / HERTZ, self.look)
 
+    def read(self) -> bool:
+        read = self.source.read(limit=2_000)
+        for event in read:
+            self.aggregator.apply(event)
+        self.newest = read[-1].time if read else self.newest
+        return bool(read)
+
     def look(self) -> None:
-        newest = None
-        while read := self.source.read(limit=2_000):
-            newest = read[-1].time
-            for event in read:
-                self.aggregator.apply(event)
+        while self.watch.takes(self.read):
+            pass
         table = self.query_one(DataTable)
         table.clear(columns=True)
         envs = list(self.aggregator.snapshot().envs.values())
@@ -157,8 +183,8 @@ class Table(App[None]):
         for env in envs:
             seeds = (f"{seed.stage} {seed.condition.name} {compact(seed.grad_ratio)}" for seed in env.seeds.values())
             table.add_row(str(env.env_id), str(env.accuracy), str(env.validation_loss), *seeds)
-        if self.watch.frame(newest, _epochs(self.aggregator.snapshot())) and self.result is None:
-            self.result = self.watch.report()
+        if self.watch.frame(self.newest, _epochs(self.aggregator.snapshot())) and self.result is None:
+            self.result = self.watch.report(len(envs))
             self.exit()
 
 
@@ -244,11 +270,10 @@ def section() -> str:
     lines = []
     for case in CASES:
         got = measure(case)
-        full = got["share"] * case.envs * HERTZ / got["epochs"]
         aim = "" if case.aim is None else f"≤ {case.aim:.0%}"
-        met = "" if case.aim is None else "met" if full <= case.aim else "**missed**"
+        met = "" if case.aim is None else "met" if got["share"] <= case.aim else "**missed**"
         pace = f"{got['epochs']:,.0f} | {got['frames']:.1f} | {got['lag']:.2f} s | {got['peak_mb']:.0f} MB"
-        lines.append(f"| {case.what} | {full:.1%} | {aim} | {met} | {pace} |")
+        lines.append(f"| {case.what} | {got['share']:.1%} | {aim} | {met} | {pace} |")
         print(lines[-1], flush=True)
     return "\n".join(
         [
@@ -256,11 +281,12 @@ def section() -> str:
             "",
             f"A run in which every env ends an epoch {HERTZ} times a second, followed for {MEASURED:.0f} seconds in a",
             f"pseudo-terminal of {COLUMNS} × {ROWS}; {os.cpu_count()} cores ({platform.machine()}), Python",
-            f"{platform.python_version()}. Other work shared the machine: what is given is the processor time of the",
-            "app's process, all of its threads, as a share of one core, at the full rate of epochs (where the processor",
-            "was not to be had, fewer epochs a second were shown, later, and the share is scaled by that). A frame is a",
-            "look at the journal with all that is drawn for it; the age is that of the newest event when it was drawn, in",
-            "95 of 100 frames. Beside it, the plain way: a Textual DataTable, emptied and filled at every look.",
+            f"{platform.python_version()}. Other work shared the machine, so what is given is processor time: of the",
+            "app's process, all of its threads, as a share of one core. Where there was no processor to be had, fewer",
+            "epochs and frames a second were shown; then what taking events in costs is scaled to the full rate of",
+            "epochs, and all else to the full rate of frames. A frame is a look at the journal with something new; the",
+            "age is that of the newest event when it was drawn, in 95 of 100 frames. Beside it, the plain way: a Textual",
+            "DataTable that is emptied and filled at every look.",
             "",
             "| | of a core | aim | | epochs a second | frames a second | age | peak memory |",
             "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: |",
