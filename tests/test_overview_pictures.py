@@ -51,7 +51,10 @@ STATES: dict[str, tuple[Callable[[], list[TelemetryEvent]], RunStatus]] = {
         unhealthy,
         RunStatus(state=RunState.LIVE, last_event_time=LAST, dropped_events=3, dropped_samples=7, skipped=2),
     ),
-    "lagging": (demo_run, RunStatus(state=RunState.LIVE, last_event_time=LATER, notice="the journal is on a network")),
+    "lagging": (
+        demo_run,
+        RunStatus(state=RunState.LIVE, last_event_time=LATER, unread=120, notice="the journal is on a network"),
+    ),
     "dead-trainer": (demo_run, RunStatus(state=RunState.ENDED, last_event_time=LAST)),
 }
 
@@ -104,7 +107,8 @@ async def test_the_overview_looks_as_it_did(state: str, size: tuple[int, int], t
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 @pytest.mark.parametrize(
-    "keys", [("v", "v"), ("question_mark",), ("slash", "n", "o"), ("4",)], ids=["dense", "help", "search", "filter"]
+    ("name", "keys"),
+    [("dense", ("v", "v")), ("help", ("question_mark",)), ("search", ("slash", "n", "o")), ("filter", ("4",))],
 )
 async def test_what_its_keys_show_looks_as_it_did(name: str, keys: tuple[str, ...], size: tuple[int, int]) -> None:
     async with sanctum(unhealthy(), size, STATES["unhealthy"][1]) as (app, _, pilot):
