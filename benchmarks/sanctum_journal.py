@@ -78,8 +78,9 @@ def rows(events: int, envs: int, seeds: int, samples_an_epoch: int) -> Iterator[
         templates = [codec.encode(event(sample(slot, epoch), 0, None, time)) for slot in range(seeds)]
         completed = codec.encode(epoch_completed(0, epoch, seeds, 0, time))
         for env_id in range(envs):
+            bodies = [of(template, env_id, None) for template in templates]
             for number in range(samples_an_epoch):
-                yield (env_id, None, epoch, "GRADIENT_SAMPLED", time, of(templates[number % seeds], env_id, None))
+                yield (env_id, None, epoch, "GRADIENT_SAMPLED", time, bodies[number % seeds])
                 written += 1
                 if written == events:
                     return

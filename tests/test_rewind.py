@@ -12,7 +12,7 @@ from journals import PATIENCE, add_rows, finished_run
 from sanctum_events import START, comparable, demo_run, epoch, event, random_run, sample, seed
 from sapflow.sanctum import rewind
 from sapflow.sanctum.aggregator import LOG_LIMIT, SanctumAggregator
-from sapflow.sanctum.rewind import opened, recall, snapshot_at
+from sapflow.sanctum.rewind import Film, opened, recall, snapshot_at
 from sapflow.sanctum.schema import Condition, SanctumSnapshot
 from sapflow.sanctum.slot_view import HISTORY_LIMIT
 from sapflow.telemetry.events import EnvStarted, RunCompleted, RunResumed, RunStarted, SeedStageChanged
@@ -105,6 +105,16 @@ def test_every_moment_is_what_had_been_said_by_then(told):
             assert shown(snapshot_at(source, moment)) == shown(expected), moment
 
 
+def test_playing_shows_what_looking_up_each_moment_does(told):
+    run_dir, events = told
+    last = max((e.epoch for e in events if e.epoch is not None), default=0)
+    with Source(run_dir) as source:
+        film = Film(source)
+        order = [*range(min(last, 20) + 2), 1, 2, last, 0, 1]
+        for moment in order:
+            assert shown(film.at(moment)) == shown(snapshot_at(source, moment)), moment
+
+
 def test_looking_back_leaves_the_cursor_alone(tmp_path):
     events = demo_run(3)
     with Source(finished_run(tmp_path, *events)) as source:
@@ -161,7 +171,7 @@ def test_of_a_run_that_was_resumed_and_completed_the_end_counts(tmp_path):
 
 @pytest.mark.parametrize("number", range(3))
 def test_of_many_envs_less_is_looked_up_at_first_and_recalled_env_by_env(tmp_path, monkeypatch, number):
-    monkeypatch.setattr(rewind, "WHOLE_ENVS", 1)
+    monkeypatch.setattr(rewind, "WHOLE_AT_FIRST", 1)
     events = random_run(number, epochs=30, envs=6)
     cut = len(events) - 20
     run_dir = finished_run(tmp_path, *events[:cut])
@@ -189,7 +199,7 @@ def test_of_many_envs_less_is_looked_up_at_first_and_recalled_env_by_env(tmp_pat
 @pytest.mark.parametrize("number", range(6))
 def test_rows_that_lie_break_nothing(tmp_path, monkeypatch, number):
     """Columns of another type or of another event, and bodies that are none: what can be read is shown."""
-    monkeypatch.setattr(rewind, "WHOLE_ENVS", 2)
+    monkeypatch.setattr(rewind, "WHOLE_AT_FIRST", 2)
     chance = random.Random(number)
     run_dir = finished_run(tmp_path, *random_run(number, epochs=6))
     odd = [None, -1, 2**63 - 1, 0.5, "text", b"blob", 1e300]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from sapflow.sanctum.rewind import snapshot_at
+from sapflow.sanctum.rewind import Film
 from sapflow.sanctum.schema import SanctumSnapshot
 from sapflow.telemetry.source import Source
 
@@ -15,7 +15,7 @@ class Playhead:
     def __init__(self, source: Source, live: Callable[[], SanctumSnapshot]) -> None:
         self.moment: int | None = None
         self.speed = 0.0
-        self._source = source
+        self._film = Film(source)
         self._live = live
         self._then = SanctumSnapshot()
 
@@ -42,7 +42,7 @@ class Playhead:
         """
         moment = min(max(epoch, 0), self.last_epoch)
         if moment != self.moment:
-            self.moment, self._then = moment, snapshot_at(self._source, moment)
+            self.moment, self._then = moment, self._film.at(moment)
 
     def go_live(self) -> None:
         """Shows what happens now."""

@@ -20,21 +20,23 @@ OTHERS = tuple(set(EventType) - {*EPOCHS, *SAMPLES, *OF_THE_BEGINNING, *OF_THE_R
 EVENTS_A_LINE = 2
 SAMPLES_A_SLOT = 4  # that are looked back at within an epoch
 
-WHOLE_ENVS = 64  # of which everything that is shown is looked up at once
+# Of how many envs all that is shown is looked up at once; of more, less of each, so that it takes no longer.
+WHOLE_AT_FIRST = 16
+WHOLE_AT_A_MOMENT = 64
 
 
 def opened(source: Source) -> SanctumAggregator:
     """What following `source` from its beginning would have led to; from here on it is followed, from its end.
 
     As much is looked up as is shown: the last epochs, the newest lines of the log, the newest samples; of more than
-    WHOLE_ENVS envs less, so that it takes no longer, and `recall` does the rest. Gaps and duplicates are counted from
-    here on; how bad things have been within the epoch is known as far as samples are looked back at.
+    WHOLE_AT_FIRST envs less, and `recall` does the rest. Gaps and duplicates are counted from here on; how bad things
+    have been within the epoch is known as far as samples are looked back at.
 
     Raises:
         JournalError: the journal cannot be read.
     """
     with source.held_still():
-        aggregator = _looked_up(source, None)
+        aggregator = _looked_up(source, None, WHOLE_AT_FIRST)
         source.skip_to_end()
     aggregator.apply_status(source.status())
     return aggregator
@@ -62,19 +64,50 @@ def recall(source: Source, aggregator: SanctumAggregator) -> bool:
 def snapshot_at(source: Source, epoch: int) -> SanctumSnapshot:
     """The run as it stood when `epoch` had ended in each env, with what was done at its end; 0: before the first.
 
-    What has no epoch, such as the end of the whole run, is not in it. Of more than WHOLE_ENVS envs, histories and log
-    are shorter, so that it takes no longer.
+    What has no epoch, such as the end of the whole run, is not in it. Of more than WHOLE_AT_A_MOMENT envs, histories
+    and log are shorter.
 
     Raises:
         JournalError: the journal cannot be read.
     """
     with source.held_still():
-        return _looked_up(source, epoch).snapshot()
+        return _looked_up(source, epoch, WHOLE_AT_A_MOMENT).snapshot()
 
 
-def _looked_up(source: Source, until: int | None) -> SanctumAggregator:
+class Film:
+    """The moments of a run, one after another: the next one costs no more than what its epoch says."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._epoch: int | None = None
+        self._aggregator = SanctumAggregator()
+
+    def at(self, epoch: int) -> SanctumSnapshot:
+        """What `snapshot_at` gives.
+
+        Raises:
+            JournalError: the journal cannot be read.
+        """
+        goes_on, self._epoch = self._epoch is not None and epoch == self._epoch + 1, None  # unless this succeeds
+        with self._source.held_still():
+            if goes_on:
+                self._go_on_to(epoch)
+            else:
+                self._aggregator = _looked_up(self._source, epoch, WHOLE_AT_A_MOMENT)
+        self._epoch = epoch
+        return self._aggregator.snapshot()
+
+    def _go_on_to(self, epoch: int) -> None:
+        source, envs, known = self._source, self._source.envs(), self._aggregator.snapshot().envs
+        begun = source.places(OF_THE_BEGINNING, (env_id for env_id in envs if env_id not in known), limit=1)
+        said = source.places((*EPOCHS, *OTHERS), envs, epoch, epoch, EVENTS_A_LINE * LOG_LIMIT)
+        _apply(source, {*begun, *said}, self._aggregator)
+        self._aggregator.forget_gaps()
+
+
+def _looked_up(source: Source, until: int | None, whole_envs: int) -> SanctumAggregator:
     envs = source.envs()
-    share = min(WHOLE_ENVS / max(len(envs), 1), 1.0)
+    share = min(whole_envs / max(len(envs), 1), 1.0)
     places = set(source.places(OF_THE_BEGINNING, (None, *envs), limit=1))
     lines: list[int] = []
     for env_id in envs:
