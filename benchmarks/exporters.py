@@ -38,6 +38,7 @@ NOBODY = "nothing (A/A)"
 RESAMPLES = 1_000
 BATCH, WIDTH = 128, 256
 STARTING_SECONDS = 180.0
+AIM = 1.0  # percent of a step
 SAYING_SECONDS = 5.0
 
 # A backend that takes everything, in a process of its own.
@@ -315,6 +316,8 @@ def page(rows: list[Beside], owns: list[Own], pairs: int, seconds: float, events
             for row in rows
         ),
         "",
+        *verdict(rows[1:]),
+        "",
         "## The exporter itself",
         "",
         f"A finished run of {events:,} events, and one of {4 * events:,}, samples and ends of epochs as a watched",
@@ -330,6 +333,16 @@ def page(rows: list[Beside], owns: list[Own], pairs: int, seconds: float, events
         "",
     ]
     return "\n".join(lines)
+
+
+def verdict(rows: list[Beside]) -> list[str]:
+    """What the intervals say about the aim."""
+    met = [row.name for row in rows if row.thread[2] <= AIM]
+    missed = [row.name for row in rows if row.thread[1] > AIM]
+    return [
+        f"The aim is at most {AIM:g} % of a step. By its interval it is met for: {', '.join(met) or 'none'}.",
+        f"Missed for: {', '.join(missed) or 'none'}. For the others the interval is too wide to tell.",
+    ]
 
 
 def main() -> None:
