@@ -142,7 +142,7 @@ class Watched(SanctumApp):
 
     async def show(self) -> None:
         await super().show()
-        last = self.watch is not None and self.watch.frame(self._newest_read, _epochs(self.snapshot))
+        last = self.watch is not None and self.watch.frame(self.snapshot.read_until, _epochs(self.snapshot))
         if self.watch is not None and last and self.result is None:
             self.result = self.watch.report(len(self.snapshot.envs))
             self.exit()

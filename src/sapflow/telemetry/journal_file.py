@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,8 @@ class JournalFile:
         try:
             yield
         finally:
-            connection.execute("COMMIT")
+            with suppress(sqlite3.Error):  # nothing was written; that a file is damaged is for its rows to say
+                connection.execute("COMMIT")
 
     def close(self) -> None:
         """Let go of the file."""
