@@ -268,6 +268,20 @@ def test_no_name_can_steer_the_terminal_and_none_can_break_out_of_the_sql(elsewh
     assert found[0]["slot"] == "\x1b[31mred\n"
 
 
+def test_a_journal_that_is_damaged_within_is_one_line(elsewhere, tmp_path):
+    journal = finished_run(tmp_path / "run", *demo_run(completed=True)) / JOURNAL_NAME
+    pages = bytearray(journal.read_bytes())
+    for start in range(8 * 4096, len(pages), 3 * 4096):
+        pages[start : start + 2000] = bytes(2000)
+    journal.write_bytes(pages)
+    refused(elsewhere.sap("query", "run", "SELECT sum(ratio) FROM gradients"), "is truncated or damaged")
+    done = elsewhere.sap("query", "run", "SELECT sum(ratio) FROM gradients")
+    assert done.stderr.startswith(f"sapflow: {journal} is truncated")
+    refused(elsewhere.sap("show", "run"), "is truncated or damaged")
+    refused(elsewhere.sap("roll", "run", "--remove-journal"), "is truncated or damaged")
+    assert journal.read_bytes() == pages
+
+
 def test_variables_of_the_program_are_no_tables(home):
     gradients_of_mine = pa.table({"a": [1]})
     with (

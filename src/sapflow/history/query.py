@@ -55,7 +55,7 @@ def asked(runs: Mapping[str, Run], sql: str) -> Iterator[pa.RecordBatchReader]:
         InputError: it is no question, cannot be answered, would touch files or the network, or takes too much memory.
         JournalError: a run cannot be read.
     """
-    with duckdb.connect(":memory:", config=_confined()) as connection, _explained():
+    with duckdb.connect(":memory:", config=_confined()) as connection, _explained(runs):
         _refuse_more_than_a_question(connection, sql)
         for name, scannable in _relations(runs):
             connection.register(name, scannable)
@@ -63,7 +63,7 @@ def asked(runs: Mapping[str, Run], sql: str) -> Iterator[pa.RecordBatchReader]:
             connection.execute(f"CREATE VIEW {table} AS {_view(table, columns.names, list(runs))}")
         answer = connection.sql(sql).to_arrow_reader(BATCH_ROWS)
         _refuse_twins(answer.schema.names)
-        yield pa.RecordBatchReader.from_batches(answer.schema, _batches(answer))
+        yield pa.RecordBatchReader.from_batches(answer.schema, _batches(answer, runs))
 
 
 def _confined() -> dict[str, str | bool | int | float | list[str]]:
@@ -136,19 +136,21 @@ def _row(name: str, summary: RunSummary) -> dict[str, object]:
     return {**values, "run": name, "state": summary.state.value, "skipped": skipped, "versions": versions}
 
 
-def _batches(answer: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
-    with _explained():
+def _batches(answer: pa.RecordBatchReader, runs: Mapping[str, Run]) -> Iterator[pa.RecordBatch]:
+    with _explained(runs):
         yield from answer
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
-    """What the engine says, as one line; what it says of Ctrl-C, as Python does."""
+def _explained(runs: Mapping[str, Run]) -> Iterator[None]:
+    """What the engine says, as one line; of Ctrl-C and of a run that cannot be read, what we say."""
     try:
         yield
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         if "interrupt" in str(error).lower():
             raise KeyboardInterrupt from error
+        for failure in filter(None, (run.failure for run in runs.values())):
+            raise failure from error
         raise InputError(" ".join(str(error).partition("\n\nLINE ")[0].split())) from error
     except RuntimeError as error:
         if "interrupt" in str(error).lower():

@@ -35,6 +35,7 @@ class RolledTables:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.run_dir = folder.parent
         self._folder = folder
+        self.failure: JournalError | None = None
         self._summary = manifest.summary
 
     def summary(self) -> RunSummary:

@@ -144,6 +144,11 @@ class Run:
         """
         return self._tables.scannable(table)
 
+    @property
+    def failure(self) -> JournalError | None:
+        """What last went wrong within a stream: an engine that read it may tell of it in words of its own."""
+        return self._tables.failure
+
     def close(self) -> None:
         """Let go of the files."""
         self._tables.close()
@@ -173,6 +178,7 @@ class Tables(Protocol):
     """Where the tables of a run come from."""
 
     run_dir: Path
+    failure: JournalError | None
 
     def summary(self) -> RunSummary:
         """Of the run as it stands."""
@@ -192,6 +198,7 @@ class JournalTables:
 
     def __init__(self, path: Path) -> None:
         self.rows = JournalRows(path)
+        self.failure: JournalError | None = None
         self.run_dir = self.rows.run_dir
         self._skipped: Counter[str] = Counter()
         self._seen = 0
@@ -231,6 +238,9 @@ class JournalTables:
                     batches = event_batches(rows, selection, wanted)
             for batch in batches:
                 yield selection.of(batch)
+        except JournalError as error:
+            self.failure = error
+            raise
         except (OverflowError, pa.ArrowInvalid) as error:
             raise JournalError(
                 f"{rows.path} holds numbers that no run has ({error}): restore it from a copy"
