@@ -76,7 +76,7 @@ def grad_line(lines) -> list[tuple[str, str]]:
     """What stands after "Grad: " on the card."""
     (line,) = [line for line in lines if any("Grad: " in text for text, _ in line)]
     start = next(index for index, (text, _) in enumerate(line) if "Grad: " in text)
-    return [span for span in line[start + 1 :] if span[0].strip(" │")]
+    return [span for span in line[start + 1 :] if span[0].strip(" │┃")]
 
 
 @pytest.mark.parametrize(
