@@ -32,7 +32,7 @@ def log_filter_line(wanted: LogFilter, cursor: int, count: int, following: bool,
     left = _asked(KINDS, wanted.kind, wanted.query)
     state, style = ("● following", BLUISH_GREEN) if following else ("‖ paused: end follows", f"bold {ORANGE}")
     whole = line((state, style), "  ", _place(cursor, count))
-    brief = line((state[:1], style), (f" {cursor + 1}/{count} ", DIM) if following else (" end follows ", style))
+    brief = line((state[:1], style), (f" {cursor + 1}/{count} ", DIM) if following else (" paused (end) ", style))
     return ends(left, first_that_fits(width - width_of(left), (whole, brief)), width)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from sapflow.sanctum.log import log_line
-from sapflow.sanctum.query import LogFilter
+from sapflow.sanctum.query import LogFilter, Query
 from sapflow.sanctum.schema import LogLine
 from sapflow.telemetry.source import Source
 
@@ -13,10 +13,11 @@ ENOUGH = 100  # entries: more than a screen
 
 
 class LogBook:
-    """The entries that a filter lets through, the oldest first.
+    """The entries of a kind, of one env or of all, the oldest first; and those of them that a search finds.
 
     Attributes:
-        shown: them.
+        wanted: what is searched for now.
+        shown: what it finds.
         complete: whether the journal has no older ones.
     """
 
@@ -24,18 +25,32 @@ class LogBook:
         self.wanted = wanted
         self.shown: Sequence[LogLine] = []
         self.complete = False
+        self._every = LogFilter(query=Query(env_id=wanted.query.env_id), kind=wanted.kind)
+        self._entries: list[LogLine] = []
         self._source = source
         self._until_epoch = until_epoch
         self._known: set[tuple[object, ...]] = set()
         self._asked = 0
 
+    def holds(self, wanted: LogFilter) -> bool:
+        """Whether this is the book in which to look for that."""
+        return (wanted.kind, wanted.query.env_id) == (self.wanted.kind, self.wanted.query.env_id)
+
+    def search(self, wanted: LogFilter) -> None:
+        """Looks for something else, in what is known already."""
+        self.wanted = wanted
+        self.shown = [entry for entry in self._entries if wanted.lets_through(entry)]
+
     def add(self, log: Iterable[LogLine]) -> None:
         """Takes in what the snapshot knows."""
-        new = [entry for entry in log if self.wanted.lets_through(entry) and entry_key(entry) not in self._known]
-        if new:
-            self._known.update(map(entry_key, new))
-            # A new list: what is shown of the old one must not change unseen.
-            self.shown = sorted([*self.shown, *new], key=lambda entry: entry.order)[-MOST:]
+        new = [entry for entry in log if entry_key(entry) not in self._known and self._every.lets_through(entry)]
+        if not new:
+            return
+        self._known.update(map(entry_key, new))
+        self._entries = _in_order([*self._entries, *new])
+        found = [entry for entry in new if self.wanted.lets_through(entry)]
+        if found:  # a new list: what is shown of the old one must not change unseen
+            self.shown = _in_order([*self.shown, *found])
 
     def look_back(self, enough: int = ENOUGH) -> None:
         """Takes in older entries from the journal, until `enough` more are found or there are none.
@@ -54,6 +69,10 @@ class LogBook:
         )
         self.complete = len(events) < self._asked or self._asked == MOST
         self.add(entry for event in events if (entry := log_line(event)) is not None)
+
+
+def _in_order(entries: Iterable[LogLine]) -> list[LogLine]:
+    return sorted(entries, key=lambda entry: entry.order)[-MOST:]
 
 
 def entry_key(entry: LogLine) -> tuple[object, ...]:

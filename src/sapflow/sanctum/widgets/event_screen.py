@@ -34,7 +34,7 @@ class EventScreen(SearchScreen):
         super().__init__(env_id)
         self._kind = "all"
         self._book: LogBook | None = None
-        self._made_for: tuple[object, ...] = ()
+        self._moment: int | None = None
         self._snapshot = SanctumSnapshot()
 
     @property
@@ -82,11 +82,14 @@ class EventScreen(SearchScreen):
         )
 
     def _current_book(self) -> LogBook:
-        """The book for what is wanted now; another filter, or another moment, needs another one."""
+        """The book for what is wanted now; another kind or env, or another moment, needs another one."""
         moment = shell(self).moment
         wanted = LogFilter(query=Query.parse(self.text, self.env_id), kind=self._kind)
-        if self._book is None or (wanted, moment) != self._made_for:
-            self._book, self._made_for = LogBook(shell(self).source, wanted, moment), (wanted, moment)
+        if self._book is None or moment != self._moment or not self._book.holds(wanted):
+            self._book, self._moment = LogBook(shell(self).source, wanted, moment), moment
+            self._look_back()
+        elif wanted != self._book.wanted:
+            self._book.search(wanted)
             self._look_back()
         return self._book
 
