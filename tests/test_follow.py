@@ -79,6 +79,18 @@ def test_a_finished_run_goes_to_several_places_each_by_a_process_of_its_own(run_
     assert ledger(run_dir).pid != ledger(run_dir, "jsonlines").pid
 
 
+def test_a_rolled_run_whose_journal_is_gone_is_exported_from_where_it_was(run_dir, tmp_path):
+    pytest.importorskip("pyarrow")
+    path_of(run_dir, "jsonlines").parent.mkdir()
+    path_of(run_dir, "jsonlines").write_text('{"cursor": 10}')
+    assert finish((*SAPFLOW, "roll", str(run_dir), "--remove-journal"), tmp_path).returncode == 0
+    assert not (run_dir / "journal.sqlite").exists()
+    done = finish((*FOLLOW, str(run_dir), "--export", "jsonlines"), tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = (run_dir / "exporters" / "events.jsonl").read_text().splitlines()
+    assert [json.loads(line)["key"] for line in lines] == KEYS[10:]
+
+
 def test_to_a_pipe(run_dir):
     done = finish((*FOLLOW, str(run_dir), "--export", "jsonlines", "--option", "jsonlines.path=-"), run_dir)
     lines = done.stdout.splitlines()

@@ -19,6 +19,7 @@ from sapflow.exporters.exporter import Setting
 from sapflow.exporters.follower import Follower
 from sapflow.exporters.ledger import Ledger
 from sapflow.exporters.run_identity import run_id_of
+from sapflow.history.restoring import with_journal
 from sapflow.telemetry import run_directory
 from sapflow.telemetry.source import Source
 
@@ -62,7 +63,7 @@ def follow(
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
-    if not wait:
+    if not (wait or (run_dir / run_directory.ROLLED_NAME).is_dir()):
         Source(run_dir).close()  # first what is wrong with the run
     if len(tables) > 1:
         exporting = Exporting.of(export, config, option)
@@ -86,17 +87,17 @@ def _follow_with(name: str, options: dict[str, Any], run_dir: Path, patience: fl
     os.nice(STANDS_BACK)
     logging.basicConfig(level=logging.WARNING, format="sapflow: %(message)s", stream=sys.stderr)
     logging.getLogger("sapflow.exporters").setLevel(logging.INFO)
-    with Ledger(run_dir, name) as ledger:
+    with with_journal(run_dir) as journal, Ledger(run_dir, name) as ledger:
         progress = ledger.progress
         setting = Setting(
-            name=name, run_dir=run_dir, run_id=run_id_of(run_dir), cursor=progress.cursor, resumed=progress.opened,
-            options=options,
+            name=name, run_dir=run_dir, run_id=run_id_of(journal), read_from=journal, cursor=progress.cursor,
+            resumed=progress.opened, options=options,
         )  # fmt: skip
         exporter = registry.open_exporter(setting)
         progress.state, progress.opened = "waiting", True
         ledger.save()
         before, dropped_before = progress.exported, sum(progress.dropped.values())
-        Follower(run_dir, exporter, ledger, patience=patience).run(wait)
+        Follower(journal, exporter, ledger, patience=patience).run(wait)
     dropped = sum(progress.dropped.values()) - dropped_before
     say(f"{name}: {progress.exported - before} events exported" + (f", {dropped} dropped" if dropped else ""))
     if not dropped:

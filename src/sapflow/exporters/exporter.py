@@ -42,6 +42,7 @@ class Setting:
         name: under which it was asked for.
         run_dir: of the run that it is to follow.
         run_id: of that run.
+        read_from: where its journal is, if that is not the run directory: of a rolled run it is made again, aside.
         cursor: behind which the events begin: 0 for all (see `Source.start_after`).
         resumed: an exporter of this name has been open for this run before.
         options: the table [exporters.NAME] of the configuration.
@@ -50,6 +51,7 @@ class Setting:
     name: str
     run_dir: Path
     run_id: str
+    read_from: Path | None = None
     cursor: int = 0
     resumed: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -115,6 +115,6 @@ def view_before(setting: Setting) -> RunView:
 def events_before(setting: Setting) -> Iterator[TelemetryEvent]:
     """The events that were done with when the exporter was stopped; none for one that begins."""
     if setting.cursor:
-        with Source(setting.run_dir) as source:
+        with Source(setting.read_from or setting.run_dir) as source:
             while (left := setting.cursor - source.cursor) > 0 and (events := source.read(min(left, 5_000))):
                 yield from events
