@@ -26,6 +26,7 @@ SCREENS = {
     "alerts": ("escape", "escape", "a"),
     "events": ("escape", "e"),
     "compare": ("escape", "c"),
+    "dense": ("escape", "v", "v"),
 }
 
 

@@ -431,7 +431,7 @@ def test_the_screenshots_name_no_host(tmp_path: Path) -> None:
     script = Path(__file__).parent.parent / "scripts" / "screenshots.py"
     subprocess.run([sys.executable, script, run_dir, out_dir], check=True)
     drawn = {path.name: path.read_text(encoding="utf-8") for path in out_dir.iterdir()}
-    screens = ("alerts", "compare", "detail", "events", "overview", "seed")
+    screens = ("alerts", "compare", "dense", "detail", "events", "overview", "seed")
     assert sorted(drawn) == [f"{screen}-{size}.svg" for screen in screens for size in ("100x30", "200x60")]
     for name, svg in drawn.items():
         assert re.findall(r"https?://[^\s\"'>]+", svg.replace("http://www.w3.org/2000/svg", "")) == []
