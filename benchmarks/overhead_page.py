@@ -98,7 +98,8 @@ def page(minutes: float, tables: list[tuple[Task, Mode, list[Row]]], memories: l
 
 Written by `python benchmarks/overhead.py --write docs/performance.md` (`make overhead`) within {minutes:g} minutes, on
 {os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, torch {torch.__version__}. Only CPUs
-were measured.
+were measured. What comes after the journal has pages of its own: [looking](sanctum-performance.md),
+[keeping and asking](history-performance.md), [exporting](exporters-performance.md).
 
 ## Method
 
