@@ -10,18 +10,20 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 import sapflow
-from commands import SAPFLOW, finish, iter_events, refused
+from commands import SAPFLOW, finish, finish_forked, iter_events, refused
 from journals import PATIENCE, event, finished_run, killed_run, open_folder, plain_user, python
 from sanctum_events import demo_run
 from sapflow.errors import InputError, JournalError, RunDirectoryError
-from sapflow.history.manifest import MANIFEST_NAME
+from sapflow.history.manifest import MANIFEST_NAME, summary_of
 from sapflow.history.query import asked
 from sapflow.history.restoring import with_journal
 from sapflow.history.rolling import roll
@@ -30,6 +32,9 @@ from sapflow.telemetry.events import GradientHealth, GradientSampled, RunComplet
 from sapflow.telemetry.journal import Journal
 from sapflow.telemetry.run_directory import CHECKPOINTS_NAME, JOURNAL_NAME, ROLLED_NAME, TrainerLock
 from sapflow.telemetry.source import RunState, Source
+from sapflow.training.launcher import start
+from sapflow.training.recording import plan_of, record
+from sapflow.training.trainer import RunPlan
 
 TABLES = ("gradients", "epochs", "seeds", "alerts", "events")
 
@@ -211,6 +216,57 @@ def test_a_run_that_went_on_is_read_from_its_journal_and_rolled_again(demo):
         assert run.gradients(epochs=(15, 15)).column("ratio").to_pylist() == [2.0]
     roll(demo, remove_journal=True)
     assert tables_of(demo) == after
+
+
+def test_a_rolled_run_without_its_journal_takes_no_other(demo):
+    roll(demo, remove_journal=True)
+    plan = RunPlan(task="digits-mlp", envs=1, epochs=1)
+    (demo / run_directory.PLAN_NAME).write_bytes(msgspec.json.encode(plan))
+    before, tables = sorted(demo.rglob("*")), tables_of(demo)
+    for attempt in (
+        lambda: plan_of(demo),
+        lambda: record(plan, demo, resume=True),
+        lambda: record(plan, demo),
+        lambda: start(plan, demo, resume=True),
+        lambda: Journal(demo),
+    ):
+        with pytest.raises(RunDirectoryError, match="is rolled and its journal removed"):
+            attempt()
+    refused(finish_forked(["train", "--resume", str(demo)], demo.parent), "is rolled and its journal removed")
+    (demo / JOURNAL_NAME).touch()  # what a trainer leaves that is killed at once
+    with pytest.raises(RunDirectoryError, match="is rolled and its journal removed"):
+        plan_of(demo)
+    assert tables_of(demo) == tables
+    assert summary_of(demo).run_id
+    roll(demo)
+    (demo / JOURNAL_NAME).unlink()
+    assert sorted(demo.rglob("*")) == before
+    assert tables_of(demo) == tables
+
+
+@pytest.mark.parametrize("other", ["nothing", "fewer events", "another run", "a run of the same name"])
+def test_what_was_rolled_gives_way_to_no_journal_that_lacks_it(demo, tmp_path, other):
+    tables, rows = tables_of(demo), rows_of(demo)
+    roll(demo, remove_journal=True)
+    started, *events = demo_run(completed=True)
+    said = {
+        "nothing": [],
+        "fewer events": [started, *events[:-1]],
+        "another run": [replace(each, run_id="other") for each in demo_run(8, completed=True)],
+        "a run of the same name": [replace(started, time=started.time + 1), *events, *events],
+    }[other]
+    strange = finished_run(tmp_path / "strange", *said) / JOURNAL_NAME
+    shutil.move(strange, demo / JOURNAL_NAME)
+    assert tables_of(demo) == tables
+    assert summary_of(demo).state is RunState.COMPLETED
+    with with_journal(demo) as restored:
+        assert rows_of(restored) == rows
+    parquet = {path: path.read_bytes() for path in (demo / ROLLED_NAME).iterdir()}
+    for remove in (False, True):
+        with pytest.raises(InputError, match=r"holds events that .* does not"):
+            roll(demo, remove_journal=remove)
+    assert {path: path.read_bytes() for path in (demo / ROLLED_NAME).iterdir()} == parquet
+    assert (demo / JOURNAL_NAME).exists()
 
 
 def test_rolling_again_changes_nothing_and_repairs_what_was_damaged(demo):

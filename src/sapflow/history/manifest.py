@@ -8,9 +8,8 @@ from msgspec import Struct
 
 from sapflow.errors import JournalError
 from sapflow.history.journal_rows import JournalRows
-from sapflow.history.summary import RunSummary, summarize
-from sapflow.telemetry.journal_file import JournalFile
-from sapflow.telemetry.run_directory import JOURNAL_NAME, ROLLED_NAME
+from sapflow.history.summary import RunSummary, beginning, moment, summarize
+from sapflow.telemetry.run_directory import ROLLED_NAME, has_journal
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"
@@ -54,14 +53,35 @@ def manifest_of(run_dir: Path) -> Manifest | None:
 
 
 def is_current(run_dir: Path, manifest: Manifest) -> bool:
-    """Whether nothing has come to the journal since it was rolled, or it is gone."""
-    if not (run_dir / JOURNAL_NAME).exists():
+    """Whether what was rolled is all that there is: nothing came to the run's journal since, or there is none."""
+    if not has_journal(run_dir):
         return True
-    journal = JournalFile(run_dir)
+    with closing(JournalRows(run_dir)) as rows:
+        return not continues(rows, manifest) or rows.last_id() == manifest.last_id
+
+
+def continues(rows: JournalRows, manifest: Manifest) -> bool:
+    """Whether the journal is the one that was rolled, with no event less: not a new one, a copy, or another run's."""
+    if manifest.last_id == 0:  # nothing was rolled that could be lost
+        return True
+    start = beginning(rows)
+    identity = ("", None) if start is None else (start.run_id, moment(start.time))
+    return rows.last_id() >= manifest.last_id and identity == (manifest.summary.run_id, manifest.summary.started)
+
+
+def preferred(run_dir: Path) -> Manifest | None:
+    """Of the run, where it is rolled, and its journal has no more than that.
+
+    Raises:
+        JournalError: neither form of it can be read.
+    """
     try:
-        return next(journal.rows("SELECT coalesce(max(id), 0) FROM events"), None) == (manifest.last_id,)
-    finally:
-        journal.close()
+        manifest = manifest_of(run_dir)
+        return manifest if manifest is not None and is_current(run_dir, manifest) else None
+    except JournalError:
+        if not has_journal(run_dir):
+            raise
+    return None
 
 
 def summary_of(run_dir: Path) -> RunSummary:
@@ -70,7 +90,7 @@ def summary_of(run_dir: Path) -> RunSummary:
     Raises:
         JournalError: there is no run, or it cannot be read.
     """
-    if not (run_dir / JOURNAL_NAME).exists() and (manifest := manifest_of(run_dir)) is not None:
+    if (manifest := preferred(run_dir)) is not None:
         return manifest.summary
     with closing(JournalRows(run_dir)) as rows:
         return summarize(rows.path, rows)

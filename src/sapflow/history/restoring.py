@@ -7,9 +7,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from sapflow.errors import JournalError
-from sapflow.history.manifest import manifest_of
+from sapflow.history.journal_rows import JournalRows
+from sapflow.history.manifest import continues, manifest_of
 from sapflow.telemetry.journal_layout import CREATE, SET_META
-from sapflow.telemetry.run_directory import JOURNAL_NAME, ROLLED_NAME
+from sapflow.telemetry.run_directory import JOURNAL_NAME, ROLLED_NAME, has_journal
 
 INSERT = "INSERT INTO events (id, env, sequence, epoch, type, time, body) VALUES (?, ?, ?, ?, ?, ?, ?)"
 
@@ -23,7 +24,7 @@ def with_journal(path: Path) -> Iterator[Path]:
         MissingExtraError: it can be read only with pyarrow, which is not installed.
         OSError: there is no room for the journal among temporary files.
     """
-    if not (path / ROLLED_NAME).is_dir() or (path / JOURNAL_NAME).exists():
+    if not _is_rolled_away(path):
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="sapflow-") as folder:
@@ -31,6 +32,20 @@ def with_journal(path: Path) -> Iterator[Path]:
         copy.mkdir()
         restore(path, copy)
         yield copy
+
+
+def _is_rolled_away(path: Path) -> bool:
+    """Whether the run has no journal but what it was rolled into, or one that has less than that."""
+    if not path.is_dir() or not (path / ROLLED_NAME).is_dir():
+        return False
+    if not has_journal(path):
+        return True
+    try:
+        manifest = manifest_of(path)
+        with closing(JournalRows(path)) as rows:
+            return manifest is not None and not continues(rows, manifest)
+    except JournalError:
+        return False  # who reads the journal will say what is wrong with it
 
 
 def restore(run_dir: Path, target: Path) -> None:

@@ -19,7 +19,7 @@ from sapflow.history.comparing import same_rows
 from sapflow.history.epochs import event_batch, payloads_of
 from sapflow.history.gradients import EVENT, WITH_EVENT, gradient_batches
 from sapflow.history.journal_rows import PAGE_ROWS, JournalRows, Row
-from sapflow.history.manifest import FORMAT, MANIFEST_NAME, Manifest, is_current, manifest_of
+from sapflow.history.manifest import FORMAT, MANIFEST_NAME, Manifest, continues, is_current, manifest_of
 from sapflow.history.rolled import (
     STORED_EVENTS,
     RolledTables,
@@ -33,7 +33,7 @@ from sapflow.history.selection import Selection
 from sapflow.history.summary import RunSummary, summarize
 from sapflow.telemetry.events import GradientSampled, Payload
 from sapflow.telemetry.journal_layout import JOURNAL_VERSION, SELECT_META
-from sapflow.telemetry.run_directory import CHECKPOINTS_NAME, JOURNAL_NAME, ROLLED_NAME, TrainerLock, wal_of
+from sapflow.telemetry.run_directory import CHECKPOINTS_NAME, ROLLED_NAME, TrainerLock, has_journal, wal_of
 from sapflow.telemetry.source import RunState
 
 UNFINISHED: Final = ".rolling-"
@@ -71,7 +71,7 @@ def roll(run_dir: Path, *, remove_journal: bool = False) -> Rolled:
     Whatever goes wrong, the run is as it was before. A run that is rolled already is read back again.
 
     Raises:
-        InputError: there is no run, it is live, or its journal is needed to resume it.
+        InputError: there is no run, it is live, its journal is needed to resume it, or has less than what was rolled.
         JournalError: what was read back is not what the journal has.
         OSError: the disk.
     """
@@ -89,6 +89,7 @@ def roll(run_dir: Path, *, remove_journal: bool = False) -> Rolled:
                 raise InputError(f"{run_dir} went on meanwhile: roll it when its training is over")
             for left in run_dir.glob(f"{UNFINISHED}*"):
                 shutil.rmtree(left)
+            _refuse_to_lose(rows, run_dir)
             manifest = _sound(rows, run_dir) or _write(rows, run_dir, summary)
             journal_bytes = rows.path.stat().st_size
             if remove_journal:
@@ -103,7 +104,23 @@ def roll(run_dir: Path, *, remove_journal: bool = False) -> Rolled:
 
 def _without_journal(run_dir: Path) -> Manifest | None:
     """Of a run whose journal is gone already."""
-    return None if not run_dir.is_dir() or (run_dir / JOURNAL_NAME).exists() else manifest_of(run_dir)
+    return None if not run_dir.is_dir() or has_journal(run_dir) else manifest_of(run_dir)
+
+
+def _refuse_to_lose(rows: JournalRows, run_dir: Path) -> None:
+    """What was rolled already gives way only to a journal that has it all.
+
+    Raises:
+        InputError: the journal is of another run, or has less.
+    """
+    rolled = run_dir / ROLLED_NAME
+    try:
+        manifest = manifest_of(run_dir)
+        whole = rows.last_id() > 0 if manifest is None else continues(rows, manifest)
+    except JournalError:  # nobody knows what it had; a journal with events is the run's, as far as anybody can tell
+        whole = rows.last_id() > 0
+    if rolled.exists() and not whole:
+        raise InputError(f"{rolled} holds events that {rows.path} does not: move one of them out of {run_dir}")
 
 
 def _sound(rows: JournalRows, run_dir: Path) -> Manifest | None:

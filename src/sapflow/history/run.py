@@ -11,11 +11,11 @@ from sapflow.history.epochs import epoch_batches, event_batches
 from sapflow.history.gradients import gradient_batches
 from sapflow.history.journal_rows import JournalRows
 from sapflow.history.lives import alert_batches, seed_batches
-from sapflow.history.manifest import is_current, manifest_of
+from sapflow.history.manifest import preferred
 from sapflow.history.rolled import RolledTables
 from sapflow.history.selection import Selection
 from sapflow.history.summary import RunSummary, summarize
-from sapflow.telemetry.run_directory import JOURNAL_NAME, ROLLED_NAME
+from sapflow.telemetry.run_directory import ROLLED_NAME
 
 
 def open_run(path: str | Path) -> "Run":
@@ -164,13 +164,8 @@ def _tables_of(path: Path) -> "Tables":
     """Those in Parquet, unless the journal has more, or it is the journal that is asked for."""
     if path.is_dir():
         run_dir = path.resolve()
-        try:
-            manifest = manifest_of(run_dir)
-            if manifest is not None and is_current(run_dir, manifest):
-                return RolledTables(run_dir / ROLLED_NAME, manifest)
-        except JournalError:
-            if not (run_dir / JOURNAL_NAME).exists():
-                raise
+        if (manifest := preferred(run_dir)) is not None:
+            return RolledTables(run_dir / ROLLED_NAME, manifest)
     return JournalTables(path)
 
 

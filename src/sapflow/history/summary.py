@@ -47,7 +47,7 @@ def summarize(run_dir: Path, rows: JournalRows, skipped: Counter[str] | None = N
     """
     with Source(run_dir) as source:
         status = source.status()
-    start = _first(rows, EventType.RUN_STARTED) or next((event for _, event in rows.readable()), None)
+    start = beginning(rows)
     began = start.payload if start is not None and isinstance(start.payload, RunStarted) else None
     return RunSummary(
         run_id="" if start is None else start.run_id,
@@ -68,6 +68,11 @@ def summarize(run_dir: Path, rows: JournalRows, skipped: Counter[str] | None = N
         skipped=dict(skipped or {}),
         notice=status.notice,
     )
+
+
+def beginning(rows: JournalRows) -> TelemetryEvent | None:
+    """The event that tells which run it is; None while there is none that can be read."""
+    return _first(rows, EventType.RUN_STARTED) or next((event for _, event in rows.readable()), None)
 
 
 def moment(seconds: float | None) -> datetime | None:

@@ -31,7 +31,7 @@ from sapflow.telemetry.journal_layout import (
     SELECT_META,
     SET_META,
 )
-from sapflow.telemetry.run_directory import JOURNAL_NAME, network_warning
+from sapflow.telemetry.run_directory import JOURNAL_NAME, network_warning, refuse_rolled
 
 LOGGER = logging.getLogger("sapflow.journal")
 
@@ -70,7 +70,8 @@ class Journal:
         queue_size: in events.
 
     Raises:
-        RunDirectoryError: there is a journal already (or none, to `resume`), or the file cannot be made or written.
+        RunDirectoryError: there is a journal already (or none, to `resume`; or it was rolled and removed), or the file
+            cannot be made or written.
     """
 
     def __init__(self, run_dir: Path, *, resume: bool = False, queue_size: int = 65_536) -> None:
@@ -279,6 +280,7 @@ def _reopen(path: Path) -> sqlite3.Connection:
 
 def _create(path: Path) -> sqlite3.Connection:
     """A new journal; whenever its maker is killed, readers see no file, an empty one, or one with all its tables."""
+    refuse_rolled(path.parent)
     try:
         path.touch(exist_ok=False)
     except FileExistsError as error:

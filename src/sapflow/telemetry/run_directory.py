@@ -83,6 +83,22 @@ def _last_change(run_dir: Path) -> int:
     return max(path.stat().st_mtime_ns for path in places if path.exists())
 
 
+def has_journal(run_dir: Path) -> bool:
+    """Whether there is a journal with anything in it: its maker may have been killed before it wrote."""
+    journal = run_dir / JOURNAL_NAME
+    return journal.exists() and journal.stat().st_size > 0
+
+
+def refuse_rolled(run_dir: Path) -> None:
+    """A new journal would stand before what the run's own was rolled into.
+
+    Raises:
+        RunDirectoryError: the run is rolled, and its journal removed.
+    """
+    if (run_dir / ROLLED_NAME).exists() and not has_journal(run_dir):
+        raise RunDirectoryError(f"the run in {run_dir} is rolled and its journal removed: nothing can be added to it")
+
+
 def wal_of(journal: Path) -> Path:
     """Where SQLite keeps what is committed to `journal` and not yet moved into it."""
     return journal.with_name(f"{journal.name}-wal")

@@ -29,6 +29,7 @@ def start(plan: RunPlan, run_dir: Path, *, resume: bool = False) -> subprocess.P
         InputError: the plan cannot be carried out, or the directory is taken.
         SapflowError: the trainer ended before it had begun.
     """
+    run_directory.refuse_rolled(run_dir)
     if not resume:
         prepare(plan, run_dir)
     log_path = run_dir / run_directory.LOG_NAME

@@ -62,8 +62,9 @@ def plan_of(run_dir: Path) -> RunPlan:
     """What the run in this directory was asked to do.
 
     Raises:
-        InputError: there is no run that can be resumed, or it is complete.
+        InputError: there is no run that can be resumed, or it is complete, or rolled and its journal removed.
     """
+    run_directory.refuse_rolled(run_dir)
     path = run_dir / run_directory.PLAN_NAME
     try:
         if path.stat().st_size > MAX_PLAN_BYTES:
@@ -73,7 +74,7 @@ def plan_of(run_dir: Path) -> RunPlan:
         raise InputError(f"{run_dir} holds no run that can be resumed ({path.name}: {error.strerror})") from error
     except msgspec.DecodeError as error:
         raise InputError(f"{path} is no plan of a run ({error}): restore it from a copy") from error
-    if _has_journal(run_dir):
+    if run_directory.has_journal(run_dir):
         with Source(run_dir) as source:
             if source.status().state is RunState.COMPLETED:
                 raise InputError(f"the run in {run_dir} is complete: there is nothing to resume")
@@ -93,11 +94,12 @@ def record(
         resume: go on with the run that ended there: its telemetry and weights become those of one that never did.
 
     Raises:
-        InputError: another trainer is at work there, or was, or its journal cannot be read.
+        InputError: another trainer is at work there, or was, or its journal cannot be read, or was rolled and removed.
     """
+    run_directory.refuse_rolled(run_dir)
     with run_directory.TrainerLock(run_dir):
         checkpoints = Checkpoints(run_dir, plan.checkpoint_every)
-        going_on = resume and _has_journal(run_dir)
+        going_on = resume and run_directory.has_journal(run_dir)
         known = WhatIsNew(run_dir) if going_on else None
         if resume and not going_on:
             (run_dir / run_directory.JOURNAL_NAME).unlink(missing_ok=True)  # an empty file, if any
@@ -120,11 +122,6 @@ def record(
                     notifier.close(NOTIFYING_SECONDS)  # before the journal, which is told what came of it
                 report = journal.close()
     return RecordedRun(completed, report)
-
-
-def _has_journal(run_dir: Path) -> bool:
-    journal = run_dir / run_directory.JOURNAL_NAME
-    return journal.exists() and journal.stat().st_size > 0
 
 
 def stop_on_signals() -> None:
