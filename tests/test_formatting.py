@@ -5,6 +5,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from rich.cells import cell_len
 
 from sanctum_events import FakeSource, demo_run, explosion, seed, unmeasured
@@ -261,6 +262,8 @@ def header(
     quiet: float = 5.0,
     lag: float = 0.0,
     moment: int | None = None,
+    gaps: int = 0,
+    trouble: bool = True,
     **fields: object,
 ) -> list[str]:
     fold = SanctumAggregator()
@@ -271,7 +274,8 @@ def header(
     fold.apply_status(RunStatus(state=state, last_event_time=last, **fields))
     census = Census()
     census.take(fold.snapshot().envs)
-    lines = header_lines(fold.snapshot(), last + quiet, notice, width, census.total, 12.0, lag, moment)
+    snapshot = replace(fold.snapshot(), gaps=gaps)
+    lines = header_lines(snapshot, last + quiet, notice, width, census.total, 12.0, lag, moment, trouble)
     return [text(spans) for spans in lines]
 
 
@@ -279,14 +283,45 @@ def test_the_header_tells_a_live_a_completed_and_a_cut_off_run_apart() -> None:
     assert header(RunState.LIVE)[1].startswith("● live   ")
     assert header(RunState.COMPLETED)[1].startswith("■ completed ")
     cut_off = header(RunState.ENDED)[1]
-    assert cut_off.startswith("✕ ended without completion since ")
-    assert "(trainer gone)" in cut_off
+    assert cut_off.startswith("✕ trainer gone since ")
 
 
 def test_the_header_says_when_it_lags_when_it_is_quiet_and_when_it_is_not_of_now() -> None:
     assert header(RunState.LIVE, lag=7.4)[1].startswith("◐ live, lagging by 7 s")
     assert header(RunState.LIVE, quiet=75)[1].startswith("● live, quiet for 1:15")
     assert header(RunState.COMPLETED, moment=3)[1].startswith("▶ epoch 3, not now  ■ completed")
+
+
+@pytest.mark.parametrize("width", [78, 98, 198])  # a header has a blank at each side
+@pytest.mark.parametrize("moment", [None, 7])
+@pytest.mark.parametrize("trouble", [True, False])
+@pytest.mark.parametrize(
+    ("state", "lag", "quiet", "words"),
+    [
+        (RunState.ENDED, 0.0, 5.0, "✕ trainer gone"),
+        (RunState.COMPLETED, 0.0, 5.0, "■ completed"),
+        (RunState.LIVE, 12.0, 5.0, "lagging by 12 s"),
+        (RunState.LIVE, 0.0, 75.0, "quiet for 1:15"),
+    ],
+)
+def test_what_is_urgent_is_in_the_header_at_every_width(
+    state: RunState, lag: float, quiet: float, words: str, trouble: bool, moment: int | None, width: int
+) -> None:
+    lost = {"dropped_events": 30, "dropped_samples": 8, "skipped": 2}
+    line = header(state, width, quiet=quiet, lag=lag, moment=moment, gaps=3, trouble=trouble, **lost)[1]
+    assert "…" not in line
+    assert words in line
+    assert (f"▶ epoch {moment}" in line) is (moment is not None)
+    whole = "3 gaps" in line and "2 skipped" in line and ("38 dropped" in line or "30 dropped  8 samples" in line)
+    assert whole or "43 lost" in line
+    assert whole or (width == 78 and trouble and moment)
+    for glyph, count in (("▲", 1), ("▼", 1), ("?", 2), ("⚑", 1)):
+        assert (f"{glyph} {count} " in line) is trouble
+
+
+def test_the_time_left_is_said_of_now_alone() -> None:
+    assert " left" in header(RunState.LIVE, 198)[0]
+    assert " left" not in header(RunState.LIVE, 198, moment=7)[0]
 
 
 @pytest.mark.parametrize("width", [80, 100, 200])

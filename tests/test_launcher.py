@@ -85,7 +85,7 @@ def test_a_stopped_trainer_closes_its_journal_and_says_where_it_is_in_one_line(c
 def test_sanctum_shows_a_killed_run_as_ended_without_completion(cut):
     run_dir = cut["killed"].run_dir
     with Terminal((*SAPFLOW, "sanctum", str(run_dir)), run_dir.parent) as terminal:
-        terminal.wait_for("ended without completion")
+        terminal.wait_for("trainer gone since")
         terminal.type("q")
         assert terminal.wait() == 0
         terminal.assert_left_clean()

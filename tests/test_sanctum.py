@@ -16,7 +16,8 @@ from textual.pilot import Pilot
 from sanctum_events import demo_run, epoch, event, explosion, sample, seed, unmeasured
 from sanctum_pilot import arrive, focused, sanctum, screen_lines, screen_text, shown_envs
 from sapflow.errors import JournalError
-from sapflow.sanctum.app import BATCH, SanctumApp
+from sapflow.sanctum.app import SanctumApp
+from sapflow.sanctum.following import BATCH
 from sapflow.sanctum.widgets import env_grid
 from sapflow.sanctum.widgets.env_detail_screen import EnvDetailScreen, SeedCard
 from sapflow.sanctum.widgets.env_grid import EnvGrid
@@ -364,7 +365,7 @@ async def test_a_cut_off_run_is_shown_as_ended_without_completion() -> None:
     status = RunStatus(state=RunState.ENDED, last_event_time=events[-1].time, dropped_events=2)
     async with sanctum(events, status=status) as (app, _, _):
         line = screen_lines(app)[1]
-        assert "✕ ended without completion since" in line
+        assert "✕ trainer gone since" in line
         assert "2 dropped" in line
 
 

@@ -1,4 +1,4 @@
-"""The terminal app: follows a run directory and shows it."""
+"""The terminal app: what can be done while a run is followed, by keys and by the palette, and in which colours."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -9,20 +9,17 @@ from pathlib import Path, PurePath
 from typing import ClassVar
 
 from textual import events
-from textual.app import App, SystemCommand
+from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.theme import Theme as TextualTheme
-from textual.timer import Timer
 
-from sapflow.errors import InputError, SapflowError
+from sapflow.errors import SapflowError
 from sapflow.sanctum.aggregator import SanctumAggregator
-from sapflow.sanctum.census import Census
+from sapflow.sanctum.following import FollowingApp
 from sapflow.sanctum.glyphs import ORANGE, SKY_BLUE, VERMILLION
 from sapflow.sanctum.hand import why_not
-from sapflow.sanctum.playhead import Playhead
-from sapflow.sanctum.rewind import opened, recall
-from sapflow.sanctum.schema import SanctumSnapshot
+from sapflow.sanctum.rewind import opened
 from sapflow.sanctum.screenshot import save, without_web
 from sapflow.sanctum.spans import clean
 from sapflow.sanctum.themes import DEFAULT, THEMES, Theme
@@ -32,19 +29,15 @@ from sapflow.sanctum.widgets.env_grid import EnvGrid
 from sapflow.sanctum.widgets.env_overview import OverviewScreen
 from sapflow.sanctum.widgets.help_screen import HelpScreen
 from sapflow.sanctum.widgets.key_bar import working_keys
-from sapflow.sanctum.widgets.shell import Subject
 from sapflow.sanctum.widgets.snapshot_screen import SnapshotScreen
 from sapflow.sanctum.widgets.span_view import SpanView
-from sapflow.telemetry.events import TelemetryEvent
 from sapflow.telemetry.source import Source
 
-BATCH = 2_000  # events between two looks at the keyboard
-RECALL_SECONDS = 0.03  # between two looks, for what was opened in brief
 PLAYED = 2.0  # epochs a second
 
 
-class SanctumApp(App[None]):
-    """Shows what `source` has, and what comes; never writes anything. What it is for its screens: `widgets/shell.py`.
+class SanctumApp(FollowingApp):
+    """Shows what `source` has, and what comes; never writes anything.
 
     `clock` gives Unix seconds; with `read_only` nothing can be asked of the trainer. `aggregator` has what is
     known of the run before `source` is read on.
@@ -71,65 +64,18 @@ class SanctumApp(App[None]):
         aggregator: SanctumAggregator | None = None,
         other: Source | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(source, poll_seconds, clock, aggregator or SanctumAggregator())
         for each in THEMES.values():
             self.register_theme(as_textual(each))
         self.ansi_theme_dark = self.ansi_theme_light = THEMES[theme].ansi
         self.theme = theme
-        self.source = source
         self.other = other
-        self.clock = clock
         self.read_only = read_only
-        self.poll_seconds = poll_seconds
-        self.aggregator = aggregator or SanctumAggregator()
-        self.census = Census()
-        self._playhead = Playhead(source, self.aggregator.snapshot)
-        self._player: Timer | None = None
-        self._error = ""
-        self._failure = ""
-        self._left_out = 0
 
     @property
-    def snapshot(self) -> SanctumSnapshot:
-        """The run as far as it was read."""
-        return self.aggregator.snapshot()
-
-    @property
-    def shown(self) -> SanctumSnapshot:
-        """The run at the moment shown."""
-        return self._playhead.shown
-
-    @property
-    def pace(self) -> float | None:
-        """Passes a second now, None while nothing is known."""
-        return self.snapshot.passes_per_second or None
-
-    @property
-    def lag(self) -> float:
-        """Seconds from the newest event that was read to the newest that the journal has."""
-        return self.snapshot.lag
-
-    @property
-    def moment(self) -> int | None:
-        """The epoch shown, None for live."""
-        return self._playhead.moment
-
-    @property
-    def speed(self) -> float:
-        """Epochs a second that are played; 0.0 while paused."""
-        return self._playhead.speed
-
-    @property
-    def notice(self) -> str:
-        """What a person should know about following the run: what just went wrong, else the source's own notice."""
-        status = self.snapshot.status
-        left_out = f"{self._left_out} events say what cannot be, and are left out" if self._left_out else ""
-        return self._error or left_out or (status.notice if status else "")
-
-    @property
-    def subject(self) -> Subject:
-        """What the person looks at."""
-        return self.screen.subject if isinstance(self.screen, SnapshotScreen) else Subject()
+    def offers(self) -> tuple[object, ...]:
+        """Why the operator's hand can do nothing, action by action, and the moment shown."""
+        return (*super().offers, *(self._why_not(action) for action in HAND.values()))
 
     def get_default_screen(self) -> Screen[None]:
         """The overview is what everything else lies upon."""
@@ -148,94 +94,9 @@ class SanctumApp(App[None]):
             await self.action_compare()
         await self.follow()
 
-    async def follow(self) -> None:
-        """Reads on and shows it; comes again at once while there is more, else after `poll_seconds`."""
-        more = self.read_batch()
-        await self.show()
-        if more:
-            self.call_later(self.follow)
-        else:
-            self.set_timer(self.poll_seconds, self.follow)
-
-    def read_batch(self) -> bool:
-        """Takes in the next events, at most BATCH; returns whether there may be more."""
-        try:
-            events = self.source.read(limit=BATCH)
-            status = self.source.status()
-            until = time.monotonic() + RECALL_SECONDS
-            while not events and recall(self.source, self.aggregator) and time.monotonic() < until:
-                pass
-        except InputError as error:
-            self._error = str(error)
-            return False
-        self._error = ""
-        for event in events:
-            self._take_in(event)
-        self.aggregator.apply_status(status)
-        return bool(events)
-
-    def _take_in(self, event: TelemetryEvent) -> None:
-        """One event; one that says what cannot be is left out, and that is said."""
-        try:
-            self.aggregator.apply(event)
-        except Exception as error:
-            self.log.error(error)
-            self._left_out += 1
-
-    async def show(self) -> None:
-        """Draws the moment shown on the topmost screen that follows it; one that fails says so, and the app goes on."""
-        stack = reversed(self.screen_stack)  # empty while the app goes down
-        active = next((screen for screen in stack if isinstance(screen, SnapshotScreen)), None)
-        if active is None:
-            return
-        try:
-            self.census.take(self.shown.envs)
-            await active.show(self.shown, self.notice)
-            active.show_time(self.shown)
-            self._failure = ""
-        except Exception as error:
-            self.log.error(error)
-            if str(error) != self._failure:  # said once, not at every poll
-                self.notify(f"this cannot be shown: {type(error).__name__}", severity="error", markup=False)
-            self._failure = str(error)
-
-    def go_to(self, epoch: int) -> None:
-        """Shows the run as it stood at the end of `epoch`, at least 0 and at most the last one."""
-        self._travel(lambda: self._playhead.go_to(epoch))
-
-    def go_live(self) -> None:
-        """Shows the newest that is known, and goes on with the run."""
-        self._travel(self._playhead.go_live)
-
-    def play(self, speed: float) -> None:
-        """Plays `speed` epochs a second from the moment shown on, until the last one, then goes live; 0.0 pauses."""
-        self._travel(lambda: self._playhead.play(speed))
-
-    def _travel(self, move: Callable[[], None]) -> None:
-        """Moves the playhead and shows where it stands; a moment that cannot be read leaves it where it was."""
-        try:
-            move()
-        except InputError as error:
-            self._playhead.speed = 0.0
-            self.notify(str(error), severity="error", markup=False)
-        if self._player is not None:
-            self._player.stop()
-        self._player = self.set_timer(1 / self.speed, self._tick) if self.speed else None
-        self.call_later(self.show)
-        self.refresh_bindings()
-
-    def _tick(self) -> None:
-        if self.screen_stack:  # none is left while the app goes down
-            self._travel(self._playhead.tick)
-
     async def on_env_grid_chosen(self, message: EnvGrid.Chosen) -> None:
         """Opens the env's own screen."""
         await self.open(EnvDetailScreen(message.env_id))
-
-    async def open(self, screen: Screen[None]) -> None:
-        """Lays `screen` upon the others, and shows the run on it."""
-        await self.push_screen(screen)
-        await self.show()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Whether the key does something now; what does nothing is not shown."""
@@ -244,7 +105,7 @@ class SanctumApp(App[None]):
         if action == "live":
             return self.moment is not None
         if action == "copy":
-            return isinstance(self.screen, SnapshotScreen) and bool(self.screen.card)
+            return self.looked_at is not None and bool(self.looked_at.card)
         return True
 
     def _why_not(self, action: str) -> str:
@@ -255,8 +116,9 @@ class SanctumApp(App[None]):
     def on_key(self, event: events.Key) -> None:
         """A key of the operator's hand that does nothing here says why."""
         action = HAND.get(event.key)
-        if action is not None and isinstance(self.screen, SnapshotScreen):
-            self.notify(f"cannot {action} here: {self._why_not(action)}", severity="warning", markup=False)
+        reason = self._why_not(action) if action is not None and isinstance(self.screen, SnapshotScreen) else ""
+        if reason:
+            self.notify(f"cannot {action} here: {reason}", severity="warning", markup=False)
 
     async def action_back(self) -> None:
         """Closes the screen on top."""
@@ -292,7 +154,7 @@ class SanctumApp(App[None]):
 
     def action_step(self, epochs: int) -> None:
         """Moves by so many epochs."""
-        self._travel(lambda: self._playhead.step(epochs))
+        self.step(epochs)
 
     def action_play(self) -> None:
         """Plays, or pauses what plays; live, it pauses at the last epoch."""

@@ -25,22 +25,24 @@ def header_lines(
     pace: float | None = None,
     lag: float = 0.0,
     moment: int | None = None,
+    trouble: bool = True,
 ) -> list[Line]:
     """Which run and how far; how its journal and its seeds are; and, where there is one, the notice.
 
     `now` in Unix seconds; `counts` of the whole run; `pace` in passes a second; `lag` in seconds from the newest event
-    that was read to the newest that the journal has; `moment` is the epoch that is shown, None where that is now.
+    that was read to the newest that the journal has; `moment` is the epoch that is shown, None where that is now;
+    without `trouble` what is wrong is counted elsewhere on the screen.
     """
     lines = [
-        _run_line(snapshot, now, width),
-        _state_line(snapshot, width, _state(snapshot, now, lag, moment), counts or Counter(), pace),
+        _run_line(snapshot, now, width, moment),
+        _state_line(snapshot, width, _states(snapshot, now, lag, moment), counts or Counter(), pace, trouble),
     ]
     if notice:
         lines.append(line((f"⚑ {clean(notice, 500)}", f"bold {ORANGE}")))
     return [fit(drawn, width) for drawn in lines]
 
 
-def _run_line(snapshot: SanctumSnapshot, now: float, width: int) -> Line:
+def _run_line(snapshot: SanctumSnapshot, now: float, width: int, moment: int | None) -> Line:
     envs = snapshot.envs.values()
     done = sum(env.epoch for env in envs)
     asked = max(snapshot.expected_envs, len(envs)) * snapshot.expected_epochs or sum(env.epochs for env in envs)
@@ -51,7 +53,8 @@ def _run_line(snapshot: SanctumSnapshot, now: float, width: int) -> Line:
     left = elapsed * (1 - share) / share if share else -1.0
     task = line(("Sapflow ", f"bold {BLUISH_GREEN}"), (f" {clean(snapshot.task, 24)}", "bold"))
     run = line((f"  {clean(snapshot.run_id, 28)}", DIM))
-    time_left = f"{duration(left)} left" if _is_live(snapshot) and asked else ""
+    # The past has a share of its own, which the time elapsed until now says nothing of.
+    time_left = f"{duration(left)} left" if _is_live(snapshot) and asked and moment is None else ""
     times = line((f"{duration(elapsed)} elapsed" + (f"  {time_left}" if time_left else ""), DIM))
     bar = _bar(share, min(width // 8, 40)) if asked else ()
     how_far = line(of_epochs(epoch, epochs))
@@ -88,32 +91,59 @@ def _is_live(snapshot: SanctumSnapshot) -> bool:
     return snapshot.status is not None and snapshot.status.state is RunState.LIVE
 
 
-def _state_line(snapshot: SanctumSnapshot, width: int, state: Line, counts: Counter[Kind], pace: float | None) -> Line:
-    """The journal's state, the pace and the sizes; what is missing; at the right end what is wrong, glyph by glyph."""
+def _state_line(
+    snapshot: SanctumSnapshot,
+    width: int,
+    states: tuple[Line, Line],
+    counts: Counter[Kind],
+    pace: float | None,
+    trouble: bool,
+) -> Line:
+    """The journal's state, the pace and the sizes; what is missing; at the right end what is wrong, glyph by glyph.
+
+    Where there is no room for all of it, what is well goes first; the state, what was lost and what is wrong stay.
+    """
+    state, brief = states
     speed = line(f"{'--' if pace is None else compact(pace):>5} passes/s")
     alive = counts[Kind.LEARNING] + counts[Kind.BLENDING] + counts[Kind.FOSSILIZED]
     sizes = line(f"{_counted(len(snapshot.envs), 'env')}  {_counted(alive, 'seed')}")
-    every, some, urgent = _losses(snapshot)
-    trouble = spaced((_count(kind, counts[kind]) for kind in _TROUBLE), gap="  ")
+    every, some, urgent, least = _losses(snapshot)
+    kinds = _TROUBLE if trouble else ()
+    wrong = spaced((_count(kind, counts[kind]) for kind in kinds), gap="  ")
+    wrong_alone = spaced((_count(kind, counts[kind]) for kind in kinds if counts[kind]), gap="  ")
     variants = [
-        spaced(part for part in parts if part)
-        for parts in (
-            (state, speed, sizes, every),
-            (state, speed, sizes, some),
-            (state, speed, sizes, urgent),
-            (state, sizes, urgent),
-            (state, urgent),
-            (state,),
+        (spaced(part for part in parts if part), right)
+        for parts, right in (
+            ((state, speed, sizes, every), wrong),
+            ((state, speed, sizes, some), wrong),
+            ((state, speed, sizes, urgent), wrong),
+            ((state, sizes, urgent), wrong),
+            ((state, urgent), wrong),
+            ((state, urgent), wrong_alone),
+            ((brief, urgent), wrong_alone),
+            ((brief, least), wrong_alone),
+            ((brief, least), ()),
         )
     ]
-    room = width - width_of(trouble) - 3
-    return ends(first_that_fits(room, variants), line("  ", *trouble, " "), width)
+    fitting = (ends(left, line("  ", *right, " "), width) for left, right in variants if _room(left, right) <= width)
+    return next(fitting, fit(variants[-1][0], width))
 
 
-def _state(snapshot: SanctumSnapshot, now: float, lag: float, moment: int | None) -> Line:
-    """How the journal is; before it, where that is so, that what is shown is not of now."""
-    then = (line((f"▶ epoch {moment}, not now", f"bold reverse {SKY_BLUE}")),) if moment is not None else ()
-    return spaced((*then, _journal_state(snapshot, now, lag)), gap="  ")
+def _room(left: Line, right: Line) -> int:
+    """The cells that the ends of a line take, with blanks between and behind them."""
+    return width_of(left) + width_of(right) + 3
+
+
+def _states(snapshot: SanctumSnapshot, now: float, lag: float, moment: int | None) -> tuple[Line, Line]:
+    """How the journal is, in full and in brief; before it, where that is so, that what is shown is not of now."""
+    style = f"bold reverse {SKY_BLUE}"
+    full, brief = _journal_state(snapshot, now, lag)
+    if moment is None:
+        return full, brief
+    return (
+        spaced((line((f"▶ epoch {moment}, not now", style)), full), gap="  "),
+        spaced((line((f"▶ epoch {moment}", style)), brief), gap="  "),
+    )
 
 
 def _count(kind: Kind, number: int) -> Line:
@@ -124,14 +154,15 @@ def _counted(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def _losses(snapshot: SanctumSnapshot) -> tuple[Line, Line, Line]:
-    """What of the run's telemetry is not here, a number each: in full, in brief, and only what is not zero."""
+def _losses(snapshot: SanctumSnapshot) -> tuple[Line, Line, Line, Line]:
+    """What of the run's telemetry is not here: in full, in brief, of these what is not zero, and their sum."""
     status = snapshot.status
     events, samples = (status.dropped_events, status.dropped_samples) if status else (0, 0)
     skipped = status.skipped if status else 0
     every = ((snapshot.gaps, "gaps"), (events, "dropped"), (samples, "samples dropped"), (skipped, "skipped"))
     brief = ((snapshot.gaps, "gaps"), (events + samples, "dropped"), (skipped, "skipped"))
-    return _lost(every), _lost(brief), _lost(loss for loss in brief if loss[0])
+    lost = sum(number for number, _ in brief)
+    return _lost(every), _lost(brief), _lost(loss for loss in brief if loss[0]), _lost([(lost, "lost")] if lost else ())
 
 
 def _lost(losses: Iterable[tuple[int, str]]) -> Line:
@@ -141,16 +172,23 @@ def _lost(losses: Iterable[tuple[int, str]]) -> Line:
     )
 
 
-def _journal_state(snapshot: SanctumSnapshot, now: float, lag: float) -> Line:
+def _journal_state(snapshot: SanctumSnapshot, now: float, lag: float) -> tuple[Line, Line]:
+    """In full and in brief."""
     status = snapshot.status
     if status is None:
-        return line(("○ opening", DIM))
+        return _both("○ opening", "", "", DIM)
     last = status.last_event_time
     if status.state is RunState.LIVE:
         if lag > LAGGING:
-            return line((f"◐ live, lagging by {lag:.0f} s", f"bold {ORANGE}"))
-        quiet = f", quiet for {duration(now - last)}" if last is not None and QUIET < now - last < 1e8 else ""
-        return line((f"● live{quiet}", f"bold {BLUISH_GREEN}"))
+            return _both("◐ ", "live, ", f"lagging by {lag:.0f} s", f"bold {ORANGE}")
+        if last is not None and QUIET < now - last < 1e8:
+            return _both("● ", "live, ", f"quiet for {duration(now - last)}", f"bold {BLUISH_GREEN}")
+        return _both("● live", "", "", f"bold {BLUISH_GREEN}")
     if status.state is RunState.COMPLETED:
-        return line(("■ completed", f"bold {SKY_BLUE}"))
-    return line((f"✕ ended without completion since {clock(last)} (trainer gone)", f"bold {VERMILLION}"))
+        return _both("■ completed", "", "", f"bold {SKY_BLUE}")
+    return _both("✕ trainer gone", " since", f" {clock(last)}", f"bold {VERMILLION}")
+
+
+def _both(begin: str, dispensable: str, rest: str, style: str) -> tuple[Line, Line]:
+    """A text with what can be left out of it, and without."""
+    return line((begin + dispensable + rest, style)), line((begin + rest, style))

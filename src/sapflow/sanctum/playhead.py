@@ -18,6 +18,7 @@ class Playhead:
         self._film = Film(source)
         self._live = live
         self._then = SanctumSnapshot()
+        self._reached = 0  # envs that had ended the moment's epoch when it was looked up
 
     @property
     def shown(self) -> SanctumSnapshot:
@@ -42,7 +43,24 @@ class Playhead:
         """
         moment = min(max(epoch, 0), self.last_epoch)
         if moment != self.moment:
-            self.moment, self._then = moment, self._film.at(moment)
+            self._look_up(moment)
+
+    def catch_up(self) -> None:
+        """Looks the moment up again once more envs have reached it: those behind are shown as far as they were.
+
+        Raises:
+            JournalError: the journal cannot be read there.
+        """
+        if self.moment is not None and self._that_reached(self.moment) > self._reached:
+            self._look_up(self.moment)
+
+    def _look_up(self, moment: int) -> None:
+        reached = self._that_reached(moment)
+        self._then = self._film.at(moment)
+        self.moment, self._reached = moment, reached
+
+    def _that_reached(self, moment: int) -> int:
+        return sum(env.epoch >= moment for env in self._live().envs.values())
 
     def go_live(self) -> None:
         """Shows what happens now."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from sapflow.sanctum.aggregator import LOG_LIMIT, SanctumAggregator
 from sapflow.sanctum.env_view import ENV_LOG_LIMIT
-from sapflow.sanctum.schema import SanctumSnapshot
+from sapflow.sanctum.schema import EnvStatus, SanctumSnapshot
 from sapflow.sanctum.slot_view import HISTORY_LIMIT
 from sapflow.telemetry.source import Source
 from sapflow.telemetry.vocabulary import EventType
@@ -75,7 +75,10 @@ def snapshot_at(source: Source, epoch: int) -> SanctumSnapshot:
 
 
 class Film:
-    """The moments of a run, one after another: the next one costs no more than what its epoch says."""
+    """The moments of a run, one after another: the next one costs no more than what its epoch says.
+
+    A moment that some env has not reached yet is looked up whole when it is asked for again, and so is the next one.
+    """
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -88,14 +91,16 @@ class Film:
         Raises:
             JournalError: the journal cannot be read.
         """
-        goes_on, self._epoch = self._epoch is not None and epoch == self._epoch + 1, None  # unless this succeeds
+        goes_on, self._epoch = self._epoch is not None and epoch == self._epoch + 1, None  # unless all is well
         with self._source.held_still():
             if goes_on:
                 self._go_on_to(epoch)
             else:
                 self._aggregator = _looked_up(self._source, epoch, WHOLE_AT_A_MOMENT)
-        self._epoch = epoch
-        return self._aggregator.snapshot()
+        snapshot = self._aggregator.snapshot()
+        if all(env.epoch >= epoch for env in snapshot.envs.values() if env.status is EnvStatus.TRAINING):
+            self._epoch = epoch
+        return snapshot
 
     def _go_on_to(self, epoch: int) -> None:
         source, envs, known = self._source, self._source.envs(), self._aggregator.snapshot().envs

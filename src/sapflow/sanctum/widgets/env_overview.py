@@ -68,7 +68,7 @@ class OverviewScreen(SnapshotScreen):
 
     def compose(self) -> ComposeResult:
         """From the top to the bottom."""
-        yield RunHeader()
+        yield RunHeader(trouble=False)
         yield CountStrip()
         yield ViewLine()
         yield EnvGrid()
@@ -77,7 +77,7 @@ class OverviewScreen(SnapshotScreen):
             yield Input(placeholder="env:3  slot:early  blueprint:conv  or any text", compact=True)
         yield KeyBar()
 
-    def on_mount(self) -> None:
+    async def on_mount(self) -> None:
         """The grid has the focus, and the search is not open."""
         self.query_one("#search").display = False
         self.query_one(EnvGrid).focus()

@@ -13,8 +13,10 @@ from sapflow.telemetry.source import RunState
 class RunHeader(SpanView):
     """What is true of the whole run, with a clock that goes on while the run does."""
 
-    def __init__(self) -> None:
+    def __init__(self, trouble: bool = True) -> None:
+        """Without `trouble`, what is wrong is counted elsewhere on the screen."""
         super().__init__()
+        self._trouble = trouble
         self._snapshot = SanctumSnapshot()
         self._notice = ""
         self._second = 0
@@ -41,4 +43,5 @@ class RunHeader(SpanView):
             pace=app.pace,
             lag=app.lag,
             moment=app.moment,
+            trouble=self._trouble,
         )

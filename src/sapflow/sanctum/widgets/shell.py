@@ -71,8 +71,11 @@ class Shell(Protocol):
     def speed(self) -> float:
         """Epochs a second that are played; 0.0 while paused."""
 
+    async def show(self) -> None:
+        """Draws the moment shown on the topmost screen that follows the run."""
+
     async def open(self, screen: Screen[None]) -> None:
-        """Lays `screen` upon the others, and shows the run on it."""
+        """Lays `screen` upon the others; a SnapshotScreen shows the run from its first frame on."""
 
     def go_to(self, epoch: int) -> None:
         """Shows the run as it stood at the end of `epoch`, at least 0 and at most the last one."""

@@ -8,7 +8,7 @@ from textual.widget import Widget
 
 from sapflow.sanctum.schema import SanctumSnapshot
 from sapflow.sanctum.spans import Line
-from sapflow.sanctum.widgets.shell import Subject
+from sapflow.sanctum.widgets.shell import Subject, shell
 
 
 class ShowsTime(Protocol):
@@ -22,6 +22,10 @@ class SnapshotScreen(Screen[None]):
     """A screen that is shown every new snapshot while it is the active one."""
 
     _time_bar: Widget | None = None
+
+    async def on_mount(self) -> None:
+        """Shows the run before the first frame is drawn, so that no frame shows what is not so."""
+        await shell(self).show()
 
     @property
     def subject(self) -> Subject:
