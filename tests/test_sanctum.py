@@ -396,15 +396,6 @@ async def test_a_card_that_cannot_be_drawn_leaves_the_others(monkeypatch: pytest
         assert "env 00" in screen_text(app)
 
 
-async def test_a_terminal_without_unicode_gets_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SpanView, "unicode", False)
-    async with sanctum(demo_run()) as (app, _, pilot):
-        card = await card_of(pilot, app)
-        lines = [words(line) for line in rendered(card)]
-        assert all(line.isascii() for line in lines)
-        assert any("Grad: ^ EXPLODING" in line for line in lines)
-
-
 async def test_a_journal_on_disk_is_followed_and_drawn(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     for each in demo_run(completed=True):

@@ -1,7 +1,7 @@
 """The terminal app: what can be done while a run is followed, by keys and by the palette, and in which colours."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from io import StringIO
@@ -11,18 +11,20 @@ from typing import ClassVar
 from textual import events
 from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
+from textual.filter import LineFilter
 from textual.screen import Screen
 from textual.theme import Theme as TextualTheme
 
 from sapflow.errors import SapflowError
 from sapflow.sanctum.aggregator import SanctumAggregator
 from sapflow.sanctum.following import FollowingApp
-from sapflow.sanctum.glyphs import ORANGE, SKY_BLUE, VERMILLION
+from sapflow.sanctum.glyphs import ORANGE, SKY_BLUE, VERMILLION, terminal_has_unicode
 from sapflow.sanctum.hand import why_not
 from sapflow.sanctum.rewind import opened
 from sapflow.sanctum.screenshot import save, without_web
 from sapflow.sanctum.spans import clean
 from sapflow.sanctum.themes import DEFAULT, THEMES, Theme
+from sapflow.sanctum.widgets.ascii_only import AsciiOnly
 from sapflow.sanctum.widgets.commands import COMMANDS, HAND, screen_for, time_bar
 from sapflow.sanctum.widgets.env_detail_screen import EnvDetailScreen
 from sapflow.sanctum.widgets.env_grid import EnvGrid
@@ -69,6 +71,7 @@ class SanctumApp(FollowingApp):
             self.register_theme(as_textual(each))
         self.ansi_theme_dark = self.ansi_theme_light = THEMES[theme].ansi
         self.theme = theme
+        self._ascii = AsciiOnly(enabled=not terminal_has_unicode())
         self.other = other
         self.read_only = read_only
 
@@ -84,6 +87,14 @@ class SanctumApp(FollowingApp):
     def get_theme_variable_defaults(self) -> dict[str, str]:
         """What the style sheet takes from our themes."""
         return as_textual(THEMES[DEFAULT]).variables
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """Textual's own, and ours where the terminal has no Unicode."""
+        return [*super().get_line_filters(), *([self._ascii] if self._ascii.enabled else ())]
+
+    def get_key_display(self, binding: Binding) -> str:
+        """Enter has a name, as on every keyboard."""
+        return binding.key if binding.key == "enter" else super().get_key_display(binding)
 
     async def on_ready(self) -> None:
         """Begins to follow."""

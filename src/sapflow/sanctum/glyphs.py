@@ -1,7 +1,10 @@
 """Shapes and colours: every state has both, so that neither a colour-blind eye nor a plain terminal loses it."""
 
 import locale
+import os
 import sys
+
+from rich.cells import cell_len
 
 from sapflow.sanctum.schema import Condition
 from sapflow.telemetry.vocabulary import EventType, SeedStage
@@ -74,21 +77,37 @@ EVENT_MARKS = {
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 
-_ASCII = str.maketrans(
-    "·◌○◐◕●✕⊘◇▲▼✓⚑»■→…�╭╮╰╯─│┏┓┗┛━┃┈░▁▂▃▄▅▆▇█×¼Δ–",
-    ".oO%#*x/w^v+&:=>.?++++-|++++=|..__--==##x/D-",
+# In a chart, what is measured (blocks and braille) is told from what it is measured by (lines).
+_ASCII: dict[int, int | str] = dict(
+    str.maketrans(
+        "·◌○◐◕●✕⊘◇◆▲▼✓⚑»■›‖∞←→↑↓▶⏎…“”×Δ–−¼╌┈░▁▂▃▄▅▆▇█▀▔▉▊▋▌▍▎▏▐▕",
+        '.oO%#*x/w@^v+&:=>|!<>^v>>.""xD--/~..__ooOO##--|||||||||',
+    )
 )
-_ASCII |= str.maketrans("›‖▌“”∞", '>||""!')
+_ASCII |= dict.fromkeys(map(ord, "╭╮╰╯┏┓┗┛┌┐└┘┼├┤┬┴▛▜▙▟▖▗▘▝"), "+")
+_ASCII |= str.maketrans("─━═│┃║", "-==|||")
+_ASCII |= {ord("🔎"): "/ "}  # of the palette, two cells
 # Braille, by how many dots there are.
-_ASCII |= {0x2800 + dots: ord(" ...:::**"[dots.bit_count()]) for dots in range(256)}
+_ASCII |= {0x2800 + dots: " ***###@@"[dots.bit_count()] for dots in range(256)}
+
+_NO_UNICODE = ("C", "POSIX")
+_COERCED = ("C.UTF-8", "C.utf8", "UTF-8")  # what Python itself puts into LC_CTYPE where LANG names no such locale
 
 
 def terminal_has_unicode() -> bool:
-    """Whether the terminal's encoding can show the glyphs."""
-    encoding = getattr(sys.__stdout__, "encoding", None) or locale.getpreferredencoding(False)
-    return encoding.lower().replace("-", "").startswith("utf")
+    """Whether the terminal's encoding can show the glyphs; asks the locale, since Python may write UTF-8 regardless."""
+    named = {name: os.environ.get(name, "") for name in ("LC_ALL", "LC_CTYPE", "LANG")}
+    asked = named["LC_ALL"] or named["LC_CTYPE"] or named["LANG"]
+    coerced = not named["LC_ALL"] and named["LC_CTYPE"] in _COERCED and named["LANG"] in _NO_UNICODE
+    if asked in _NO_UNICODE or coerced:
+        return False
+    written = getattr(sys.__stdout__, "encoding", None) or "utf-8"
+    return all(name.lower().replace("-", "").startswith("utf") for name in (written, locale.getencoding()))
 
 
 def to_ascii(text: str) -> str:
-    """`text` with every glyph replaced by an ASCII one of the same width."""
-    return text.translate(_ASCII).encode("ascii", "replace").decode("ascii")
+    """`text` with every glyph replaced by an ASCII one of the same width; "?" for a stranger's characters."""
+    if text.isascii():
+        return text
+    plain = text.replace("¼×", "/4").translate(_ASCII)
+    return plain if plain.isascii() else "".join(c if c.isascii() else "?" * cell_len(c) for c in plain)

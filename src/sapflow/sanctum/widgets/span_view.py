@@ -8,15 +8,12 @@ from rich.style import Style
 from textual.strip import Strip
 from textual.widget import Widget
 
-from sapflow.sanctum.glyphs import terminal_has_unicode, to_ascii
 from sapflow.sanctum.spans import DIM, Line, fit, line
 from sapflow.sanctum.themes import DEFAULT, THEMES, Theme
 
 
 class SpanView(Widget):
     """Draws the lines that `build` makes. Nothing in their texts is ever read as markup."""
-
-    unicode = terminal_has_unicode()
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
@@ -61,8 +58,7 @@ def theme_of(widget: Widget) -> Theme:
 def strip_of(spans: Line, widget: Widget) -> Strip:
     """The spans as Textual takes them, in the widget's own colours where a span has no style."""
     base, theme = widget.rich_style, widget.app.theme
-    shown = str if SpanView.unicode else to_ascii
-    return Strip([Segment(shown(text), _style(base, style, theme)) for text, style in spans if text])
+    return Strip([Segment(text, _style(base, style, theme)) for text, style in spans if text])
 
 
 @lru_cache(4096)
