@@ -46,7 +46,7 @@ from sapflow.telemetry.events import (
     TelemetryEvent,
 )
 from sapflow.telemetry.source import RunState, RunStatus
-from sapflow.telemetry.vocabulary import Measurement, SeedStage
+from sapflow.telemetry.vocabulary import Fault, Measurement, SeedStage
 
 STARTED = EnvStarted(host="mlp", host_params=100, slot_ids=("late", "early"), epochs=40)
 BIRTH = SeedGerminated(epoch=1, slot_id="early", seed_id="early-1", blueprint_id="conv", seed_params=10, birth_gain=1.0)
@@ -196,7 +196,9 @@ def test_the_life_of_a_seed() -> None:
 
     assert early(moved(SeedStage.TRAINING)).stage is SeedStage.TRAINING
     assert early(moved(SeedStage.BLENDING)).blueprint_id == "conv"
-    assert (early(pruned).stage, early(pruned).evidence) == (SeedStage.PRUNED, "why")
+    held_and_dying = epoch(1, seed("early", 0.1, paused=True, fault=Fault.VANISHING))
+    cut = early(held_and_dying, pruned)
+    assert (cut.stage, cut.evidence, cut.fault, cut.paused) == (SeedStage.PRUNED, "r: why", None, False)
     assert (early(fossil).stage, early(fossil).accuracy_delta) == (SeedStage.FOSSILIZED, 1.5)
     assert early(pruned, moved(SeedStage.DORMANT)) == SeedState(slot_id="early")
     assert early(epoch(1, seed("early", 0.9)), moved(SeedStage.HOLDING)).grad_ratio == 0.9

@@ -22,10 +22,11 @@ from sapflow.sanctum.chart import (
     margin_of,
     octaves,
 )
-from sapflow.sanctum.slot_charts import frame_of, life_lines, ratio_chart, spread_lines
+from sapflow.sanctum.slot_charts import frame_of, life_lines, norm_chart, norm_legend, ratio_chart, spread_lines
 from sapflow.sanctum.slot_history import Pass, SlotHistory
 from sapflow.sanctum.spans import Line, width_of
 from sapflow.telemetry.events import HISTOGRAM_BINS, HISTOGRAM_LOWEST_OCTAVE, SeedTelemetry
+from sapflow.telemetry.vocabulary import Measurement
 
 numbers = st.floats(allow_nan=True, allow_infinity=True)
 
@@ -118,6 +119,37 @@ def test_charts_have_an_ascii_look_of_the_same_width() -> None:
         assert plain.isascii()
         assert len(plain) == len(text(spans))
         assert "?" not in plain
+
+
+@pytest.mark.parametrize("of_passes", [True, False])
+def test_the_norms_are_told_apart_without_colour(of_passes: bool) -> None:
+    passes = tuple(Pass(n / 40, 1.0, 100.0) for n in range(200))
+    measured = SeedTelemetry(
+        slot_id="a", measurement=Measurement.MEASURED, passes=1, entering_norm=1.0, leaving_norm=100.0
+    )
+    epochs = tuple((n, measured) for n in range(1, 6))
+    history = SlotHistory(first=1, last=5, epochs=epochs, passes=passes if of_passes else ())
+    frame = frame_of(history, 60, 9)
+    rows = [text(spans)[frame.margin :] for spans in norm_chart(history, frame, 9)]
+    leaving, entering = (row for row in rows if row.strip())
+    shapes = [set(row.strip()) for row in (leaving, entering)]
+    legend = text(norm_legend(history))
+    if of_passes:
+        assert shapes[0] == {"×"}
+        assert "×" not in shapes[1]
+        assert "××× leaving" in legend
+    else:
+        assert leaving.count(" ") > entering.count(" ")  # dashed
+        assert "─ ─ leaving" in legend
+    assert not shapes[0] & shapes[1] - {" "}
+
+
+def test_dots_and_marks_may_meet_in_a_cell() -> None:
+    dot, mark = Curve([(0.5, 0.5)], lambda _: "a"), Curve([(0.5, 0.5)], lambda _: "b", mark="×")
+    frame = Frame(0, 1, 1, 1)
+    assert chart([dot, mark], (), Axis(0, 1), frame, 1)[0][-1] == ("×", "b")
+    (met,) = chart([mark, dot], (), Axis(0, 1), frame, 1)
+    assert met[-1] == chart([dot], (), Axis(0, 1), frame, 1)[0][-1]
 
 
 def test_the_band_is_drawn_where_its_ends_are() -> None:

@@ -43,7 +43,7 @@ async def test_accuracy_loss_and_the_ratio_of_every_slot_are_compared(tmp_path: 
         await now.press(*["pagedown"] * 3)
         shown += now.words
         for what in (
-            "A ─── env 00 epoch 10", "B ╌╌╌ env 01 epoch 10", "accuracy, % A 90.00 B 80.00 A − B +10",
+            "A ─── env 00 epoch 10", "B ─ ─ env 01 epoch 10", "accuracy, % A 90.00 B 80.00 A − B +10",
             "validation loss A 0.10 B 0.10 A − B +0", "ratio in a A 1.00 B 0.60 A − B +0.4",
         ):  # fmt: skip
             assert what in shown
@@ -91,10 +91,10 @@ async def test_two_runs_are_opened_side_by_side(tmp_path: Path) -> None:
         async with app.run_test(size=(100, 30)) as pilot:
             now = await settled(app, pilot)
             assert "A ─── first env 00 epoch 10" in now.words
-            assert "B ╌╌╌ second env 00 epoch 20" in now.words
+            assert "B ─ ─ second env 00 epoch 20" in now.words
             assert "A 90.00 B 60.00" in now.words
             await now.press("right")
-            assert "B ╌╌╌ second env 01 epoch 5" in now.words
+            assert "B ─ ─ second env 01 epoch 5" in now.words
             await now.press("escape")
             assert isinstance(app.screen, OverviewScreen)
 

@@ -1,6 +1,7 @@
 """What a seed's card and a run's header say, as plain spans."""
 
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -12,12 +13,12 @@ from sanctum_events import FakeSource, demo_run, explosion, seed, unmeasured
 from sapflow.health.policy import record_band
 from sapflow.sanctum import glyphs, panels
 from sapflow.sanctum.aggregator import SanctumAggregator
-from sapflow.sanctum.cells import env_card
+from sapflow.sanctum.cells import dense_line, env_card
 from sapflow.sanctum.census import Census
 from sapflow.sanctum.formatting import card_height, gradient_line, seed_card, seed_row
 from sapflow.sanctum.header import header_lines
-from sapflow.sanctum.numbers import clock, compact, duration, humanised
-from sapflow.sanctum.plots import ratio_plot, sparkline
+from sapflow.sanctum.numbers import clock, compact, duration, humanised, ratio
+from sapflow.sanctum.plots import accuracy_trend, loss_trend, ratio_plot, sparkline
 from sapflow.sanctum.schema import EnvState, EnvStatus, SeedState
 from sapflow.sanctum.spans import Line, clean, ends, fit, line, width_of
 from sapflow.telemetry.events import GradientHealth, SeedTelemetry
@@ -253,6 +254,88 @@ def test_every_glyph_has_an_ascii_one_of_the_same_width() -> None:
     assert "?" not in stages
     assert len(set(stages)) == len(stages)
     assert len(set(conditions)) == len(conditions)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.5, "0.50"), (0.497, "0.497"), (0.4999, "<0.50"), (0.494, "0.49"), (0.504, "0.50"), (2.0, "2.00"),
+     (2.004, "2.004"), (2.0001, ">2.00"), (2.01, "2.01"), (1.996, "2.00"), (math.inf, "inf"), (math.nan, "nan"),
+     (0.0, "0.00"), (-1.0, "-1.00")],
+)  # fmt: skip
+def test_rounding_never_hides_on_which_side_of_the_band_a_ratio_lies(value: float, shown: str) -> None:
+    assert ratio(value) == shown
+    row = text(seed_row(SeedState.from_telemetry(seed("early", value)), 40, 5))
+    assert row.endswith(f" {shown} ")
+
+
+@given(numbers)
+def test_ratios_stay_in_their_column(value: float) -> None:
+    assert len(ratio(abs(value))) <= 6
+
+
+@pytest.mark.parametrize("width", range(28, 60))
+def test_the_blend_of_a_row_is_whole_and_its_blueprint_is_what_is_cut(width: int) -> None:
+    blending = seed("early", 1.0, blueprint_id="depthwise", stage=SeedStage.BLENDING, alpha=0.93)
+    row = text(seed_row(SeedState.from_telemetry(blending), width, 5))
+    assert " 93% " in row
+    assert ("depthwise" in row) is (width >= 8 + 13 + 10)
+    held = text(seed_row(SeedState.from_telemetry(replace(blending, paused=True)), width, 5))
+    assert " 93% held " in held or " 93% ‖ " in held
+    assert len(row) == len(held) == width
+
+
+@pytest.mark.parametrize("stage", list(SeedStage))
+@pytest.mark.parametrize("epochs", [1, 12, 1234])
+def test_a_held_seed_says_so_on_the_narrowest_card(stage: SeedStage, epochs: int) -> None:
+    shown = card(width=33, stage=stage, paused=True, epochs_in_stage=epochs)[1]
+    assert f"{stage} held " in shown
+    assert f"{epochs} epoch" in shown
+    assert "…" not in shown
+
+
+def test_a_held_seed_is_seen_in_the_dense_canvas() -> None:
+    env = EnvState(env_id=1, seeds={"a": SeedState.from_telemetry(seed("a", 1.0, paused=True))})
+    free = EnvState(env_id=1, seeds={"a": SeedState.from_telemetry(seed("a", 1.0))})
+    assert text(dense_line(env, 2, 1)) == text(dense_line(free, 2, 1)).replace("○✓ ", "○✓‖")
+
+
+def test_norms_that_were_not_measured_are_dim_placeholders_where_the_numbers_would_be() -> None:
+    drawn = seed_card(SeedState.from_telemetry(unmeasured("early", Measurement.UNMEASURED)), WIDTH)
+    for words in ("entering --", " leaving --"):
+        assert styled(drawn, words) == "dim"
+    assert not any("0.0e+00" in text(spans) for spans in drawn)
+
+
+def test_what_hardly_moves_is_drawn_as_hardly_moving() -> None:
+    noisy = [91.0 + 0.3 * (-1) ** n for n in range(20)]
+    assert set(accuracy_trend(noisy, 20)) <= set("▃▄▅")
+    assert set(loss_trend([0.31, 0.311, 0.309], 3)) <= set("▃▄▅")
+    assert accuracy_trend([10, 50, 90], 3) == "▁▄█"
+    assert set(sparkline(noisy, 20)) == {"▁", "█"}  # what the floor is there against
+
+
+def test_a_trend_is_that_of_all_epochs_however_narrow() -> None:
+    assert sparkline(range(64), 8) == "▁▂▃▄▅▆▇█"
+    assert sparkline([math.nan] * 4 + [1.0, math.nan, 3.0, 3.0], 4) == "  ▁█"
+    assert sparkline(range(64), 0) == ""
+
+
+@pytest.mark.parametrize(("width", "cells"), [(32, 6), (33, 7), (50, 12), (66, 20)])
+def test_trends_take_the_room_that_a_card_has(width: int, cells: int) -> None:
+    env = EnvState(env_id=1, accuracy=91.2, validation_loss=0.31,
+                   accuracy_history=tuple(range(64)), loss_history=tuple(range(64)))  # fmt: skip
+    shown = text(env_card(env, width, 1)[1])
+    blocks = [part for part in re.split("[^▁▂▃▄▅▆▇█]+", shown) if part]
+    assert len(blocks[0]) == cells
+    assert len(blocks) == (2 if width >= 50 else 1)
+
+
+def test_the_line_of_an_env_tells_all_of_how_far_it_is_at_100_cells() -> None:
+    env = EnvState(env_id=3, status=EnvStatus.COMPLETED, epoch=30, epochs=30, accuracy=91.23, train_loss=0.05,
+                   validation_loss=0.31, accuracy_history=tuple(range(64)), loss_history=tuple(range(64)))  # fmt: skip
+    shown = text(panels.env_line(env, 100))
+    assert "epoch 30/30 completed" in shown
+    assert "back" not in shown
 
 
 def header(

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from textual.pilot import Pilot
 
 from commands import TRAIN
 from journals import PATIENCE
-from sanctum_events import demo_run, event
+from sanctum_events import START, demo_run, epoch, event, seeds_of
 from sanctum_screens import Sitting, sitting
 from sapflow.sanctum.app import SanctumApp
 from sapflow.sanctum.hand import new_request, question_lines
@@ -42,6 +43,13 @@ def dialog(now: Sitting) -> RequestDialog:
     return now.app.screen
 
 
+async def let_mid_be(now: Sitting, **fields: object) -> None:
+    """Another epoch of env 3 passes, at the end of which its seed in mid is like that."""
+    early, mid, late = seeds_of(3, 15)
+    mid = replace(mid, **fields)
+    await now.write(event(epoch(15, early, mid, late), 3, now.app.snapshot.envs[3].last_sequence + 1, START + 1_000))
+
+
 async def look(now: Sitting) -> str:
     """What the dialog shows, once it has looked again."""
     dialog(now).look()
@@ -54,6 +62,7 @@ async def test_a_key_asks_and_only_yes_posts(tmp_path: Path, key: str, action: s
     async with sitting(tmp_path, demo_run()) as now:
         mailbox = Mailbox(tmp_path)
         mailbox.open()
+        await let_mid_be(now, paused=action == "resume")
         await now.press("enter", "right", key)
         assert f"{action.capitalize()} " in now.words
         assert ("norm mid-1 in mid of env 03?" in now.words) is (action != "stop")
@@ -65,7 +74,7 @@ async def test_a_key_asks_and_only_yes_posts(tmp_path: Path, key: str, action: s
         (request,) = mailbox.pending()
         asked = (3, "", "") if action == "stop" else (3, "mid", "mid-1")
         assert (request.action, request.env_id, request.slot_id, request.seed_id) == (action, *asked)
-        assert "the trainer answers at the end of epoch 15" in await look(now)
+        assert "the trainer answers at the end of epoch 16" in await look(now)
 
 
 @pytest.mark.parametrize(
@@ -138,6 +147,34 @@ async def test_a_completed_run_and_an_empty_slot_say_why(tmp_path: Path) -> None
         assert "no seed is in focus" in next(iter(now.app._notifications)).message
 
 
+@pytest.mark.parametrize(
+    ("fields", "offered", "why"),
+    [
+        ({}, "po", {"r": "the seed is not held"}),
+        ({"paused": True}, "pr", {"o": "the seed is held already"}),
+        ({"stage": SeedStage.GERMINATED}, "po", {}),
+        *(
+            ({"stage": stage}, "", dict.fromkeys("por", f"the seed is gone: the slot is {stage.lower()}"))
+            for stage in (SeedStage.PRUNED, SeedStage.EMBARGOED)
+        ),
+        ({"stage": SeedStage.FOSSILIZED}, "", dict.fromkeys("por", "the seed is fossilized, a part of its host")),
+    ],
+)
+@pytest.mark.parametrize("keys", [("enter", "right"), ("enter", "right", "enter")], ids=["env", "seed"])
+async def test_what_a_seed_cannot_be_asked_is_not_offered_and_says_why(
+    tmp_path: Path, keys: tuple[str, ...], fields: dict[str, object], offered: str, why: dict[str, str]
+) -> None:
+    async with sitting(tmp_path, demo_run(), (200, 60)) as now:
+        await now.press(*keys)
+        await let_mid_be(now, **fields)
+        assert "".join(key for key in "por" if f"{key} {ACTIONS[key]}  " in now.lines[-1]) == offered
+        for key, words in why.items():
+            await now.press(key)
+            assert not isinstance(now.app.screen, RequestDialog)
+            notes = [note.message for note in now.app._notifications]
+            assert any(note.startswith(f"cannot {ACTIONS[key]} here: {words}") for note in notes)
+
+
 async def test_what_is_pending_is_seen_by_everybody_who_looks_at_the_env(tmp_path: Path) -> None:
     async with sitting(tmp_path, demo_run()) as now:
         mailbox = Mailbox(tmp_path)
@@ -205,6 +242,8 @@ async def test_a_seed_is_pruned_by_hand_and_a_fossil_is_not(tmp_path: Path) -> N
         async with watching(run_dir) as (app, pilot):
             seeds = lambda: app.snapshot.envs[0].seeds if 0 in app.snapshot.envs else {}  # noqa: E731
 
+            env_requests = lambda: app.snapshot.envs[0].requests  # noqa: E731
+
             def first_in(stage: SeedStage) -> str:
                 return next((slot_id for slot_id, seed in seeds().items() if seed.stage is stage), "")
 
@@ -229,15 +268,16 @@ async def test_a_seed_is_pruned_by_hand_and_a_fossil_is_not(tmp_path: Path) -> N
             await until(pilot, lambda: bool(first_in(SeedStage.FOSSILIZED)))
             fossil = first_in(SeedStage.FOSSILIZED)
             await focus_slot(app, pilot, fossil)
-            await pilot.press("p", "y")
-            refused = app.screen
-            assert isinstance(refused, RequestDialog)
-            await until(pilot, lambda: refused.answer is not None)
-            assert refused.answer is not None
-            assert not refused.answer.done
-            assert "fossilized" in refused.answer.outcome
+            await pilot.press("p")
+            assert not isinstance(app.screen, RequestDialog)
+            # As one that was asked before the seed was a fossil, or by another program.
+            asked_late = new_request("prune", 0, fossil, seeds()[fossil].seed_id, time.time())
+            Mailbox(run_dir).post(asked_late)
+            await until(pilot, lambda: any(a.request_id == asked_late.request_id for a in env_requests()))
+            (refused,) = [a for a in env_requests() if a.request_id == asked_late.request_id]
+            assert not refused.done
+            assert "fossilized" in refused.outcome
             assert seeds()[fossil].stage is SeedStage.FOSSILIZED
-            await pilot.press("escape")
 
             async with watching(run_dir) as (other, its_pilot):  # a second person at the same run
                 await until(its_pilot, lambda: 0 in other.snapshot.envs)

@@ -161,8 +161,8 @@ async def test_zooming_and_panning_change_the_epochs_shown(tmp_path: Path) -> No
     async with sitting(tmp_path, demo_run(epochs=30)) as now:
         await open_seed(now, 3, "early")
         assert "epochs 1 – 31" in now.text
-        await now.press("plus", "plus", "plus")
-        assert "epochs 24 – 31" in now.text
+        await now.press("plus")
+        assert "epochs 24 – 31" in now.text  # windows that are longer than the run are passed over
         await now.press("left")
         assert "epochs 19 – 26" in now.text
         assert {math.ceil(each.at) for each in shown_history(now).passes} <= set(range(19, 27))
@@ -172,6 +172,38 @@ async def test_zooming_and_panning_change_the_epochs_shown(tmp_path: Path) -> No
         assert "epochs 1 – 8" in now.text
         await now.press("minus", "minus", "minus", "minus")
         assert "epochs 1 – " in now.text
+
+
+@pytest.mark.parametrize(
+    ("epochs", "size", "keys", "offered"),
+    [
+        (1, (200, 60), (), {"tab slot"}),
+        (30, (200, 60), (), {"+- zoom", "tab slot"}),
+        (30, (200, 60), ("plus",), {"+- zoom", "←→ pan", "tab slot"}),
+        (30, (200, 60), ("plus", "minus"), {"+- zoom", "tab slot"}),
+        (1, (130, 24), (), {"tab slot", "n norms"}),
+    ],
+)
+async def test_only_keys_that_change_something_are_offered(
+    tmp_path: Path, epochs: int, size: tuple[int, int], keys: tuple[str, ...], offered: set[str]
+) -> None:
+    async with sitting(tmp_path, demo_run(epochs=epochs), size) as now:
+        await open_seed(now, 3, "early")
+        await now.press(*keys)
+        bar = now.lines[-1]
+        assert {key for key in ("+- zoom", "←→ pan", "tab slot", "n norms") if key in bar} == offered
+
+
+async def test_the_card_is_copied_from_the_envs_and_from_the_seeds_screen(tmp_path: Path) -> None:
+    async with sitting(tmp_path, demo_run()) as now:
+        await now.press("enter", "right", "y")
+        copied = now.app.clipboard
+        for words in ("mid", "TRAINING", "Blueprint: norm", "Grad: ratio=", "64 passes"):
+            assert words in copied
+        now.app.copy_to_clipboard("")
+        await now.press("enter", "y")
+        assert isinstance(now.app.screen, SeedDetailScreen)
+        assert now.app.clipboard.splitlines()[1:] == copied.splitlines()[1:]  # but for the frame of what is in focus
 
 
 async def test_tab_goes_on_to_the_next_slot(tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ from journals import finished_run
 from sanctum_events import epoch, event, explosion, sample, seed
 from sapflow.sanctum import slot_history
 from sapflow.sanctum.alert_history import AlertLife, alert_lives
+from sapflow.sanctum.log import log_line
 from sapflow.sanctum.query import AlertFilter, LogFilter, Query
 from sapflow.sanctum.schema import LogLine
 from sapflow.sanctum.slot_history import Pass, SlotHistory, SlotReader, thinned
-from sapflow.telemetry.events import ActionTaken, AlertCleared, AlertRaised, SeedPruned, TelemetryEvent
+from sapflow.telemetry.events import ActionTaken, AlertCleared, AlertRaised, SeedGerminated, SeedPruned, TelemetryEvent
 from sapflow.telemetry.source import Source
 from sapflow.telemetry.vocabulary import EventType, SeedStage
 
@@ -141,8 +142,9 @@ def test_what_stands_in_the_snapshot_decides_what_is_open() -> None:
 
 
 ENTRY = LogLine(
-    time=1.0, env_id=3, sequence=1, kind=EventType.SEED_PRUNED, parts=("pruned", "Sigmoid", "ratio 0.01"), slot_id="mid"
-)
+    time=1.0, env_id=3, sequence=1, kind=EventType.SEED_PRUNED, parts=("pruned", "Sigmoid", "ratio 0.01"),
+    slot_id="mid", blueprint_id="Sigmoid",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -163,6 +165,15 @@ ENTRY = LogLine(
         ("env:3 slot:mid nothing", False),
         ("mid", True),
         ('slot:"mid"', True),
+        ("blueprint:sigm", True),
+        ("blueprint:conv", False),
+        ("blueprint: slot: env:", True),  # not typed to its end
+        ("3", True),
+        ("03", True),
+        ("4", False),
+        ('"4"', False),
+        ('"0"', True),
+        ("9" * 5_000, False),
     ],
 )
 def test_a_search_finds_what_has_all_that_is_asked_for(text: str, found: bool) -> None:
@@ -172,7 +183,22 @@ def test_a_search_finds_what_has_all_that_is_asked_for(text: str, found: bool) -
 @given(text=st.text(max_size=80))
 def test_any_text_may_be_searched_for(text: str) -> None:
     query = Query.parse(text)
-    assert query.finds(query.env_id, query.slot, query.words)
+    assert query.names(query.env_id, query.slot, query.blueprint)
+    assert query.reads(query.words)
+
+
+def test_the_events_of_the_log_have_their_blueprints() -> None:
+    born = SeedGerminated(epoch=1, slot_id="mid", seed_id="mid-1", blueprint_id="conv", seed_params=1, birth_gain=1.0)
+    for payload, blueprint in ((born, "conv"), (AlertRaised(epoch=5, alert=FIRST), FIRST.blueprint_id)):
+        entry = log_line(event(payload, 0, 1))
+        assert entry is not None
+        assert entry.blueprint_id == blueprint
+
+
+def test_the_alerts_are_searched_by_blueprint_too() -> None:
+    (life,) = alert_lives(told(AlertRaised(epoch=5, alert=FIRST)), [(0, FIRST)])
+    assert AlertFilter(query=Query.parse(f"blueprint:{FIRST.blueprint_id}")).lets_through(life)
+    assert not AlertFilter(query=Query.parse("blueprint:another")).lets_through(life)
 
 
 def test_kinds_and_states_are_told_apart() -> None:

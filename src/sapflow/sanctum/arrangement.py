@@ -5,6 +5,7 @@ from enum import StrEnum
 from math import inf, isfinite, isnan, log2
 
 from sapflow.sanctum.census import Census, Kind
+from sapflow.sanctum.query import Query
 from sapflow.sanctum.schema import EnvState, SanctumSnapshot
 from sapflow.telemetry.vocabulary import Measurement
 
@@ -57,29 +58,23 @@ def arranged(
 ) -> list[EnvState]:
     """The envs of `snapshot` that have what `kind` counts and what `search` asks for, in `order`.
 
-    The search is words, all of which have to be found: `env:3` or `3`, `slot:early`, `blueprint:conv`, or a word that
-    occurs anywhere in the env's names, its error, its open alerts or its log.
+    The search is that of `query.py`: slot and blueprint are those of one seed of the env, and a word may occur anywhere
+    in the env's names, its error, its open alerts or its log.
     """
     envs: Iterable[EnvState] = snapshot.envs.values()
     if kind is not None:
         envs = (env for env in envs if census.has(env.env_id, kind))
-    words = search.casefold().split()
-    if words:
-        envs = (env for env in envs if all(_found(word, env) for word in words))
+    query = Query.parse(search)
+    if query != Query():
+        envs = (env for env in envs if _found(query, env))
     return sorted(envs, key=_KEYS[order])  # type: ignore[arg-type]
 
 
-def _found(word: str, env: EnvState) -> bool:
-    field, colon, value = word.partition(":")
-    if word.isdecimal():
-        field, colon, value = "env", ":", word
-    if colon and field == "env":
-        return value.lstrip("0") == str(env.env_id).lstrip("0")
-    if colon and field == "slot":
-        return any(value in slot_id.casefold() for slot_id in env.seeds)
-    if colon and field == "blueprint":
-        return any(value in seed.blueprint_id.casefold() for seed in env.seeds.values())
-    return any(word in text[:_TEXT_LIMIT].casefold() for text in _texts(env))
+def _found(query: Query, env: EnvState) -> bool:
+    named = any(query.names(env.env_id, seed.slot_id, seed.blueprint_id) for seed in env.seeds.values())
+    if not named and not query.names(env.env_id, "", ""):  # an env without seeds
+        return False
+    return query.reads(text[:_TEXT_LIMIT] for text in _texts(env))
 
 
 def _texts(env: EnvState) -> Iterable[str]:

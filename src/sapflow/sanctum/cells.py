@@ -2,7 +2,7 @@
 
 from rich.cells import cell_len
 
-from sapflow.sanctum.formatting import seed_row
+from sapflow.sanctum.formatting import HELD_GLYPH, HELD_STYLE, seed_row
 from sapflow.sanctum.glyphs import (
     CONDITION_GLYPHS,
     CONDITION_STYLES,
@@ -13,11 +13,13 @@ from sapflow.sanctum.glyphs import (
 )
 from sapflow.sanctum.header import of_epochs
 from sapflow.sanctum.numbers import compact
-from sapflow.sanctum.plots import sparkline
+from sapflow.sanctum.plots import accuracy_trend, loss_trend
 from sapflow.sanctum.schema import Condition, EnvState, EnvStatus, SeedState
 from sapflow.sanctum.spans import DIM, Line, Span, box, clean, fit, line, width_of
 
 CARD_WIDTH = 32  # at least
+WIDE_CARD = 50  # cells: what a card has a use for
+LEAST_TREND = 6  # cells
 _ROW_WITHOUT_SLOT = 22  # stage, a blueprint of some length, gradient flow and ratio
 _ACCURACY = 7  # cells of a dense line: the number and blanks around it
 
@@ -42,15 +44,16 @@ def card_lines(rows: int) -> int:
 
 
 def _learning_line(env: EnvState, width: int) -> Line:
-    """Accuracy and validation loss, each with its trend in half of the room that is left."""
+    """Accuracy and validation loss, each with its trend; where two would be too short, that of the accuracy alone."""
     accuracy = line(f"acc {_number(env.accuracy):>5} ")
     loss = line(f" loss {_number(env.validation_loss):>6} ")
     room = width - width_of(accuracy) - width_of(loss)
+    for_loss = room // 2 if room >= 2 * LEAST_TREND else 0
     return line(
         *accuracy,
-        (sparkline(env.accuracy_history, room - room // 2), SKY_BLUE),
+        (accuracy_trend(env.accuracy_history, room - for_loss), SKY_BLUE),
         *loss,
-        (sparkline(env.loss_history, room // 2), SKY_BLUE),
+        (loss_trend(env.loss_history, for_loss), SKY_BLUE),
     )
 
 
@@ -87,9 +90,10 @@ def dense_line(env: EnvState, digits: int, slots: int, focused: bool = False) ->
     return fit(tuple(spans), dense_width(digits, slots))
 
 
-def _dense_slot(seed: SeedState) -> tuple[Span, Span]:
+def _dense_slot(seed: SeedState) -> tuple[Span, Span, Span]:
     condition = seed.condition
     return (
         (STAGE_GLYPHS[seed.stage], STAGE_STYLES[seed.stage]),
-        (f"{CONDITION_GLYPHS[condition]} ", CONDITION_STYLES[condition]),
+        (CONDITION_GLYPHS[condition], CONDITION_STYLES[condition]),
+        (HELD_GLYPH, HELD_STYLE) if seed.paused else (" ", ""),
     )

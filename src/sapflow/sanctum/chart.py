@@ -84,13 +84,15 @@ def linear(values: Iterable[float]) -> Axis:
 class Curve(Struct, frozen=True):
     """Points by ascending x, and how each looks by its y; `joined` by a line, but for gaps at NaN.
 
-    A `dashed` curve leaves out two of four columns of dots: it is told from another without colour.
+    A `dashed` curve leaves out two of four columns of dots, and one with a `mark` has that in the place of dots, in a
+    cell each: they are told from others without colour.
     """
 
     points: Sequence[Point]
     style: Callable[[float], str]
     joined: bool = False
     dashed: bool = False
+    mark: str = ""
 
 
 class Guide(Struct, frozen=True):
@@ -128,7 +130,7 @@ class Frame(Struct, frozen=True):
 
 def chart(curves: Iterable[Curve], guides: Iterable[Guide], axis: Axis, frame: Frame, rows: int) -> list[Line]:
     """`rows` lines of frame.margin + frame.columns cells; later curves are drawn over earlier ones."""
-    cells: dict[tuple[int, int], tuple[int, str]] = {}
+    cells: dict[tuple[int, int], Span] = {}
     for curve in curves:
         _draw(curve, axis, frame, rows, cells)
     ground = {row_of(axis, guide.level, rows): guide for guide in guides if axis.low <= guide.level <= axis.high}
@@ -139,7 +141,7 @@ def chart(curves: Iterable[Curve], guides: Iterable[Guide], axis: Axis, frame: F
         guide = ground.get(row)
         blank: Span = (guide.glyph, guide.style) if guide else (" ", "")
         label = axis.label(labels[row]) if row in labels else ""
-        drawn = (_cell(cells[row, column]) if (row, column) in cells else blank for column in range(frame.columns))
+        drawn = (cells.get((row, column), blank) for column in range(frame.columns))
         lines.append(merged([(f"{label:>{frame.margin - 1}} ", guide.style if guide else DIM), *drawn]))
     return lines
 
@@ -170,7 +172,7 @@ def epoch_axis(frame: Frame) -> Line:
     return ((" " * (frame.margin - 6) + "epoch ", DIM), ("".join(cells), DIM))
 
 
-def _draw(curve: Curve, axis: Axis, frame: Frame, rows: int, cells: dict[tuple[int, int], tuple[int, str]]) -> None:
+def _draw(curve: Curve, axis: Axis, frame: Frame, rows: int, cells: dict[tuple[int, int], Span]) -> None:
     before: tuple[int, int] | None = None
     for x, y in curve.points:
         place, column = axis.place(y), frame.dot(x)
@@ -180,7 +182,7 @@ def _draw(curve: Curve, axis: Axis, frame: Frame, rows: int, cells: dict[tuple[i
         dot = (column, min(int((1 - place) * 4 * rows), 4 * rows - 1))
         for at in _between(before, dot) if curve.joined and before else (dot,):
             if not (curve.dashed and at[0] % 4 > 1):
-                _set(cells, at, curve.style(y))
+                _set(cells, at, curve.style(y), curve.mark)
         before = dot
 
 
@@ -191,13 +193,9 @@ def _between(start: tuple[int, int], end: tuple[int, int]) -> Iterable[tuple[int
     return ((round(x0 + (x1 - x0) * n / steps), round(y0 + (y1 - y0) * n / steps)) for n in range(1, steps + 1))
 
 
-def _set(cells: dict[tuple[int, int], tuple[int, str]], dot: tuple[int, int], style: str) -> None:
+def _set(cells: dict[tuple[int, int], Span], dot: tuple[int, int], style: str, mark: str) -> None:
     x, y = dot
     cell = (y // 4, x // 2)
-    bits, _ = cells.get(cell, (0, ""))
-    cells[cell] = (bits | DOTS[x % 2][y % 4], style)
-
-
-def _cell(cell: tuple[int, str]) -> Span:
-    bits, style = cell
-    return (chr(BRAILLE + bits), style)
+    before = ord(cells[cell][0]) if cell in cells else 0
+    dots = before if before > BRAILLE else BRAILLE
+    cells[cell] = (mark or chr(dots | DOTS[x % 2][y % 4]), style)

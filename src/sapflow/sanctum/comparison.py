@@ -66,7 +66,7 @@ def read_side(source: Source, env_id: int, last: int) -> Side:
 def side_line(which: int, side: Side, two_runs: bool, width: int) -> Line:
     """Which env it is, how it is drawn, and where it stands."""
     run = f"{clean(side.run, 40)}  " if two_runs else ""
-    how = "───" if which == 0 else "╌╌╌"
+    how = "───" if which == 0 else "─ ─"
     return fit(
         spaced(
             (

@@ -2,6 +2,8 @@
 
 from math import ceil, isfinite
 
+from rich.cells import cell_len
+
 from sapflow.sanctum.glyphs import (
     BLOCKS,
     CONDITION_GLYPHS,
@@ -10,10 +12,10 @@ from sapflow.sanctum.glyphs import (
     STAGE_GLYPHS,
     STAGE_STYLES,
 )
-from sapflow.sanctum.numbers import compact, humanised, norm
+from sapflow.sanctum.numbers import compact, humanised, norm, ratio
 from sapflow.sanctum.plots import ratio_plot
 from sapflow.sanctum.schema import Condition, SeedState
-from sapflow.sanctum.spans import DIM, Line, Span, box, clean, ends, fit, line, padded
+from sapflow.sanctum.spans import DIM, Line, Span, box, clean, ends, first_that_fits, fit, line, padded, width_of
 from sapflow.telemetry.events import (
     HISTOGRAM_HIGHEST_OCTAVE,
     HISTOGRAM_LOWEST_OCTAVE,
@@ -23,6 +25,8 @@ from sapflow.telemetry.events import (
 from sapflow.telemetry.vocabulary import Measurement, SeedStage
 
 NOTHING: Span = ("--", DIM)
+HELD, HELD_GLYPH = "held", "‖"
+HELD_STYLE = CONDITION_STYLES[Condition.ALERTED]
 
 _MEASUREMENT_WORDS = {
     Measurement.UNMEASURED: "no backward pass yet",
@@ -90,10 +94,12 @@ def card_height(plot_rows: int) -> int:
 
 def stage_line(seed: SeedTelemetry, width: int) -> Line:
     """Glyph and name of the stage, whether the seed is held there, and for how many epochs at the right end."""
-    paused = ((" paused", CONDITION_STYLES[Condition.ALERTED]),) if seed.paused else ()
-    stage = line((f"{STAGE_GLYPHS[seed.stage]} {seed.stage}", STAGE_STYLES[seed.stage]), *paused)
-    epochs = "epoch" if seed.epochs_in_stage == 1 else "epochs"
-    return ends(stage, line((f"{seed.epochs_in_stage} {epochs} in it ", DIM)), width)
+    held = ((f" {HELD}", HELD_STYLE),) if seed.paused else ()
+    stage = line((f"{STAGE_GLYPHS[seed.stage]} {seed.stage}", STAGE_STYLES[seed.stage]), *held)
+    epochs = f"{seed.epochs_in_stage} {'epoch' if seed.epochs_in_stage == 1 else 'epochs'}"
+    room = width - width_of(stage) - 1
+    lasted = first_that_fits(room, [line((f"{epochs} {words}", DIM)) for words in ("in it ", "")])
+    return ends(stage, lasted, width)
 
 
 def blueprint_line(seed: SeedTelemetry, width: int) -> Line:
@@ -133,11 +139,12 @@ def accuracy_delta_line(seed: SeedTelemetry) -> Line:
 def flow_lines(seed: GradientHealth, width: int) -> tuple[Line, Line]:
     """The norms of the entering and the leaving gradient, and beside them the passes that they were summed over."""
     style = "" if seed.passes else DIM
+    entering, leaving = (norm(value) if seed.passes else "--" for value in (seed.entering_norm, seed.leaving_norm))
     lost = seed.non_finite_passes
     non_finite = line((f"{lost} NaN/inf ", CONDITION_STYLES[Condition.NON_FINITE])) if lost else ()
     return (
-        ends(line((f"entering {norm(seed.entering_norm)}", style)), line((f"{seed.passes} passes ", style)), width),
-        ends(line((f" leaving {norm(seed.leaving_norm)}", style)), non_finite, width),
+        ends(line((f"entering {entering}", style)), line((f"{seed.passes} passes ", style)), width),
+        ends(line((f" leaving {leaving}", style)), non_finite, width),
     )
 
 
@@ -182,16 +189,21 @@ def _octave(index: int) -> str:
 
 
 def seed_row(seed: SeedState, width: int, slot_width: int) -> Line:
-    """A slot on one line: slot, stage, blueprint and blend, and at the right end its gradient flow and the ratio."""
-    stage_style = STAGE_STYLES[seed.stage]
-    condition = seed.condition
-    left = line(
-        f"{padded(seed.slot_id, slot_width)} ",
-        (f"{STAGE_GLYPHS[seed.stage]} ", stage_style),
-        (clean(seed.blueprint_id, 40), DIM if condition is Condition.RESTING else ""),
-        (f" {seed.alpha:.0%}" if seed.stage is SeedStage.BLENDING else "", stage_style),
-    )
-    return ends(left, _row_end(seed, condition), width)
+    """A slot on one line: slot, stage, blueprint and blend, and at the right end its gradient flow and the ratio.
+
+    Where there is little room, the blueprint is cut and "held" is its glyph; the blend is always whole.
+    """
+    condition, stage_style = seed.condition, STAGE_STYLES[seed.stage]
+    slot = line(f"{padded(seed.slot_id, slot_width)} ", (f"{STAGE_GLYPHS[seed.stage]} ", stage_style))
+    blueprint = clean(seed.blueprint_id, 40)
+    blend: Line = ((f" {seed.alpha:.0%}", stage_style),) if seed.stage is SeedStage.BLENDING else ()
+    end = _row_end(seed, condition)
+    room = width - width_of(slot) - width_of(end)
+    if seed.paused:
+        whole = cell_len(blueprint) + width_of(blend) + len(HELD) + 1 <= room
+        blend = (*blend, (f" {HELD if whole else HELD_GLYPH}", HELD_STYLE))
+    name = (clean(blueprint, max(room - width_of(blend), 0)), DIM if condition is Condition.RESTING else "")
+    return ends(line(*slot, name, *blend), end, width)
 
 
 def _row_end(seed: SeedState, condition: Condition) -> Line:
@@ -201,5 +213,5 @@ def _row_end(seed: SeedState, condition: Condition) -> Line:
     measured = seed.measurement is Measurement.MEASURED
     style = CONDITION_STYLES[condition]
     return line(
-        (f" {CONDITION_GLYPHS[condition]} ", style), (f"{compact(seed.grad_ratio) if measured else '--':>6} ", style)
+        (f" {CONDITION_GLYPHS[condition]} ", style), (f"{ratio(seed.grad_ratio) if measured else '--':>6} ", style)
     )

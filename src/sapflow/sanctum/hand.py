@@ -58,7 +58,22 @@ def why_not(
         return "no env is in focus"
     if env.status is not EnvStatus.TRAINING:
         return f"env {env.env_id:02} is {env.status.lower()}"
-    return "" if action == "stop" or seed_id else "no seed is in focus"
+    return "" if action == "stop" else _why_not_of_seed(action, env, seed_id)
+
+
+def _why_not_of_seed(action: str, env: EnvState, seed_id: str) -> str:
+    if not seed_id:
+        return "no seed is in focus"
+    seed = next((seed for seed in env.seeds.values() if seed.seed_id == seed_id), None)
+    if seed is None:
+        return "the seed is gone"
+    if not seed.stage.alive:
+        return f"the seed is gone: the slot is {seed.stage.lower()}"
+    if seed.stage is SeedStage.FOSSILIZED:
+        return "the seed is fossilized, a part of its host for good"
+    if seed.paused and action == "hold":
+        return "the seed is held already"
+    return "the seed is not held" if action == "resume" and not seed.paused else ""
 
 
 def new_request(action: str, env_id: int, slot_id: str, seed_id: str, now: float) -> Request:

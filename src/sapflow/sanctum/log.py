@@ -17,6 +17,7 @@ def log_line(event: TelemetryEvent) -> LogLine | None:
         kind=event.type,
         parts=parts,
         slot_id=slot_of(event.payload),
+        blueprint_id=_blueprint_of(event.payload),
         severity=event.payload.alert.severity if isinstance(event.payload, AlertRaised) else None,
     )
 
@@ -25,3 +26,8 @@ def slot_of(payload: Payload) -> str:
     """The slot that a payload is about; "" where it is about none."""
     about = getattr(payload, "alert", payload)
     return getattr(about, "slot_id", "")
+
+
+def _blueprint_of(payload: Payload) -> str:
+    """The blueprint of the seed that a payload is about; "" where it is about none."""
+    return getattr(getattr(payload, "alert", payload), "blueprint_id", "")

@@ -1,7 +1,11 @@
 """Numbers as people read them, each in as few cells as it takes: pure functions from numbers to texts."""
 
 import time
+from functools import cache
 from math import isfinite
+
+from sapflow.health.policy import record_band
+from sapflow.telemetry.records import Band
 
 
 def compact(value: float) -> str:
@@ -12,6 +16,29 @@ def compact(value: float) -> str:
     if size and (size < 0.005 or size >= 99_999.5):
         return f"{value:.0e}"
     return f"{value:.2f}" if size < 99.995 else f"{value:.0f}"
+
+
+def ratio(value: float) -> str:
+    """A ratio in at most six cells; where two decimals would lie on the other side of the healthy band's end, more.
+
+    0.497 is 0.497, since 0.50 would be healthy; what three decimals would hide as well is <0.50 or >2.00.
+    """
+    for shown in (compact(value), f"{value:.3f}"):
+        if _side(float(shown)) == _side(value):
+            return shown
+    return f"{'<' if _side(value) < 0 else '>'}{value:.2f}"
+
+
+def _side(value: float) -> int:
+    """-1 below the healthy band, 0 within it, 1 above it."""
+    band = healthy_band()
+    return (value > band.upper) - (value < band.lower)
+
+
+@cache
+def healthy_band() -> Band:
+    """The record's, looked up once: it is asked for every row and dot."""
+    return record_band()
 
 
 def norm(value: float) -> str:

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from sapflow.sanctum.cells import env_foot
 from sapflow.sanctum.glyphs import CONDITION_GLYPHS, CONDITION_STYLES, EVENT_MARKS, ORANGE, SKY_BLUE, VERMILLION
 from sapflow.sanctum.numbers import clock, compact, humanised
-from sapflow.sanctum.plots import sparkline
+from sapflow.sanctum.plots import accuracy_trend, loss_trend
 from sapflow.sanctum.schema import Condition, EnvState, LogLine
-from sapflow.sanctum.spans import DIM, Line, clean, ends, fit, line, padded, spaced
+from sapflow.sanctum.spans import DIM, Line, clean, fit, line, padded, spaced
 from sapflow.telemetry.vocabulary import Severity
 from sapflow.telemetry.wording import describe_alert
 
@@ -20,10 +20,10 @@ def env_line(env: EnvState, width: int) -> Line:
     condition = env.condition
     known = (
         line((f"env {env.env_id:02} {CONDITION_GLYPHS[condition]}", f"bold {CONDITION_STYLES[condition]}")),
-        line(f"acc {accuracy} ", (sparkline(env.accuracy_history, 12).strip(), SKY_BLUE)),
+        line(f"acc {accuracy} ", (accuracy_trend(env.accuracy_history, 12).strip(), SKY_BLUE)),
         line(
             f"loss {_number(env.train_loss)} / {_number(env.validation_loss)} ",
-            (sparkline(env.loss_history, 12).strip(), SKY_BLUE),
+            (loss_trend(env.loss_history, 12).strip(), SKY_BLUE),
         ),
         env_foot(env, 60),
         line((f"{clean(env.host, 30)}  {humanised(env.host_params)} params", DIM)),
@@ -32,7 +32,7 @@ def env_line(env: EnvState, width: int) -> Line:
         ),
         line((_extra_work(env), DIM)),
     )
-    return ends(spaced(known), line(("  esc back ", DIM)), width)
+    return fit(spaced(known), width)
 
 
 def _extra_work(env: EnvState) -> str:

@@ -1,11 +1,15 @@
 """Curves as lines of plain spans: the ratio's history on a card, and sparklines."""
 
 from collections.abc import Sequence
-from math import ceil, copysign, inf, isfinite, isnan, log2
+from itertools import pairwise
+from math import ceil, copysign, inf, isfinite, isnan, log2, nan
 
 from sapflow.sanctum.glyphs import BLOCKS, BLUISH_GREEN, CONDITION_STYLES
 from sapflow.sanctum.schema import Condition
 from sapflow.sanctum.spans import DIM, Line, line, merged
+
+ACCURACY_SPAN = 5.0  # percentage points: a trend of less is not drawn over the whole height
+LOSS_SHARE = 0.2  # of the loss, likewise
 
 _ROW_LABELS = {3: "64×", 2: "16×", 1: "4×", 0: "1×", -1: "¼×", -2: "1/16×", -3: "1/64×"}
 
@@ -51,12 +55,29 @@ def _plot_style(row: int) -> str:
     return CONDITION_STYLES[Condition.EXPLODING if row > 0 else Condition.VANISHING]
 
 
-def sparkline(values: Sequence[float], width: int) -> str:
-    """The last values as blocks between the least and the greatest of them, right-aligned in `width` cells."""
-    shown = values[-width:] if width > 0 else ()
+def accuracy_trend(values: Sequence[float], width: int) -> str:
+    """The accuracies of epochs, in percent."""
+    return sparkline(values, width, least_span=ACCURACY_SPAN)
+
+
+def loss_trend(values: Sequence[float], width: int) -> str:
+    """The losses of epochs."""
+    return sparkline(values, width, least_share=LOSS_SHARE)
+
+
+def sparkline(values: Sequence[float], width: int, least_span: float = 0.0, least_share: float = 0.0) -> str:
+    """All the values as blocks, right-aligned in `width` cells; of more values each is the mean of its share.
+
+    From the least to the greatest, but over `least_span` at least, and over `least_share` of the greatest size: what
+    hardly moves is drawn as hardly moving.
+    """
+    shown = _resampled(values, width)
     finite = [value for value in shown if isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     span = high - low
+    wanted = max(least_span, least_share * max(abs(low), abs(high)))
+    if span < wanted:
+        low, span = low - (wanted - span) / 2, wanted
 
     def bar(value: float) -> str:
         if not isfinite(value):
@@ -64,3 +85,16 @@ def sparkline(values: Sequence[float], width: int) -> str:
         return BLOCKS[int(7 * ((value - low) / span))] if 0 < span < inf else BLOCKS[3]
 
     return "".join(map(bar, shown)).rjust(width)
+
+
+def _resampled(values: Sequence[float], width: int) -> Sequence[float]:
+    """At most `width` values: the means of equal parts, NaN where nothing in a part is finite."""
+    if len(values) <= width:
+        return values
+    bounds = [len(values) * n // width for n in range(width + 1)] if width > 0 else []
+    return [_mean(values[first:last]) for first, last in pairwise(bounds)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    finite = [value for value in values if isfinite(value)]
+    return sum(value / len(finite) for value in finite) if finite else nan

@@ -1,4 +1,4 @@
-"""What a person searches for: words, an env, a slot; and which kinds of entries and alerts are wanted."""
+"""What a person searches for: words, an env, a slot, a blueprint; and which kinds of entries and alerts are wanted."""
 
 import re
 from collections.abc import Iterable
@@ -27,37 +27,52 @@ KINDS: dict[str, tuple[EventType, ...]] = {
 STATES = ("all", "open", "closed")
 """Those of alerts, likewise."""
 
-_TERM = re.compile(r'(?:(env|slot):)?(?:"([^"]*)"|(\S+))', re.IGNORECASE)
+HINT = 'words  "some words"  env:3 or 3  slot:mid  blueprint:conv'
+
+_TERM = re.compile(r'(?:(env|slot|blueprint):)?(?:"([^"]*)"|(\S*))', re.IGNORECASE)
+_MOST_DIGITS = 9  # of an env's number
 
 
 class Query(Struct, frozen=True, kw_only=True):
-    """Finds what is of the env (None: of any) and has the slot and all the words as parts, in any case of letters."""
+    """Finds what is of the env (None: of any) and has the slot, the blueprint and all the words as parts.
+
+    Upper and lower case are the same.
+    """
 
     env_id: int | None = None
     slot: str = ""
+    blueprint: str = ""
     words: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: str, env_id: int | None = None) -> "Query":
-        """What `text` asks for, such as `slot:mid exploding env:3 "out of memory"`."""
-        slot, words = "", list[str]()
-        for name, quoted, plain in _TERM.findall(text):
+        """What `text` asks for, such as `slot:mid exploding env:3 "out of memory"`; a bare number is an env's."""
+        slot, blueprint, words = "", "", list[str]()
+        for field, quoted, plain in _TERM.findall(text.casefold()):
             value = quoted or plain
-            if name.lower() == "env" and value.isdecimal():
-                env_id = int(value)
-            elif name.lower() == "slot":
-                slot = value.casefold()
+            if field == "slot":
+                slot = value
+            elif field == "blueprint":
+                blueprint = value
+            elif plain.isdecimal() and len(plain) <= _MOST_DIGITS:
+                env_id = int(plain)
             elif value:
-                words.append((f"{name}:{value}" if name else value).casefold())
-        return cls(env_id=env_id, slot=slot, words=tuple(words))
+                words.append(f"{field}:{value}" if field else value)
+        return cls(env_id=env_id, slot=slot, blueprint=blueprint, words=tuple(words))
 
-    def finds(self, env_id: int | None, slot_id: str, texts: Iterable[str]) -> bool:
-        """Whether something of that env and slot, with these texts, is found."""
-        if self.env_id not in (None, env_id) or self.slot not in slot_id.casefold():
-            return False
+    def names(self, env_id: int | None, slot_id: str, blueprint_id: str) -> bool:
+        """Whether that is the env, the slot and the blueprint asked for."""
+        return (
+            self.env_id in (None, env_id)
+            and self.slot in slot_id.casefold()
+            and self.blueprint in blueprint_id.casefold()
+        )
+
+    def reads(self, texts: Iterable[str]) -> bool:
+        """Whether all the words occur in the texts."""
         if not self.words:
             return True
-        text = " ".join((slot_id, *texts)).casefold()
+        text = " ".join(texts).casefold()
         return all(word in text for word in self.words)
 
 
@@ -74,7 +89,11 @@ class LogFilter(Struct, frozen=True, kw_only=True):
 
     def lets_through(self, entry: LogLine) -> bool:
         """Whether the entry is shown."""
-        return entry.kind in self.types and self.query.finds(entry.env_id, entry.slot_id, entry.parts)
+        return (
+            entry.kind in self.types
+            and self.query.names(entry.env_id, entry.slot_id, entry.blueprint_id)
+            and self.query.reads((entry.slot_id, *entry.parts))
+        )
 
 
 class AlertFilter(Struct, frozen=True, kw_only=True):
@@ -89,5 +108,6 @@ class AlertFilter(Struct, frozen=True, kw_only=True):
             return False
         alert = life.alert
         done = (part for taken in life.actions for part in (taken.action, taken.outcome))
-        texts = (alert.rule, alert.blueprint_id, alert.seed_id, alert.severity, alert.evidence, *alert.actions, *done)
-        return self.query.finds(life.env_id, alert.slot_id, texts)
+        seed = (alert.slot_id, alert.blueprint_id, alert.seed_id)
+        texts = (*seed, alert.rule, alert.severity, alert.evidence, *alert.actions, *done)
+        return self.query.names(life.env_id, alert.slot_id, alert.blueprint_id) and self.query.reads(texts)

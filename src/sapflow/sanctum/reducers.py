@@ -58,7 +58,9 @@ def _(payload: SeedStageChanged, env: EnvView) -> bool:
 @reduce.register
 def _(payload: SeedPruned, env: EnvView) -> bool:
     seed = _seed_of(payload, env)
-    env.put(replace(seed, stage=SeedStage.PRUNED, epochs_in_stage=0, evidence=payload.evidence or seed.evidence))
+    why = ": ".join(part for part in (payload.rule, payload.evidence or seed.evidence) if part)
+    # What it was pruned for takes the place of the verdict on its last epoch.
+    env.put(replace(seed, stage=SeedStage.PRUNED, epochs_in_stage=0, paused=False, fault=None, evidence=why))
     return _count(env, pruned=env.totals.pruned + 1)
 
 

@@ -82,6 +82,7 @@ class LogLine(Struct, frozen=True, kw_only=True):
     kind: EventType
     parts: tuple[str, ...]
     slot_id: str = ""
+    blueprint_id: str = ""
     severity: Severity | None = None
 
     @property

@@ -1,10 +1,8 @@
 """How a slot's history looks: its ratio, its norms, its life and its turns, all on one axis of epochs."""
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
 from math import ceil, inf, isfinite, log2
 
-from sapflow.health.policy import record_band
 from sapflow.sanctum.chart import Axis, Curve, Frame, Guide, Point, chart, decades, epoch_axis, margin_of, octaves
 from sapflow.sanctum.glyphs import (
     BLUISH_GREEN,
@@ -16,15 +14,15 @@ from sapflow.sanctum.glyphs import (
     STAGE_GLYPHS,
     STAGE_STYLES,
 )
-from sapflow.sanctum.numbers import humanised
+from sapflow.sanctum.numbers import healthy_band, humanised
 from sapflow.sanctum.schema import Condition
 from sapflow.sanctum.slot_history import SlotHistory
 from sapflow.sanctum.spans import DIM, Line, Span, clean, fit, line, merged
 from sapflow.telemetry.events import HISTOGRAM_LOWEST_OCTAVE, SeedGerminated, SeedStageChanged, SeedTelemetry
-from sapflow.telemetry.records import Band
 from sapflow.telemetry.vocabulary import EventType, Measurement, SeedStage
 
 RIGHT_MARGIN = 1
+LEAVING_MARK = "×"
 LEAST_MARGIN = 7  # what "epoch" takes
 MARKED = {
     EventType.ALERT_RAISED: 3,
@@ -50,7 +48,7 @@ def ratio_chart(history: SlotHistory, frame: Frame, rows: int) -> list[Line]:
 
 def band_guides() -> list[Guide]:
     """The healthy band's ends and its middle, on an axis of octaves."""
-    band = _band()
+    band = healthy_band()
     return [
         Guide(0.0, DIM, "┈"),
         Guide(log2(band.lower), BLUISH_GREEN),
@@ -67,18 +65,22 @@ def norm_chart(history: SlotHistory, frame: Frame, rows: int) -> list[Line]:
         entering = _measured(history, lambda seed: seed.entering_norm / max(seed.passes, 1) ** 0.5)
         leaving = _measured(history, lambda seed: seed.leaving_norm / max(seed.passes, 1) ** 0.5)
     joined = not history.passes
-    curves = (Curve(entering, lambda _: SKY_BLUE, joined), Curve(leaving, lambda _: ORANGE, joined))
+    curves = (
+        Curve(entering, lambda _: SKY_BLUE, joined),
+        Curve(leaving, lambda _: ORANGE, joined, dashed=joined, mark="" if joined else LEAVING_MARK),
+    )
     return chart(curves, (), decades(_norms(history)), frame, rows)
 
 
-def norm_legend() -> Line:
-    """Which of the norms is which."""
-    return line(("entering", SKY_BLUE), ("  ", ""), ("leaving", ORANGE), ("  norms of passes", DIM))
+def norm_legend(history: SlotHistory) -> Line:
+    """Which of the norms is which, by colour and by shape."""
+    dots, marks = ("···", LEAVING_MARK * 3) if history.passes else ("───", "─ ─")
+    return line((f"{dots} entering", SKY_BLUE), ("  ", ""), (f"{marks} leaving", ORANGE), ("  norms of passes", DIM))
 
 
 def state_style(ratio: float) -> str:
     """The colour of a ratio by itself: healthy, vanishing or exploding."""
-    band = _band()
+    band = healthy_band()
     if ratio > band.upper:
         return CONDITION_STYLES[Condition.EXPLODING].removeprefix("bold ")
     return CONDITION_STYLES[Condition.VANISHING].removeprefix("bold ") if ratio < band.lower else BLUISH_GREEN
@@ -128,12 +130,6 @@ def _marks(history: SlotHistory, frame: Frame) -> Line:
             cells[column] = (rank, EVENT_MARKS[turn.type])
     drawn = merged([cells[column][1] if column in cells else (" ", "") for column in range(frame.columns)])
     return (_margin("marks", frame), *drawn)
-
-
-@cache
-def _band() -> Band:
-    """The record's, looked up once: it is asked for every dot."""
-    return record_band()
 
 
 def _margin(label: str, frame: Frame) -> Span:

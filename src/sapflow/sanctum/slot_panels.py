@@ -6,7 +6,7 @@ from sapflow.sanctum.alert_history import AlertLife, alert_lives
 from sapflow.sanctum.alert_panels import alert_details
 from sapflow.sanctum.glyphs import CONDITION_GLYPHS, CONDITION_STYLES, EVENT_MARKS, STAGE_GLYPHS, STAGE_STYLES
 from sapflow.sanctum.log import log_line
-from sapflow.sanctum.numbers import clock, compact
+from sapflow.sanctum.numbers import clock, ratio
 from sapflow.sanctum.schema import LogLine, SeedState
 from sapflow.sanctum.slot_charts import (
     frame_of,
@@ -40,7 +40,7 @@ def slot_line(env_id: int, seed: SeedState, window: str, width: int) -> Line:
         line((clean(seed.blueprint_id, 30) or "--", "bold"), (f" {clean(seed.seed_id, 30)}", DIM)),
         line(
             (
-                f"{CONDITION_GLYPHS[condition]} {compact(seed.grad_ratio) if measured else '--'}",
+                f"{CONDITION_GLYPHS[condition]} {ratio(seed.grad_ratio) if measured else '--'}",
                 CONDITION_STYLES[condition],
             )
         ),
@@ -48,22 +48,27 @@ def slot_line(env_id: int, seed: SeedState, window: str, width: int) -> Line:
     return ends(spaced(parts), line((f"  {window} ", DIM)), width)
 
 
+def both_fit(height: int) -> bool:
+    """Whether the charts of the ratio and of the norms both have room."""
+    return height >= ROWS_FOR_BOTH
+
+
 def history_lines(history: SlotHistory, width: int, height: int, norms: bool) -> list[Line]:
     """The charts of the ratio and of the norms with the slot's life below; where only one has room, as `norms` says."""
-    both = height >= ROWS_FOR_BOTH
+    both = both_fit(height)
     rows = max(height - LIFE_ROWS - 1 - both, 3)
     upper = rows * 2 // 3 if both else rows
     frame = frame_of(history, width, upper)
     ratios = [title_line("ratio of each pass, and of epochs", width), *ratio_chart(history, frame, upper)]
-    flows = [_norm_title(width), *norm_chart(history, frame, rows - upper if both else rows)]
+    flows = [_norm_title(history, width), *norm_chart(history, frame, rows - upper if both else rows)]
     life = [seed_names(history, frame), *life_lines(history, frame)]
     if both:
         return [*ratios, *life, *flows]
     return [*(flows if norms else ratios), *life]
 
 
-def _norm_title(width: int) -> Line:
-    legend = norm_legend()
+def _norm_title(history: SlotHistory, width: int) -> Line:
+    legend = norm_legend(history)
     used = sum(len(text) for text, _ in legend)
     return line(("─ ", DIM), *legend, (" " + "─" * max(width - used - 3, 0), DIM))
 

@@ -30,6 +30,7 @@ MIN_CARD_WIDTH = 33
 SMALL_PLOT, LARGE_PLOT = 3, 7  # rows
 CARDS_SHARE = 55  # percent of the screen's lines that the cards may take by taller plots
 SCROLL_STEP = 3  # lines
+COPIED_WIDTH = 60  # cells of a card that is copied
 
 
 class SeedCard(SpanView, can_focus=True):
@@ -120,8 +121,18 @@ class EnvDetailScreen(SnapshotScreen):
     @property
     def subject(self) -> Subject:
         """The seed in focus."""
-        card = next((card for card in self.query(SeedCard) if card.has_focus), None)
-        return Subject(self.env_id, card.seed.slot_id, card.seed.seed_id) if card else Subject(self.env_id)
+        seed = self._focused_seed
+        return Subject(self.env_id, seed.slot_id, seed.seed_id) if seed else Subject(self.env_id)
+
+    @property
+    def card(self) -> Sequence[Line]:
+        """The card in focus."""
+        seed = self._focused_seed
+        return seed_card(seed, COPIED_WIDTH) if seed else ()
+
+    @property
+    def _focused_seed(self) -> SeedState | None:
+        return next((card.seed for card in self.query(SeedCard) if card.has_focus), None)
 
     def compose(self) -> ComposeResult:
         """From the top to the bottom."""
@@ -146,6 +157,8 @@ class EnvDetailScreen(SnapshotScreen):
         if len(seeds) > len(cards):
             await self.query_one(Grid).mount(*(SeedCard(seed) for seed in seeds[len(cards) :]))
         self._draw(seeds)
+        focused = self._focused_seed
+        self.offer_for(focused and (env.status, focused.seed_id, focused.stage, focused.paused))
 
     def _show_requests(self, env: EnvState) -> None:
         """What was asked of the env, by whomever, and not yet answered."""

@@ -11,7 +11,7 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from sapflow.sanctum.cells import CARD_WIDTH, card_lines, dense_line, dense_width, env_card
+from sapflow.sanctum.cells import CARD_WIDTH, WIDE_CARD, card_lines, dense_line, dense_width, env_card
 from sapflow.sanctum.schema import EnvState
 from sapflow.sanctum.spans import Line, fit
 from sapflow.sanctum.widgets.span_view import built, strip_of
@@ -123,10 +123,10 @@ class EnvGrid(ScrollView, can_focus=True):
         width = max(self.size.width, 1)
         slots = max((len(env.seeds) for env in self.envs), default=1) or 1
         digits = max(len(str(max(self._places, default=0))), 2)
-        columns = max(min(width // CARD_WIDTH, self.there), 1)
-        rows = -(-len(self.envs) // columns)
-        room = int(MOST * self.screen.size.height)
-        dense = self.density is Density.DENSE or (self.density is Density.AUTO and rows * card_lines(slots) > room)
+        room = int(MOST * self.screen.size.height) // card_lines(slots)  # rows of cards
+        columns = self._columns(width, room)
+        fit = columns * room >= len(self.envs)
+        dense = self.density is Density.DENSE or (self.density is Density.AUTO and not fit)
         if dense:
             cell = min(dense_width(digits, slots), width)
             shape = Shape(True, max(width // cell, 1), cell, 1, slots, digits)
@@ -138,6 +138,12 @@ class EnvGrid(ScrollView, can_focus=True):
         changed = shape != self.shape
         self.shape = shape
         return changed
+
+    def _columns(self, width: int, room: int) -> int:
+        """Wide cards side by side, or as many more as it takes for all to be seen in so many rows."""
+        most = max(min(width // CARD_WIDTH, self.there), 1)
+        wide = min(max(width // WIDE_CARD, 1), most)
+        return min(max(wide, -(-len(self.envs) // max(room, 1))), most)
 
     def _redraw(self, places: Sequence[int]) -> None:
         """Asks for the cells at `places` to be drawn again, as far as they are seen."""

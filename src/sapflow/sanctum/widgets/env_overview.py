@@ -11,6 +11,7 @@ from textual.widgets import Input
 from sapflow.sanctum.arrangement import Order, arranged
 from sapflow.sanctum.cells import env_card
 from sapflow.sanctum.census import Kind
+from sapflow.sanctum.query import HINT
 from sapflow.sanctum.schema import SanctumSnapshot
 from sapflow.sanctum.spans import DIM, Line, clean, line
 from sapflow.sanctum.widgets.count_strip import KINDS, CountStrip
@@ -47,9 +48,7 @@ class OverviewScreen(SnapshotScreen):
     """The run's header, the counts, the grid of its envs, and the latest events."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding(
-            "slash", "search", "filter", key_display="/", tooltip="Search: env:3, slot:early, blueprint:conv, any text"
-        ),
+        Binding("slash", "search", "filter", key_display="/", tooltip=f"Search: {HINT}"),
         Binding("s", "sort", "sort", tooltip="Sort: worst first, by env, accuracy, loss or ratio"),
         Binding("v", "density", "view", tooltip="View: cards while they fit, always cards, or always dense"),
         Binding("escape", "clear", "clear", tooltip="Show all envs again"),
@@ -74,7 +73,7 @@ class OverviewScreen(SnapshotScreen):
         yield EnvGrid()
         yield EventLog("events")
         with Horizontal(id="search"):
-            yield Input(placeholder="env:3  slot:early  blueprint:conv  or any text", compact=True)
+            yield Input(placeholder=HINT, compact=True)
         yield KeyBar()
 
     async def on_mount(self) -> None:

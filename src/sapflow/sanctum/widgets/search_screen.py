@@ -5,9 +5,8 @@ from typing import ClassVar
 from textual.binding import Binding, BindingType
 from textual.widgets import Input
 
+from sapflow.sanctum.query import HINT
 from sapflow.sanctum.widgets.snapshot_screen import SnapshotScreen
-
-HINT = 'words, "some words", env:3, slot:mid'
 
 
 class SearchScreen(SnapshotScreen):

@@ -1,5 +1,6 @@
 """One slot: its ratio, pass by pass and epoch by epoch, its norms, their spread, its alerts and its life."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import ClassVar
 
@@ -12,16 +13,18 @@ from sapflow.errors import InputError
 from sapflow.sanctum.formatting import card_height, seed_card
 from sapflow.sanctum.schema import EnvState, EnvStatus, SanctumSnapshot, SeedState
 from sapflow.sanctum.slot_history import SlotHistory, SlotReader
-from sapflow.sanctum.slot_panels import history_lines, slot_line, spread_panel, story_lines
+from sapflow.sanctum.slot_panels import both_fit, history_lines, slot_line, spread_panel, story_lines
+from sapflow.sanctum.spans import Line
 from sapflow.sanctum.widgets.key_bar import KeyBar
 from sapflow.sanctum.widgets.panel import Panel, ScrollPanel
 from sapflow.sanctum.widgets.run_header import RunHeader
 from sapflow.sanctum.widgets.shell import Subject, shell
 from sapflow.sanctum.widgets.snapshot_screen import SnapshotScreen
 
-WINDOWS = (0, 128, 32, 8, 2)  # epochs; 0 is all of them
+WINDOWS = (128, 32, 8, 2)  # epochs
 WIDE = 140  # cells from which on the card stands beside the charts
 CARD_WIDTH = 46
+COPIED_WIDTH = 60  # of the card, where it is copied
 PLOT_ROWS = 3
 
 
@@ -47,7 +50,7 @@ class SeedDetailScreen(SnapshotScreen):
         self.slot_id = slot_id
         self._seed = SeedState(slot_id=slot_id)
         self._env = EnvState(env_id=env_id)
-        self._window = 0  # which of WINDOWS
+        self._window = 0  # epochs that are shown, 0 for all of them
         self._shift = 0  # epochs between the end of what is shown and the last one
         self._norms = False
         self._reader: SlotReader | None = None
@@ -58,6 +61,11 @@ class SeedDetailScreen(SnapshotScreen):
     def subject(self) -> Subject:
         """The seed."""
         return Subject(self.env_id, self.slot_id, self._seed.seed_id)
+
+    @property
+    def card(self) -> Sequence[Line]:
+        """The seed's."""
+        return seed_card(self._seed, COPIED_WIDTH)
 
     def compose(self) -> ComposeResult:
         """From the top to the bottom."""
@@ -93,7 +101,7 @@ class SeedDetailScreen(SnapshotScreen):
     def _epochs(self) -> tuple[int, int, bool]:
         """The first and the last epoch that are shown, and whether the one that runs is, too."""
         running = shell(self).moment is None and self._env.status is EnvStatus.TRAINING
-        window = WINDOWS[self._window]
+        window = self._window
         done = self._env.epoch - self._shift
         live = running and not self._shift
         return (max(done - window + 1 + live, 1) if window else 1), done, live
@@ -108,6 +116,7 @@ class SeedDetailScreen(SnapshotScreen):
         self._panel("card").show(seed, lambda width, _: seed_card(seed, width, PLOT_ROWS))
         self._panel("spread").show((history, seed), lambda w, h: spread_panel(history, seed, w, h))
         story = self.query_one("#story", ScrollPanel)
+        self.offer_for((self._windows, self._window, len(env.seeds), env.status, seed.seed_id, seed.stage, seed.paused))
         story.show((history, mine), lambda width: story_lines(env.env_id, history, mine, width))
 
     def _panel(self, name: str) -> Panel:
@@ -130,19 +139,35 @@ class SeedDetailScreen(SnapshotScreen):
             charts = max(room - 7, 12) if room < 24 else room * 2 // 3
             grid.grid_columns, grid.grid_rows = "2fr 3fr", f"{charts} 1fr"
             spans.row_span, spans.column_span = 1, 2
+        self.call_after_refresh(self.refresh_bindings)  # once the charts have their room
+
+    @property
+    def _windows(self) -> list[int]:
+        """The windows that show less than all epochs, behind the one that shows all."""
+        return [0, *(window for window in WINDOWS if window < self._env.epoch)]
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Only what would change something is offered."""
+        offered = {
+            "zoom": len(self._windows) > 1,
+            "pan": 0 < self._window < self._env.epoch,
+            "slot": len(self._env.seeds) > 1,
+            "norms": not both_fit(self._panel("history").size.height),
+        }
+        return offered.get(action, True)
 
     def action_zoom(self, steps: int) -> None:
         """Shows fewer epochs, or more."""
-        self._window = min(max(self._window + steps, 0), len(WINDOWS) - 1)
+        windows = self._windows
+        at = windows.index(self._window) if self._window in windows else 0
+        self._window = windows[min(max(at + steps, 0), len(windows) - 1)]
         self._again()
 
     def action_pan(self, steps: int) -> None:
         """Moves through the epochs by half of what is shown."""
-        window = WINDOWS[self._window]
-        if window:
-            last = max(self._env.epoch - window, 0)
-            self._shift = min(max(self._shift - steps * max(window // 2, 1), 0), last)
-            self._again()
+        last = max(self._env.epoch - self._window, 0)
+        self._shift = min(max(self._shift - steps * max(self._window // 2, 1), 0), last)
+        self._again()
 
     def action_slot(self, steps: int) -> None:
         """Goes on to the next slot of the env."""

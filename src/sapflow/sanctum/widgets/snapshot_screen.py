@@ -22,6 +22,7 @@ class SnapshotScreen(Screen[None]):
     """A screen that is shown every new snapshot while it is the active one."""
 
     _time_bar: Widget | None = None
+    _offered_for: object = None
 
     async def on_mount(self) -> None:
         """Shows the run before the first frame is drawn, so that no frame shows what is not so."""
@@ -36,6 +37,12 @@ class SnapshotScreen(Screen[None]):
     def card(self) -> Sequence[Line]:
         """What is in focus, as it is copied; nothing where there is no such thing."""
         return ()
+
+    def offer_for(self, state: object) -> None:
+        """Which keys work depends on `state`: where that is another one now, they are looked at again."""
+        if state != self._offered_for:
+            self._offered_for = state
+            self.refresh_bindings()
 
     async def show(self, snapshot: SanctumSnapshot, notice: str) -> None:
         """Draws `snapshot`; `notice` says what went wrong with following the run, if anything did."""
