@@ -241,7 +241,7 @@ async def test_the_focus_moves_and_stops_at_the_edges(keys: tuple[str, str]) -> 
 
 async def test_a_click_opens_the_env() -> None:
     async with sanctum(demo_run()) as (app, _, pilot):
-        await pilot.click(EnvGrid, offset=(70, 2))
+        await pilot.click(EnvGrid, offset=(20, 8))
         await pilot.pause()
         assert isinstance(app.screen, EnvDetailScreen)
         assert app.screen.env_id == 2
