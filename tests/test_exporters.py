@@ -348,6 +348,13 @@ def test_jsonlines_overwrites_nobody_s_file(tmp_path, resumed):
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
+@pytest.mark.parametrize("name", ["trainer.lock", "journal.sqlite-wal", "exporters/webhook.lock", "parquet/x"])
+def test_jsonlines_writes_into_no_file_of_a_run(run_dir, name):
+    with pytest.raises(ExporterRefusedError, match="belongs to the run in"):
+        open_jsonlines(run_dir, path=str(run_dir / name))
+    assert not (run_dir / name).exists()
+
+
 def test_jsonlines_on_a_full_disk_leaves_no_half_of_a_batch(tmp_path):
     (tmp_path / "exporters").mkdir()
     exporter = open_jsonlines(tmp_path)

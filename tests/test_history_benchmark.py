@@ -25,7 +25,7 @@ def test_history_measures_sizes_and_times(tmp_path):
         (sampled,) = connection.execute("SELECT count(*) FROM events WHERE type = 'GRADIENT_SAMPLED'").fetchone()
     assert sampled == 640
     rows = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith("| ---")]
-    assert len(rows) == 15
+    assert len(rows) == 16
     assert all(row.count("|") in (4, 5) for row in rows)
 
 

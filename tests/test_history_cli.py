@@ -2,11 +2,15 @@
 
 import contextlib
 import csv
+import fcntl
 import json
 import os
+import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from datetime import datetime
 from pathlib import Path
 
@@ -15,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import sapflow
-from commands import SAPFLOW, finish, refused, started, without
+from commands import SAPFLOW, Terminal, finish, refused, started, wait_until, without
 from journals import PATIENCE, event, finished_run, killed_run
 from sanctum_events import demo_run
 from sapflow.cli import run
@@ -136,9 +140,17 @@ def test_sql_is_answered_from_a_journal_and_from_parquet_alike(home, name):
 def test_many_runs_are_one_set_of_tables(home):
     sql = "SELECT run, count(*) AS n FROM gradients GROUP BY run ORDER BY run"
     assert home.rows(sql, "runs/demo", "runs/rolled") == [{"run": "demo", "n": 112}, {"run": "rolled", "n": 112}]
-    same = home.rows("SELECT run, grown FROM runs ORDER BY run", "runs/demo", "../" + home.path.name + "/runs/demo")
-    assert [row["grown"] for row in same] == [4, 4]
-    assert len({row["run"] for row in same}) == 2
+
+
+def test_runs_of_one_name_are_told_apart_and_one_named_twice_is_refused(home, elsewhere, tmp_path):
+    for other in ("a", "b"):
+        (tmp_path / other).mkdir()
+        finished_run(tmp_path / other / "demo", *demo_run(completed=True))
+    sql = "SELECT run, grown FROM runs ORDER BY run"
+    assert elsewhere.rows(sql, "a/demo", "b/demo") == [{"run": "a/demo", "grown": 4}, {"run": "b/demo", "grown": 4}]
+    (tmp_path / "link").symlink_to("a")
+    for twice in ("a/demo", "./b/../a/demo", "link/demo", f"a/demo/{JOURNAL_NAME}"):
+        refused(elsewhere.sap("query", "a/demo", twice, sql), f"{'a/demo'} is named more than once")
 
 
 def test_formats_say_the_same(home, tmp_path):
@@ -169,9 +181,7 @@ def test_a_whole_table_is_exported_in_every_format(home, tmp_path, table):
         wanted = opened.batches(table).read_all()
     for suffix in ("csv", "json", "parquet", "arrow"):
         path = tmp_path / f"{table}.{suffix}"
-        assert home.answer("export", "runs/rolled", table, "-o", str(path)).startswith(
-            f"{path}: {wanted.num_rows} rows, "
-        )
+        assert home.answer("export", "runs/rolled", table, "-o", str(path)).startswith(f"{path}: {wanted.num_rows} row")
     assert pq.read_table(tmp_path / f"{table}.parquet").equals(wanted) or table in ("gradients", "epochs", "seeds")
     assert repr(pq.read_table(tmp_path / f"{table}.parquet").to_pylist()) == repr(wanted.to_pylist())
     with pa.ipc.open_file(tmp_path / f"{table}.arrow") as file:
@@ -208,7 +218,7 @@ def test_a_whole_table_is_exported_in_every_format(home, tmp_path, table):
         (("runs/demo", "SELECT * FROM glob('*')"), "disabled by configuration"),
         (("runs/demo", "SELECT * FROM sniff_csv('/etc/passwd')"), "disabled by configuration"),
         (("runs/demo", "FROM query('COPY gradients TO ''x.csv''')"), "Expected a single SELECT statement"),
-        (("runs/demo", "SELECT list(repeat('x', 1000) || i) FROM range(500000) t(i)"), "Out of Memory"),
+        (("runs/demo", "SELECT list(repeat('x', 1000) || i) FROM range(500000) t(i)"), "more than 100MB of memory"),
         (("runs/demo", COUNT, "--format", "xml"), "xml"),
         (("runs/demo", COUNT, "--format", "parquet"), "name a file with -o"),
         (("runs/demo", COUNT, "-o", "there.csv"), "there.csv exists: choose another name"),
@@ -243,6 +253,112 @@ def test_a_file_is_overwritten_only_when_that_is_asked_for_and_only_by_a_whole_a
     assert file.read_text() == '"n"\n112\n'
     assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
     assert file.stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        JOURNAL_NAME, f"{JOURNAL_NAME}-wal", f"{JOURNAL_NAME}-shm", "plan.json", "trainer.lock", "trainer.log",
+        "parquet/events.parquet", "parquet/new.csv", "requests/x.json", "checkpoints/deep/x", "exporters/events.jsonl",
+        "../link/parquet/manifest.json", "../pointer.csv",
+    ],
+)  # fmt: skip
+def test_no_answer_takes_the_place_of_a_run_s_own_files(elsewhere, tmp_path, name):
+    run_dir = finished_run(tmp_path / "demo", *demo_run(1, completed=True))
+    roll(run_dir)
+    (tmp_path / "link").symlink_to(run_dir)
+    (tmp_path / "pointer.csv").symlink_to(run_dir / JOURNAL_NAME)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    output = ("-o", f"demo/{name}")
+    for arguments in (("query", "demo", COUNT), ("export", "demo", "seeds")):
+        refused(elsewhere.sap(*arguments, *output, "--format", "csv"), "belongs to the run in")
+        refused(elsewhere.sap(*arguments, *output, "--format", "csv", "--force"), "belongs to the run in")
+    refused(elsewhere.sap("report", "demo", *output, "--force"), "belongs to the run in")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_an_answer_may_lie_beside_a_run_s_own_files(elsewhere, tmp_path):
+    finished_run(tmp_path / "demo", *demo_run(1, completed=True))
+    (tmp_path / "parquet").mkdir()  # nobody's, although it is called so
+    for name in ("demo/seeds.csv", "parquet/seeds.csv"):
+        elsewhere.answer("export", "demo", "seeds", "-o", name)
+
+
+STRANGE = """
+SELECT date '290000-01-01' AS late, 'infinity'::TIMESTAMP AS never, '-infinity'::DATE AS ever,
+    'infinity'::TIMESTAMPTZ AS zoned, TIMESTAMP '290000-01-01 01:02:03.5' AS moment, [date '-4713-01-01'] AS dates,
+    INTERVAL 14 MONTH AS span, [INTERVAL 1 DAY] AS spans, {'INTERVAL': INTERVAL 1 DAY} AS named,
+    'ab'::BLOB AS blob, 'x'::ENUM('x', 'y') AS kind, DATE '2026-01-02' AS day, TIME '10:20:30' AS clock
+"""
+STRANGE_TEXTS = {
+    "late": "290000-01-01", "never": "infinity", "ever": "-infinity", "zoned": "infinity",
+    "moment": "290000-01-01 01:02:03.500000", "span": "1 year 2 months", "blob": "6162", "kind": "x",
+    "day": "2026-01-02", "clock": "10:20:30",
+}  # fmt: skip
+
+
+def test_values_that_python_has_not_are_written_as_in_sql(home, tmp_path):
+    (row,) = home.rows(STRANGE)
+    assert row["dates"] == ["-4713-01-01"]
+    assert (row["spans"], row["named"]) == (["1 day"], {"INTERVAL": "1 day"})
+    assert {name: row[name] for name in STRANGE_TEXTS} == STRANGE_TEXTS
+    (line,) = csv.DictReader(home.answer("query", "runs/demo", STRANGE, "--format", "csv").splitlines())
+    assert {name: line[name] for name in STRANGE_TEXTS} == STRANGE_TEXTS
+    assert json.loads(line["spans"]) == ["1 day"]
+    _, _, cells = home.answer("query", "runs/demo", STRANGE).splitlines()
+    assert {"290000-01-01", "infinity", "-infinity", "year", '"6162"'} <= set(cells.split())
+    home.answer("query", "runs/demo", STRANGE, "-o", str(tmp_path / "x.parquet"))
+    (kept,) = pq.read_table(tmp_path / "x.parquet", columns=["span", "spans"]).to_pylist()
+    assert kept == {"span": "1 year 2 months", "spans": ["1 day"]}
+
+
+def test_half_an_array_is_not_left_by_an_answer_that_fails(home):
+    refused(home.sap("query", "runs/demo", "SELECT (pass * 1000)::TINYINT FROM gradients", "--format", "json"))
+    assert home.answer("query", "runs/demo", "SELECT 1 WHERE false", "--format", "json") == "[\n]\n"
+
+
+def test_a_cell_is_cut_however_long_its_value(home):
+    long = "repeat('x', 1000000)"
+    sql = f"SELECT {long} AS text, [{long}, {long}] AS list, range(100000) AS numbers, {long}::BLOB AS blob"
+    _, _, line = home.answer("query", "runs/demo", sql).splitlines()
+    assert len(line) == 4 * 300 + 3 * 2
+    assert line.count("…") == 4
+    exact = home.answer("query", "runs/demo", f"SELECT {long} AS text", "--format", "csv")
+    assert exact == '"text"\n"' + "x" * 1_000_000 + '"\n'
+
+
+@pytest.mark.parametrize("how", ["csv", "json"])
+def test_what_goes_to_a_terminal_cannot_steer_it_and_what_goes_elsewhere_is_exact(home, how):
+    sql = "SELECT 'é層' || chr(27) || '[31m' || chr(155) || '2J' AS text, 1 AS n"
+    command = (*SAPFLOW, "query", "runs/demo", sql, "--format", how)
+    with Terminal(command, home.path) as terminal:
+        assert terminal.wait() == 0
+    assert not set(terminal.output) & {"\x1b", "\x9b"}
+    assert "é層\\x1b[31m" in terminal.output or "é層\\u001b[31m" in terminal.output
+    exact = home.answer("query", "runs/demo", sql, "--format", how)
+    text = json.loads(exact)[0]["text"] if how == "json" else next(csv.DictReader(exact.splitlines()))["text"]
+    assert text == "é層\x1b[31m\x9b2J"
+
+
+def test_the_tables_are_those_of_a_run_and_a_plan_is_drawn(home):
+    names = [row["name"] for row in home.rows("SHOW TABLES")]
+    assert names == ["alerts", "epochs", "events", "gradients", "runs", "seeds"]
+    for runs in (("runs/demo",), ("runs/demo", "runs/rolled")):
+        plan = home.answer("query", *runs, "EXPLAIN SELECT count(*) FROM gradients WHERE epoch = 3")
+        assert len(plan.splitlines()) > 5
+        assert "�" not in plan
+
+
+def test_small_numbers_are_told_in_words_that_fit(home, tmp_path):
+    path = tmp_path / "one.csv"
+    assert home.answer("query", "runs/demo", "SELECT 1 AS n", "-o", str(path)) == f"{path}: 1 row, 6 bytes\n"
+
+
+def test_what_a_run_without_events_was_is_not_known(elsewhere, tmp_path):
+    finished_run(tmp_path / "none")
+    text = elsewhere.answer("show", "none")
+    assert "task        not known\n" in text
+    assert "None" not in text
 
 
 def umask() -> int:
@@ -327,3 +443,21 @@ def test_ctrl_c_ends_a_query_in_one_line_and_leaves_no_file(home, tmp_path):
         assert process.wait(PATIENCE) == 130
         assert process.stderr.read() == "sapflow: interrupted\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("how", ["csv", "json"])
+def test_ctrl_c_ends_an_answer_that_nobody_takes(home, how):
+    sql = "SELECT i FROM range(1000000000000) t(i)"
+    command = (sys.executable, "-c", INTERRUPTIBLE, "query", "runs/demo", sql, "--format", how)
+    with started(command, home.path) as process:
+        pipe = process.stdout.fileno()
+        room = fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ)
+        wait_until(lambda: waiting(pipe) > room - select.PIPE_BUF, "a full pipe")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 130
+        assert process.stderr.read() == "sapflow: interrupted\n"
+
+
+def waiting(pipe: int) -> int:
+    """The bytes in a pipe that nobody has read."""
+    return struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0]

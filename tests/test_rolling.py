@@ -23,14 +23,14 @@ from commands import SAPFLOW, finish, finish_forked, iter_events, refused
 from journals import PATIENCE, event, finished_run, killed_run, open_folder, plain_user, python
 from sanctum_events import demo_run
 from sapflow.errors import InputError, JournalError, RunDirectoryError
-from sapflow.history.manifest import MANIFEST_NAME, summary_of
+from sapflow.history.manifest import summary_of
 from sapflow.history.query import asked
 from sapflow.history.restoring import with_journal
 from sapflow.history.rolling import roll
 from sapflow.telemetry import codec, run_directory
 from sapflow.telemetry.events import GradientHealth, GradientSampled, RunCompleted
 from sapflow.telemetry.journal import Journal
-from sapflow.telemetry.run_directory import CHECKPOINTS_NAME, JOURNAL_NAME, ROLLED_NAME, TrainerLock
+from sapflow.telemetry.run_directory import CHECKPOINTS_NAME, JOURNAL_NAME, MANIFEST_NAME, ROLLED_NAME, TrainerLock
 from sapflow.telemetry.source import RunState, Source
 from sapflow.training.launcher import start
 from sapflow.training.recording import plan_of, record

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from sapflow.cli.console import say
 from sapflow.errors import InputError
+from sapflow.history.text import counted, size
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,15 +41,23 @@ def put(reader: "pa.RecordBatchReader", output: Path | None, how: Format, *, for
     Raises:
         InputError: the file cannot be written.
     """
-    from sapflow.history.output import write, write_file
+    from sapflow.history.output import Harmless, write, write_file
 
     if output is not None:
         rows = write_file(reader, output, how, force=force)
-        say(f"{output}: {rows} rows, {output.stat().st_size / 1e6:.3g} MB")
+        say(f"{output}: {counted(rows, 'row')}, {size(output.stat().st_size)}")
         return
     try:
-        write(reader, sys.stdout.buffer, how)
+        write(reader, Harmless(sys.stdout.buffer) if sys.stdout.isatty() else sys.stdout.buffer, how)
         sys.stdout.buffer.flush()
     except BrokenPipeError:
-        with suppress(OSError):  # what is left in the buffer goes nowhere, or the interpreter would complain
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave()
+    except KeyboardInterrupt:
+        _leave()
+        raise
+
+
+def _leave() -> None:
+    """What is left in the buffer goes nowhere: the interpreter would wait for a reader, or complain that it is gone."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

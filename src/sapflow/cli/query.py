@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from sapflow.cli.answers import Format, Output, check, put
 from sapflow.cli.extras import needs
 from sapflow.errors import InputError
+from sapflow.telemetry.run_directory import JOURNAL_NAME
 
 
 def query(
@@ -80,8 +81,21 @@ def export(
         put(run.batches(table), output, meant, force=force)
 
 
+def _run_of(place: Path) -> Path:
+    """The directory of a run, which may be named by its journal."""
+    return place.parent if place.name == JOURNAL_NAME else place
+
+
 def _named(paths: list[str]) -> dict[str, str]:
-    """The runs by their directories' names, or by their paths where names are the same."""
+    """The runs by their directories' names, or by their paths where names are the same.
+
+    Raises:
+        InputError: one of them is named twice.
+    """
+    places = [_run_of(Path(path).resolve()) for path in paths]
+    for place, path in zip(places, paths, strict=True):
+        if places.count(place) > 1:
+            raise InputError(f"{path} is named more than once: a run counts once")
     names = [Path(path).resolve().name for path in paths]
     unique = len(set(names)) == len(names)
     return dict(zip(names if unique else paths, paths, strict=True))

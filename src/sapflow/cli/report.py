@@ -40,11 +40,11 @@ def report(
     if not runs and not group:
         runs = (run_directory.newest(run_directory.RUNS),)
     groups = groups_of(runs, group)  # first what is wrong with the question, then what is wrong here
-    with needs("reports", "report"):
+    with needs("a report", "report"):
         from sapflow.history.output import check_writable, new_file
     if output != STDOUT:
         check_writable(output, force=force)
-    with needs("reports", "report"):
+    with needs("a report", "report"):
         from sapflow.history.report.comparing import comparison_page
         from sapflow.history.report.page import run_page
         from sapflow.history.run import Run

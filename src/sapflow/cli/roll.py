@@ -4,6 +4,7 @@ from pathlib import Path
 
 from sapflow.cli.console import say
 from sapflow.cli.extras import needs
+from sapflow.history.text import counted, size
 
 
 def roll(run_dir: Path, /, *more: Path, remove_journal: bool = False) -> None:
@@ -21,12 +22,9 @@ def roll(run_dir: Path, /, *more: Path, remove_journal: bool = False) -> None:
 
     for one in (run_dir, *more):
         done = roll_one(one, remove_journal=remove_journal)
-        journal = "the journal is gone" if done.removed else f"the journal has {_megabytes(done.journal_bytes)}"
+        journal = "the journal is gone" if done.removed else f"the journal has {size(done.journal_bytes)}"
+        events, passes = counted(done.rows["events"], "event"), counted(done.rows["gradients"], "row")
         say(
-            f"{one}: {done.rows['events']} events and {done.rows['gradients']} rows of gradients in "
-            f"{_megabytes(done.parquet_bytes)} of Parquet, read back and the same; {journal}"
+            f"{one}: {events} and {passes} of gradients in {size(done.parquet_bytes)} of Parquet, "
+            f"read back and the same; {journal}"
         )
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.3g} MB"

@@ -10,7 +10,7 @@ from sapflow.cli.extras import needs
 from sapflow.errors import InputError, RunDirectoryError
 from sapflow.history.manifest import summary_of
 from sapflow.history.summary import RunSummary
-from sapflow.history.text import aligned, printable
+from sapflow.history.text import aligned, counted, printable
 from sapflow.telemetry import run_directory
 from sapflow.telemetry.source import RunState
 
@@ -78,18 +78,32 @@ def _began(summary: RunSummary | InputError) -> float:
 
 
 def _facts(summary: RunSummary) -> list[tuple[str, str]]:
-    epochs = summary.epochs or "any number of"
-    facts = [
+    if summary.started is None:
+        unknown = [(name, "not known") for name in ("run", "task", "time", "versions")]
+        return [*unknown, ("state", STATES[summary.state]), *_losses(summary), *_notice(summary)]
+    epochs = f"{summary.epochs or 'any number of'} epochs" if summary.task else "epochs not known"
+    seed = "not known" if summary.rng_seed is None else summary.rng_seed
+    return [
         ("run", summary.run_id),
-        ("task", f"{summary.task}, {summary.envs} envs, {epochs} epochs, rng seed {summary.rng_seed}"),
+        ("task", f"{summary.task or 'not known'}, {counted(summary.envs, 'env')}, {epochs}, rng seed {seed}"),
         ("state", STATES[summary.state]),
         ("time", f"{_when(summary.started)} to {_when(summary.ended) or 'now'}"),
-        ("versions", ", ".join(f"{name} {version}" for name, version in summary.versions.items())),
+        ("versions", ", ".join(f"{name} {version}" for name, version in summary.versions.items()) or "not known"),
         ("seeds", f"{summary.grown} grown, {summary.pruned} pruned, {summary.fossilized} fossilised"),
+        *_losses(summary),
+        *_notice(summary),
+    ]
+
+
+def _notice(summary: RunSummary) -> list[tuple[str, str]]:
+    return [("notice", summary.notice)] if summary.notice else []
+
+
+def _losses(summary: RunSummary) -> list[tuple[str, str]]:
+    return [
         ("lost", f"{summary.dropped_events} events and {summary.dropped_samples} samples were never written"),
         ("unreadable", ", ".join(f"{count} {cause}" for cause, count in summary.skipped.items()) or "0 events"),
     ]
-    return [*facts, ("notice", summary.notice)] if summary.notice else facts
 
 
 def _life(life: dict[str, Any]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from sapflow.exporters.exporter import Setting
 from sapflow.exporters.json_form import json_line
 from sapflow.exporters.ledger import FOLDER
 from sapflow.telemetry.events import TelemetryEvent
+from sapflow.telemetry.run_directory import owner_of
 
 STDOUT = "-"
 TAIL_BYTES = 2**16
@@ -63,7 +64,10 @@ def open_exporter(setting: Setting) -> JsonLines:
     options = setting.options_as(Options)
     if options.path == STDOUT:
         return JsonLines(1, STDOUT)
-    path = Path(options.path) if options.path else setting.run_dir / FOLDER / "events.jsonl"
+    default = setting.run_dir / FOLDER / "events.jsonl"
+    path = Path(options.path) if options.path else default
+    if path.resolve() != default.resolve() and (owner := owner_of(path)) is not None:
+        raise ExporterRefusedError(f"{path} belongs to the run in {owner}: choose another path")
     try:
         if path.exists() and not (setting.resumed and _is_of_run(path, setting.run_id)) and not _is_empty(path):
             raise ExporterRefusedError(f"{path} exists, and not from this run: choose another path, or remove it first")

@@ -9,8 +9,9 @@ from typing import IO, Self
 import msgspec
 
 from sapflow.errors import RunDirectoryError
+from sapflow.telemetry.run_directory import EXPORTERS_NAME
 
-FOLDER = "exporters"  # within the run directory
+FOLDER = EXPORTERS_NAME  # within the run directory
 MAX_LEDGER_BYTES = 2**20
 
 

@@ -9,10 +9,9 @@ from msgspec import Struct
 from sapflow.errors import JournalError
 from sapflow.history.journal_rows import JournalRows
 from sapflow.history.summary import RunSummary, beginning, moment, summarize
-from sapflow.telemetry.run_directory import ROLLED_NAME, has_journal
+from sapflow.telemetry.run_directory import MANIFEST_NAME, ROLLED_NAME, has_journal
 
 FORMAT = 1
-MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 2**20
 
 

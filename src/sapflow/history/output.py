@@ -1,19 +1,24 @@
 """Rows for people and for programs: a table, CSV, JSON, Parquet or Arrow; streamed, and a file all or nothing."""
 
+import codecs
+import io
 import json
 import math
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime
+from datetime import date, datetime, time
 from decimal import Decimal
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from sapflow.errors import InputError
-from sapflow.history.arrow import pa, pa_csv, pq
+from sapflow.history.arrow import pa, pa_csv, pc, pq
+from sapflow.history.cells import values_of
 from sapflow.history.text import aligned
+from sapflow.telemetry.run_directory import owner_of
 
 Format = Literal["table", "csv", "json", "parquet", "arrow"]
 BINARY = frozenset({"parquet", "arrow"})
@@ -25,6 +30,7 @@ SUFFIXES: dict[str, Format] = {
     ".txt": "table",
 }
 SHOWN_ROWS = 200
+CELL_CHARACTERS = 300
 
 
 def format_of(path: Path) -> Format:
@@ -52,8 +58,10 @@ def check_writable(path: Path, *, force: bool) -> None:
     """What is wrong with a file that is to be written, before its rows are made.
 
     Raises:
-        InputError: there is something in its place, or no place for it.
+        InputError: there is something in its place, or no place for it, or it would be one of a run's own files.
     """
+    if (owner := owner_of(path)) is not None:
+        raise InputError(f"{path} belongs to the run in {owner}, which --force does not replace: choose another name")
     if path.is_dir():
         raise InputError(f"{path} is a directory: name a file in it")
     if path.exists() and not force:
@@ -97,7 +105,32 @@ def _umask() -> int:
     return mask
 
 
-def write(reader: pa.RecordBatchReader, file: IO[bytes], how: Format) -> int:
+class Harmless(io.RawIOBase):
+    """Text on its way to a terminal, which nothing in it steers: what cannot be seen is written as in Python."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._decode = codecs.getincrementaldecoder("utf-8")("backslashreplace").decode
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Hand on all of it."""
+        lines = (
+            line if line.isprintable() else "".join(map(_visible, line))
+            for line in self._decode(bytes(data)).split("\n")
+        )
+        self._file.write("\n".join(lines).encode())
+        return len(data)
+
+
+def _visible(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
+
+
+def write(reader: pa.RecordBatchReader, file: IO[bytes] | Harmless, how: Format) -> int:
     """Write all rows in that format, and say how many there were; a table shows the first of them."""
     match how:
         case "csv":
@@ -121,42 +154,61 @@ def _write_batches(reader: pa.RecordBatchReader, writer: Any) -> int:
     return count
 
 
-def _write_csv(reader: pa.RecordBatchReader, file: IO[bytes]) -> int:
+def _write_csv(reader: pa.RecordBatchReader, file: IO[bytes] | Harmless) -> int:
     """NaN is `nan`, infinity `inf`, null an empty field; lists and the like are JSON in a field."""
     schema = pa.schema([(field.name, _csv_type(field.type)) for field in reader.schema])
     count = 0
-    with pa_csv.CSVWriter(file, schema) as writer:
+    with io.BytesIO() as lines, pa_csv.CSVWriter(lines, schema) as writer:
         for batch in reader:
             columns = [_csv_column(column) for column in batch.columns]
             writer.write_batch(pa.record_batch(columns, schema=schema))
             count += batch.num_rows
+            _hand_on(lines, file)
+        _hand_on(lines, file)
     return count
 
 
+def _hand_on(lines: io.BytesIO, file: IO[bytes] | Harmless) -> None:
+    """From here, and not from within Arrow, which tries a write again that Ctrl-C was to end."""
+    file.write(lines.getvalue())
+    lines.seek(0)
+    lines.truncate()
+
+
 def _csv_type(kind: pa.DataType) -> pa.DataType:
-    flat = pa.types.is_primitive(kind) and not pa.types.is_interval(kind)
+    flat = pa.types.is_primitive(kind) and not pa.types.is_temporal(kind)
     return kind if flat or pa.types.is_decimal(kind) else pa.string()
 
 
 def _csv_column(column: pa.Array) -> pa.Array:
     if column.type == _csv_type(column.type):
         return column
-    return pa.array(
-        [value if value is None else _json(value) for value in column.to_pylist(maps_as_pydicts="strict")], pa.string()
-    )
+    return pa.array([None if value is None else _field(value) for value in values_of(column)], pa.string())
 
 
-def _write_json(reader: pa.RecordBatchReader, file: IO[bytes]) -> int:
+def _field(value: Any) -> str:
+    match value:
+        case str():
+            return value
+        case bytes():
+            return value.hex()
+        case datetime():
+            return value.isoformat(sep=" ")
+        case date() | time():
+            return value.isoformat()
+    return _json(value)
+
+
+def _write_json(reader: pa.RecordBatchReader, file: IO[bytes] | Harmless) -> int:
     """An array with an object a line; NaN and infinities, for which JSON has no numbers, are strings."""
     count = 0
-    file.write(b"[")
     for batch in reader:
         names = batch.schema.names
-        for row in zip(*(column.to_pylist(maps_as_pydicts="strict") for column in batch.columns), strict=True):
-            file.write(b",\n" if count else b"\n")
+        for row in zip(*map(values_of, batch.columns), strict=True):
+            file.write(b",\n" if count else b"[\n")
             file.write(_json(dict(zip(names, row, strict=True))).encode())
             count += 1
-    file.write(b"\n]\n")
+    file.write(b"\n]\n" if count else b"[\n]\n")
     return count
 
 
@@ -181,7 +233,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _write_table(reader: pa.RecordBatchReader, file: IO[bytes]) -> int:
+def _write_table(reader: pa.RecordBatchReader, file: IO[bytes] | Harmless) -> int:
     """The first SHOWN_ROWS rows in aligned columns, and how many more there are."""
     kinds = reader.schema.types
     rows: list[list[str]] = []
@@ -190,7 +242,7 @@ def _write_table(reader: pa.RecordBatchReader, file: IO[bytes]) -> int:
         shown = batch.slice(0, max(SHOWN_ROWS - count, 0))
         rows += (
             [_cell(value) for value in row]
-            for row in zip(*(c.to_pylist(maps_as_pydicts="strict") for c in shown.columns), strict=True)
+            for row in zip(*(values_of(_cut(column)) for column in shown.columns), strict=True)
         )
         count += batch.num_rows
     right = [pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind) for kind in kinds]
@@ -201,7 +253,33 @@ def _write_table(reader: pa.RecordBatchReader, file: IO[bytes]) -> int:
     return count
 
 
+def _cut(column: pa.Array) -> pa.Array:
+    """Texts no longer than a cell shows, before anything is done with them."""
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return pc.utf8_slice_codeunits(column, 0, CELL_CHARACTERS + 1)
+    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        return pc.binary_slice(column, 0, CELL_CHARACTERS)
+    return column
+
+
 def _cell(value: Any) -> str:
+    text = _whole_cell(_bounded(value))
+    return text if len(text) <= CELL_CHARACTERS else text[: CELL_CHARACTERS - 1] + "…"
+
+
+def _bounded(value: Any) -> Any:
+    """As much of a list and the like as a cell may show."""
+    match value:
+        case str() | bytes():
+            return value[: CELL_CHARACTERS + 1]
+        case list():
+            return [_bounded(item) for item in value[:CELL_CHARACTERS]]
+        case dict():
+            return {key: _bounded(item) for key, item in islice(value.items(), CELL_CHARACTERS)}
+    return value
+
+
+def _whole_cell(value: Any) -> str:
     match value:
         case None:
             return "–"

@@ -1,8 +1,10 @@
 """SQL over runs: DuckDB in memory, which can read nothing but the tables of these runs, and write nothing at all."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import reduce
 
 from msgspec.structs import asdict
 
@@ -20,6 +22,8 @@ except ModuleNotFoundError as missing:
 BATCH_ROWS = 10_000
 MEMORY = "2GB"
 MOST_THREADS = 4
+INTERVAL = re.compile(r'(?<!")\bINTERVAL\b(?!")')  # the type, and no field of that name
+PLAN = ["explain_key", "explain_value"]
 
 RUNS = pa.schema(
     [
@@ -57,12 +61,15 @@ def asked(runs: Mapping[str, Run], sql: str) -> Iterator[pa.RecordBatchReader]:
     """
     with duckdb.connect(":memory:", config=_confined()) as connection, _explained(runs):
         _refuse_more_than_a_question(connection, sql)
-        for name, scannable in _relations(runs):
-            connection.register(name, scannable)
         for table, columns in TABLES.items():
-            connection.execute(f"CREATE VIEW {table} AS {_view(table, columns.names, list(runs))}")
-        answer = connection.sql(sql).to_arrow_reader(BATCH_ROWS)
-        _refuse_twins(answer.schema.names)
+            _view(connection, table, columns.names, runs).create_view(table)
+        connection.from_arrow(_Runs(runs)).create_view("runs")
+        relation = connection.sql(sql)
+        _refuse_twins(relation.columns)
+        if relation.columns == PLAN:
+            yield _lines(relation.fetchall())
+            return
+        answer = _with_intervals_as_text(relation).to_arrow_reader(BATCH_ROWS)
         yield pa.RecordBatchReader.from_batches(answer.schema, _batches(answer, runs))
 
 
@@ -94,22 +101,43 @@ def _refuse_twins(names: list[str]) -> None:
             raise InputError(f"two columns of the answer are called {name!r}: tell them apart with AS")
 
 
-def _relations(runs: Mapping[str, Run]) -> Iterator[tuple[str, object]]:
-    """What the views are made of, by name."""
-    for number, run in enumerate(runs.values()):
-        for table in TABLES:
-            yield f"_{table}_{number}", run.scannable(table)
-    yield "runs", _Runs(runs)
-
-
-def _view(table: str, columns: list[str], runs: list[str]) -> str:
+def _view(
+    connection: duckdb.DuckDBPyConnection, table: str, columns: list[str], runs: Mapping[str, Run]
+) -> duckdb.DuckDBPyRelation:
     """The table of one run, or of all of them with their names."""
-    names = ", ".join(f'"{name}"' for name in columns)
-    if len(runs) == 1:
-        return f"SELECT {names} FROM _{table}_0"
-    return " UNION ALL ".join(
-        f"SELECT {_text(run)} AS run, {names} FROM _{table}_{number}" for number, run in enumerate(runs)
+    names = ", ".join(map(_name, columns))
+    tables = (
+        connection.from_arrow(run.scannable(table)).project(
+            f"{_text(name)} AS run, {names}" if len(runs) > 1 else names
+        )
+        for name, run in runs.items()
     )
+    return reduce(duckdb.DuckDBPyRelation.union, tables)
+
+
+def _with_intervals_as_text(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
+    """Neither Parquet nor Python has a span of so many months, days and microseconds."""
+    types = [str(kind) for kind in relation.types]
+    if not any(map(INTERVAL.search, types)):
+        return relation
+    return relation.project(
+        ", ".join(
+            f"CAST({_name(name)} AS {INTERVAL.sub('VARCHAR', kind)}) AS {_name(name)}"
+            if INTERVAL.search(kind)
+            else _name(name)
+            for name, kind in zip(relation.columns, types, strict=True)
+        )
+    )
+
+
+def _lines(plans: list[tuple[str, str]]) -> pa.RecordBatchReader:
+    """What EXPLAIN answers, a row a line, since it is a drawing."""
+    lines = [line for _, plan in plans for line in plan.splitlines()]
+    return pa.table({"plan": lines}).to_reader()
+
+
+def _name(column: str) -> str:
+    return '"' + column.replace('"', '""') + '"'
 
 
 def _text(value: str) -> str:
@@ -151,6 +179,8 @@ def _explained(runs: Mapping[str, Run]) -> Iterator[None]:
             raise KeyboardInterrupt from error
         for failure in filter(None, (run.failure for run in runs.values())):
             raise failure from error
+        if "Out of Memory" in str(error):
+            raise InputError(f"this takes more than {MEMORY} of memory: ask for less, or for sums of it") from error
         raise InputError(" ".join(str(error).partition("\n\nLINE ")[0].split())) from error
     except RuntimeError as error:
         if "interrupt" in str(error).lower():

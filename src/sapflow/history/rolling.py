@@ -19,7 +19,7 @@ from sapflow.history.comparing import same_rows
 from sapflow.history.epochs import event_batch, payloads_of
 from sapflow.history.gradients import EVENT, WITH_EVENT, gradient_batches
 from sapflow.history.journal_rows import PAGE_ROWS, JournalRows, Row
-from sapflow.history.manifest import FORMAT, MANIFEST_NAME, Manifest, continues, is_current, manifest_of
+from sapflow.history.manifest import FORMAT, Manifest, continues, is_current, manifest_of
 from sapflow.history.rolled import (
     STORED_EVENTS,
     RolledTables,
@@ -33,7 +33,14 @@ from sapflow.history.selection import Selection
 from sapflow.history.summary import RunSummary, summarize
 from sapflow.telemetry.events import GradientSampled, Payload
 from sapflow.telemetry.journal_layout import JOURNAL_VERSION, SELECT_META
-from sapflow.telemetry.run_directory import CHECKPOINTS_NAME, ROLLED_NAME, TrainerLock, has_journal, wal_of
+from sapflow.telemetry.run_directory import (
+    CHECKPOINTS_NAME,
+    MANIFEST_NAME,
+    ROLLED_NAME,
+    TrainerLock,
+    has_journal,
+    wal_of,
+)
 from sapflow.telemetry.source import RunState
 
 UNFINISHED: Final = ".rolling-"

@@ -17,6 +17,18 @@ def aligned(headings: Sequence[str], rows: Sequence[Sequence[str]], right: Seque
             yield "─" * (sum(widths) + 2 * (len(widths) - 1))
 
 
+def counted(number: int, what: str) -> str:
+    """So many of them, in words."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def size(count: int) -> str:
+    """So many bytes, in a unit that suits them."""
+    if count < 1000:
+        return counted(count, "byte")
+    return f"{count / 1e3:.3g} kB" if count < 999_500 else f"{count / 1e6:.3g} MB"
+
+
 def printable(text: str) -> str:
     """Names are a stranger's: nothing in them steers the terminal."""
     return "".join(character if character.isprintable() else "�" for character in text)

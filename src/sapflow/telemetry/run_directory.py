@@ -15,7 +15,11 @@ LOG_NAME = "trainer.log"
 PLAN_NAME = "plan.json"
 CHECKPOINTS_NAME = "checkpoints"
 ROLLED_NAME = "parquet"  # what the journal of a finished run is rolled into
+MANIFEST_NAME = "manifest.json"  # in it
 REQUESTS_NAME = "requests"
+EXPORTERS_NAME = "exporters"
+FOLDERS = frozenset({CHECKPOINTS_NAME, ROLLED_NAME, REQUESTS_NAME, EXPORTERS_NAME})
+FILES = frozenset({LOCK_NAME, LOG_NAME, PLAN_NAME})  # and the journal, with what SQLite has beside it
 
 # A reader's probe holds the lock for an instant, so a trainer asks more than once before it gives up.
 LOCK_ATTEMPTS = 25
@@ -87,6 +91,22 @@ def has_journal(run_dir: Path) -> bool:
     """Whether there is a journal with anything in it: its maker may have been killed before it wrote."""
     journal = run_dir / JOURNAL_NAME
     return journal.exists() and journal.stat().st_size > 0
+
+
+def owner_of(path: Path) -> Path | None:
+    """The run directory of whose own files `path` is one, or would be if it existed; None where it is of none."""
+    return next(filter(None, map(_owner_of, (path.parent.resolve() / path.name, path.resolve()))), None)
+
+
+def _owner_of(place: Path) -> Path | None:
+    if (place.name in FILES or JOURNAL_NAME in place.name) and _is_run(place.parent):
+        return place.parent
+    folders = (folder for folder in place.parents if folder.name in FOLDERS)
+    return next((folder.parent for folder in folders if _is_run(folder.parent)), None)
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (JOURNAL_NAME, PLAN_NAME, f"{ROLLED_NAME}/{MANIFEST_NAME}"))
 
 
 def refuse_rolled(run_dir: Path) -> None:

@@ -16,7 +16,7 @@ try:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 except ModuleNotFoundError as error:
-    raise MissingExtraError("reports", "report") from error
+    raise MissingExtraError("a report", "report") from error
 
 
 @dataclass(frozen=True)
