@@ -13,7 +13,7 @@ BLOCK = re.compile(r"```console\n(.*?)```", re.DOTALL)
 VARYING = (
     (r"\d{4}-\d\d-\d\d \d\d:\d\d", "DATE TIME"),
     (r"^versions .*$", "versions VERSIONS"),
-    (r"[\d.]+ MB", "SIZE"),
+    (r"[\d.]+ [kM]B", "SIZE"),
     (r"\d+ events and", "N events and"),
 )
 
