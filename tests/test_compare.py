@@ -43,7 +43,7 @@ async def test_accuracy_loss_and_the_ratio_of_every_slot_are_compared(tmp_path: 
         await now.press(*["pagedown"] * 3)
         shown += now.words
         for what in (
-            "A ─── env 00 epoch 10", "B ─ ─ env 01 epoch 10", "accuracy, % A 90.00 B 80.00 A − B +10",
+            "A ─── env 00 epoch 10", "B ─ ─ env 01 epoch 10", "accuracy, % A 90.00 B 80.00 A − B +10 at epoch 10",
             "validation loss A 0.10 B 0.10 A − B +0", "ratio in a A 1.00 B 0.60 A − B +0.4",
         ):  # fmt: skip
             assert what in shown
@@ -59,7 +59,38 @@ async def test_each_side_turns_through_the_envs(tmp_path: Path) -> None:
         for key in ("right", "l", "left", "h", "left", "right_square_bracket", "left_square_bracket"):
             await now.press(key)
             walked.append(sides(now))
-        assert walked == [(3, 1), (3, 2), (3, 1), (3, 0), (3, 3), (0, 3), (3, 3)]
+        assert walked == [(3, 1), (3, 2), (3, 1), (3, 0), (3, 2), (0, 2), (3, 2)]  # never an env with itself
+
+
+async def test_an_env_is_taken_by_its_number(tmp_path: Path) -> None:
+    async with sitting(tmp_path, demo_run()) as now:
+        await now.press("c", "slash", "2", "enter")
+        assert sides(now) == (3, 2)
+        await now.press("backslash", "0", "1", "enter")
+        assert sides(now) == (1, 2)
+        for number in ("7", "1", ""):  # none; A itself; nothing
+            await now.press("slash", *number, "enter")
+            assert sides(now) == (1, 2)
+        assert {note.message for note in now.app._notifications} >= {"there is no env 7", "env 01 is A"}
+        await now.press("slash", "0", "escape")
+        assert sides(now) == (1, 2)
+        await now.press("right")
+        assert sides(now) == (1, 3)
+        await now.press("escape")
+        assert isinstance(now.app.screen, OverviewScreen)
+
+
+async def test_the_difference_is_that_at_the_last_epoch_of_both(tmp_path: Path) -> None:
+    async with sitting(tmp_path, [*learning(10, 0, 90.0, 1.0), *learning(4, 1, 80.0, 0.5)]) as now:
+        await now.press("c")
+        assert "A 90.00 B 80.00 A − B -44 at epoch 4" in now.words  # 90 · 4/10 - 80
+
+
+def test_the_last_common_epoch_of_long_runs_is_read_whole(tmp_path: Path) -> None:
+    with journal_of(tmp_path, *learning(1_000, 0, 90.0, 1.0), *learning(777, 1, 77.7, 1.0)) as source:
+        a, b = read_side(source, 0, 1_000, 777), read_side(source, 1, 777, 777)
+        lines = ["".join(text for text, _ in spans) for spans in comparison_lines(a, b, 100, 7)]
+        assert f"A − B {90 * 0.777 - 77.7:+.3g} at epoch 777" in lines[0]
 
 
 async def test_what_comes_is_compared_too(tmp_path: Path) -> None:
@@ -114,7 +145,7 @@ def journal_of(run_dir: Path, *events: TelemetryEvent) -> Iterator[Source]:
 
 def test_a_long_run_is_read_in_as_many_epochs_as_are_drawn(tmp_path: Path) -> None:
     with journal_of(tmp_path, *learning(1_000, 0, 90.0, 1.0)) as source:
-        side = read_side(source, 0, 1_000)
+        side = read_side(source, 0, 1_000, 1_000)
         assert len(side.epochs) == 200
         assert (side.epochs[0].epoch, side.last) == (1, 1_000)
 
@@ -122,7 +153,7 @@ def test_a_long_run_is_read_in_as_many_epochs_as_are_drawn(tmp_path: Path) -> No
 def test_what_was_not_measured_is_a_gap(tmp_path: Path) -> None:
     ratios = [seed("a", 1.0), unmeasured("a", Measurement.NO_GRADIENT), seed("a", 1.0)]
     with journal_of(tmp_path, *(event(epoch(n, each), 0, n) for n, each in enumerate(ratios, 1))) as source:
-        side = read_side(source, 0, 3)
+        side = read_side(source, 0, 3, 3)
         lines = ["".join(text for text, _ in spans) for spans in comparison_lines(side, side, 70, 7)]
         at = next(n for n, shown in enumerate(lines) if "ratio in a" in shown)
         dots = "".join(sorted({glyph for shown in lines[at:] for glyph in shown if ord(glyph) >= 0x2800}))

@@ -36,6 +36,11 @@ class Side(Struct, frozen=True, kw_only=True):
         """Its last epoch."""
         return self.epochs[-1].epoch if self.epochs else 0
 
+    @property
+    def known(self) -> set[int]:
+        """The numbers of its epochs."""
+        return {payload.epoch for payload in self.epochs}
+
     def points(self, value: Value) -> list[Point]:
         """The value at the end of each epoch; NaN where there is none."""
         values = ((payload.epoch, value(payload)) for payload in self.epochs)
@@ -52,15 +57,17 @@ def last_epoch_of(source: Source, env_id: int, until: int | None) -> int:
     return (moment.epoch or 0) if moment is not None else 0
 
 
-def read_side(source: Source, env_id: int, last: int) -> Side:
-    """The env up to epoch `last`, by index.
+def read_side(source: Source, env_id: int, last: int, common: int) -> Side:
+    """The env up to epoch `last`, by index; with epoch `common`, to which the other one came too.
 
     Raises:
         JournalError: the journal cannot be read.
     """
     events = epochs_of(source, env_id, 1, last, COLUMNS)
-    payloads = tuple(event.payload for event in events if isinstance(event.payload, EpochCompleted))
-    return Side(run=source.run_dir.name, env_id=env_id, epochs=payloads)
+    met = source.moment(env_id, common)
+    found = [event.payload for event in (*events, *((met,) if met is not None else ()))]
+    by_epoch = {payload.epoch: payload for payload in found if isinstance(payload, EpochCompleted)}
+    return Side(run=source.run_dir.name, env_id=env_id, epochs=tuple(by_epoch[epoch] for epoch in sorted(by_epoch)))
 
 
 def side_line(which: int, side: Side, two_runs: bool, width: int) -> Line:
@@ -132,10 +139,18 @@ def _chart(
     head += [
         line((f"{name} {_number(side)}  ", style)) for name, side, style in zip(NAMES, points, STYLES, strict=True)
     ]
-    difference = _newest(points[0]) - _newest(points[1])
-    head.append(line((f"A − B {difference:+.3g}" if isfinite(difference) else "A − B --", DIM)))
+    head.append(line((_difference(a, b, points), DIM)))
     title_line = fit(line(*(span for part in head for span in part)), frame.margin + frame.columns)
     return [title_line, *chart(curves, guides, axis, frame, rows - 1)]
+
+
+def _difference(a: Side, b: Side, points: tuple[Sequence[Point], Sequence[Point]]) -> str:
+    """How far apart the two are at the last epoch that both have."""
+    common = max(a.known & b.known, default=None)
+    if common is None:
+        return "A − B --"
+    difference = dict(points[0])[common] - dict(points[1])[common]
+    return f"A − B {f'{difference:+.3g}' if isfinite(difference) else '--'} at epoch {common}"
 
 
 def _newest(points: Sequence[Point]) -> float:

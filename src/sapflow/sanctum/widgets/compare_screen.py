@@ -5,9 +5,10 @@ from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.widgets import Input
 
 from sapflow.errors import InputError
-from sapflow.sanctum.comparison import Side, comparison_lines, last_epoch_of, read_side, side_line
+from sapflow.sanctum.comparison import NAMES, Side, comparison_lines, last_epoch_of, read_side, side_line
 from sapflow.sanctum.schema import SanctumSnapshot
 from sapflow.sanctum.widgets.key_bar import KeyBar
 from sapflow.sanctum.widgets.panel import Panel, ScrollPanel
@@ -18,17 +19,21 @@ from sapflow.telemetry.source import Source
 
 LEAST_ROWS, MOST_ROWS = 6, 14  # of a chart, with its title
 PAGE = 10  # lines
+MOST_DIGITS = 9  # of an env's number
 
 
 class CompareScreen(SnapshotScreen):
     """A is an env of this run, B another one of it, or one of the other run where the app was given two."""
 
+    AUTO_FOCUS = ""
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "app.back", "back"),
+        Binding("escape", "leave", "back"),
         Binding("left,h", "turn(1, -1)", "other B", key_display="←→", tooltip="Another env as B"),
         Binding("right,l", "turn(1, 1)", "next B", show=False, tooltip="The next env as B"),
         Binding("left_square_bracket", "turn(0, -1)", "other A", key_display="[ ]", tooltip="Another env as A"),
         Binding("right_square_bracket", "turn(0, 1)", "next A", show=False, tooltip="The next env as A"),
+        Binding("slash", "choose(1)", "B", key_display="/", tooltip="The env with a number as B"),
+        Binding("backslash", "choose(0)", "A", key_display="\\", tooltip="The env with a number as A"),
         Binding("down,j", "scroll(1)", "scroll", key_display="↑↓", tooltip="Scroll down"),
         Binding("up,k", "scroll(-1)", "scroll up", show=False, tooltip="Scroll up"),
         Binding("pagedown", f"scroll({PAGE})", "page down", show=False, tooltip="A page down"),
@@ -39,6 +44,7 @@ class CompareScreen(SnapshotScreen):
         super().__init__()
         self._wanted: list[int | None] = [env_id, None]
         self._sides: list[Side] = [Side(run="", env_id=0), Side(run="", env_id=0)]
+        self._choosing = 1
         self._read_for: list[tuple[object, ...]] = [(), ()]
 
     @property
@@ -55,6 +61,9 @@ class CompareScreen(SnapshotScreen):
         """From the top to the bottom."""
         yield RunHeader()
         yield Panel(id="sides")
+        number = Input(type="integer", max_length=MOST_DIGITS, compact=True)
+        number.display = False
+        yield number
         yield ScrollPanel(id="charts")
         yield KeyBar()
 
@@ -71,21 +80,23 @@ class CompareScreen(SnapshotScreen):
     def _read(self) -> None:
         """Looks up what has changed; a journal that cannot be read is said in the header."""
         with suppress(InputError):
-            for which, source in enumerate(self._sources()):
-                env_id = self._env_of(which, source.envs())
-                last = last_epoch_of(source, env_id, shell(self).moment)
-                if (env_id, last) != self._read_for[which]:
-                    self._sides[which] = read_side(source, env_id, last)
-                    self._read_for[which] = (env_id, last)
+            sources = self._sources()
+            a = self._env_of(0, sources[0].envs(), 0)
+            env_ids = a, self._env_of(1, sources[1].envs(), a)
+            lasts = [last_epoch_of(each, env_ids[n], shell(self).moment) for n, each in enumerate(sources)]
+            for which, source in enumerate(sources):
+                wanted = (env_ids[which], lasts[which], min(lasts))
+                if wanted != self._read_for[which]:
+                    self._sides[which] = read_side(source, *wanted)
+                    self._read_for[which] = wanted
 
-    def _env_of(self, which: int, envs: tuple[int, ...]) -> int:
-        """The env that was chosen; else for A the first, and for B the same one of the other run, or the next."""
+    def _env_of(self, which: int, envs: tuple[int, ...], a: int) -> int:
+        """The env that was chosen; else for A the first, for B the same one of the other run, or the one after A."""
         wanted = self._wanted[which]
         if wanted in envs or not envs:
             return wanted or 0
         if which == 0:
             return envs[0]
-        a = self._sides[0].env_id
         if shell(self).other is not None:
             return a if a in envs else envs[0]
         return envs[(envs.index(a) + 1) % len(envs)] if a in envs else envs[0]
@@ -102,15 +113,54 @@ class CompareScreen(SnapshotScreen):
         charts.show((a, b, rows), lambda width: comparison_lines(a, b, width, rows))
 
     def action_turn(self, which: int, steps: int) -> None:
-        """Takes another env as A or B."""
+        """Takes another env as A or B; of one run, the one that it is compared with is passed over."""
         with suppress(InputError):
             envs = self._sources()[which].envs()
-            now = self._sides[which].env_id
+            now, other = self._sides[which].env_id, self._sides[1 - which].env_id
+            if shell(self).other is None and now != other:
+                envs = tuple(env_id for env_id in envs if env_id != other)
             if now in envs:
-                self._wanted = [side.env_id for side in self._sides]
-                self._wanted[which] = envs[(envs.index(now) + steps) % len(envs)]
+                self._take(which, envs[(envs.index(now) + steps) % len(envs)])
+
+    def _take(self, which: int, env_id: int) -> None:
+        self._wanted = [side.env_id for side in self._sides]
+        self._wanted[which] = env_id
         self._read()
         self._draw()
+
+    def action_choose(self, which: int) -> None:
+        """Asks for the number of the env that is to be A or B."""
+        number = self.query_one(Input)
+        self._choosing = which
+        number.value, number.placeholder, number.display = "", f"env to take as {NAMES[which]}", True
+        number.focus()
+
+    def on_input_submitted(self, message: Input.Submitted) -> None:
+        """Takes that env, if there is one."""
+        self._close_input()
+        if not message.value:
+            return
+        number = message.value.lstrip("0") or "0"
+        with suppress(InputError):
+            envs = self._sources()[self._choosing].envs()
+            env_id = next((each for each in envs if str(each) == number), None)
+            if env_id is None:
+                self.notify(f"there is no env {number}", severity="warning", markup=False)
+            elif shell(self).other is None and env_id == self._sides[1 - self._choosing].env_id:
+                self.notify(f"env {env_id:02} is {NAMES[1 - self._choosing]}", severity="warning", markup=False)
+            else:
+                self._take(self._choosing, env_id)
+
+    async def action_leave(self) -> None:
+        """Closes the question for a number; without one, the screen."""
+        if self.query_one(Input).display:
+            self._close_input()
+        else:
+            await self.run_action("app.back")
+
+    def _close_input(self) -> None:
+        self.query_one(Input).display = False
+        self.set_focus(None)
 
     def action_scroll(self, lines: int) -> None:
         """Scrolls through the charts."""
