@@ -14,7 +14,7 @@ from sapflow.telemetry.mailbox import Mailbox
 from sapflow.telemetry.stream import EventStream
 
 
-@pytest.mark.parametrize("key", ["p", "o", "r", "x"])
+@pytest.mark.parametrize("key", ["p", "o", "x"])  # the seed is not held: r does nothing
 async def test_a_key_that_works_brings_no_warning(tmp_path: Path, key: str) -> None:
     async with sitting(tmp_path, demo_run()) as now:
         Mailbox(tmp_path).open()
@@ -92,3 +92,48 @@ async def test_no_frame_of_a_screen_shows_what_is_not_so(monkeypatch: pytest.Mon
     for frame in frames:
         for wrong in ("opening", "0 envs", "nothing yet", "epoch 0"):
             assert wrong not in frame, frame
+
+
+async def test_the_key_bar_of_a_search_says_what_enter_and_escape_do(tmp_path: Path) -> None:
+    async with sitting(tmp_path, demo_run()) as now:
+        assert "/ filter" in now.lines[-1]
+        await now.press("slash", "n")
+        assert "/ filter" not in now.lines[-1]
+        assert {"enter keep", "esc clear"} <= set(now.lines[-1].strip().split("  "))
+        await now.press("escape", "e")
+        assert "esc back" in now.lines[-1]
+        await now.press("slash", "n")
+        assert "enter keep  " in now.lines[-1]
+        assert "/ search" not in now.lines[-1]
+        assert "esc clear search" in now.lines[-1]
+        await now.press("enter")  # the search is kept, and escape still forgets it first
+        assert "esc clear search" in now.lines[-1]
+        await now.press("escape")
+        assert "esc back" in now.lines[-1]
+        await now.press("escape")
+        assert "/ filter" in now.lines[-1]
+
+
+@pytest.mark.parametrize("view", [0, 1, 2])
+async def test_a_search_without_hits_says_so_and_moves_nothing(tmp_path: Path, view: int) -> None:
+    async with sitting(tmp_path, demo_run()) as now:
+        await now.press(*"v" * view, "slash")
+
+        def events_at() -> int:
+            return next(y for y, line in enumerate(now.lines) if line.startswith(" ─ events"))
+
+        before = events_at()
+        await now.press(*"zz")
+        assert "no env matches “zz”" in now.text
+        assert events_at() == before
+        await now.press("z")
+        assert "no env matches “zzz”" in now.text
+        await now.press("escape", *"9")
+        assert events_at() == before
+
+
+async def test_the_overview_counts_what_is_wrong_once(tmp_path: Path) -> None:
+    async with sitting(tmp_path, demo_run(), (200, 60)) as now:
+        assert sum("▲" in line and "⚑" in line for line in now.lines[:4]) == 1
+        await now.press("e")
+        assert "▲ 1" in now.lines[1]

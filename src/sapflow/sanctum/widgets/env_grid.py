@@ -13,7 +13,7 @@ from textual.strip import Strip
 
 from sapflow.sanctum.cells import CARD_WIDTH, WIDE_CARD, card_lines, dense_line, dense_width, env_card
 from sapflow.sanctum.schema import EnvState
-from sapflow.sanctum.spans import Line, fit
+from sapflow.sanctum.spans import DIM, Line, fit, line
 from sapflow.sanctum.widgets.span_view import built, strip_of
 
 MOST = 0.7  # of the screen's height goes to the grid
@@ -78,19 +78,25 @@ class EnvGrid(ScrollView, can_focus=True):
         self.cursor: int | None = None  # an env_id
         self.density = Density.AUTO
         self.there = 0
+        self._nothing = ""
+        self._whole = 0  # the height with all envs
         self.shape = Shape(False, 1, CARD_WIDTH, card_lines(1), 1, 2)
         self._places: dict[int, int] = {}
         self._strips: dict[int, tuple[EnvState, bool, list[Strip]]] = {}
 
-    def show(self, envs: Sequence[EnvState], density: Density, there: int) -> None:
-        """Draws `envs`, of `there` that the run has, in their order; what did not change stays as it is drawn."""
+    def show(self, envs: Sequence[EnvState], density: Density, there: int, nothing: str) -> None:
+        """Draws `envs`, of `there` that the run has, in their order; what did not change stays as it is drawn.
+
+        `nothing` stands there where no env is left of them.
+        """
         before = self.envs
         self.envs, self.density, self.there = envs, density, there
         self._places = {env.env_id: place for place, env in enumerate(envs)}
         if self.cursor not in self._places:
             self.cursor = envs[0].env_id if envs else None
             self.post_message(self.Moved())
-        if self._cut() or len(before) != len(envs):
+        other_words, self._nothing = not envs and nothing != self._nothing, nothing
+        if self._cut() or len(before) != len(envs) or other_words:
             self._strips.clear()
             self.refresh()
             return
@@ -135,6 +141,8 @@ class EnvGrid(ScrollView, can_focus=True):
         height = -(-len(self.envs) // shape.columns) * shape.height
         if self.virtual_size != (width, height):
             self.virtual_size = Size(width, height)
+        if len(self.envs) == self.there:
+            self._whole = height
         changed = shape != self.shape
         self.shape = shape
         return changed
@@ -144,6 +152,10 @@ class EnvGrid(ScrollView, can_focus=True):
         most = max(min(width // CARD_WIDTH, self.there), 1)
         wide = min(max(width // WIDE_CARD, 1), most)
         return min(max(wide, -(-len(self.envs) // max(room, 1))), most)
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """As high as with all envs while some are left out, so that what stands below stays in its place."""
+        return max(super().get_content_height(container, viewport, width), self._whole)
 
     def _redraw(self, places: Sequence[int]) -> None:
         """Asks for the cells at `places` to be drawn again, as far as they are seen."""
@@ -161,10 +173,12 @@ class EnvGrid(ScrollView, can_focus=True):
 
     def render_line(self, y: int) -> Strip:
         """The cells of line `y`, side by side."""
-        row, line = divmod(y + round(self.scroll_y), self.shape.height)
+        if not self.envs:
+            return strip_of(fit(line((self._nothing if y == 0 else "", DIM)), self.size.width), self)
+        row, at = divmod(y + round(self.scroll_y), self.shape.height)
         first = row * self.shape.columns
         envs = self.envs[first : first + self.shape.columns]
-        strips = [self._cell(env)[line] for env in envs]
+        strips = [self._cell(env)[at] for env in envs]
         return Strip.join(strips).adjust_cell_length(self.size.width, self.rich_style)
 
     def _cell(self, env: EnvState) -> list[Strip]:

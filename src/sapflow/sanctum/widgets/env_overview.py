@@ -19,6 +19,7 @@ from sapflow.sanctum.widgets.env_grid import Density, EnvGrid
 from sapflow.sanctum.widgets.event_log import EventLog
 from sapflow.sanctum.widgets.key_bar import KeyBar
 from sapflow.sanctum.widgets.run_header import RunHeader
+from sapflow.sanctum.widgets.search_line import SearchLine
 from sapflow.sanctum.widgets.shell import Subject, shell
 from sapflow.sanctum.widgets.snapshot_screen import SnapshotScreen
 from sapflow.sanctum.widgets.span_view import SpanView
@@ -73,7 +74,7 @@ class OverviewScreen(SnapshotScreen):
         yield EnvGrid()
         yield EventLog("events")
         with Horizontal(id="search"):
-            yield Input(placeholder=HINT, compact=True)
+            yield SearchLine(HINT)
         yield KeyBar()
 
     async def on_mount(self) -> None:
@@ -100,7 +101,7 @@ class OverviewScreen(SnapshotScreen):
         self.query_one(CountStrip).show(census.total, self.kind)
         self.query_one(ViewLine).show(self._view(len(envs), len(snapshot.envs)))
         self.query_one(EventLog).show(snapshot.log)
-        self.query_one(EnvGrid).show(envs, self.density, len(snapshot.envs))
+        self.query_one(EnvGrid).show(envs, self.density, len(snapshot.envs), self._nothing)
 
     def _view(self, shown: int, there: int) -> Line:
         """What is shown, and why not all of it."""
@@ -110,6 +111,12 @@ class OverviewScreen(SnapshotScreen):
         style = "bold" if only or search else DIM
         return line((f"{some}  {self.order}{only}{search}", style))
 
+    @property
+    def _nothing(self) -> str:
+        """What the grid says where no env is left."""
+        wanted = [*([self.kind.word] if self.kind else ()), *([f"“{clean(self.search, 40)}”"] if self.search else ())]
+        return f"no env matches {' and '.join(wanted)}"
+
     async def _again(self) -> None:
         """Draws once more, since the person wants to see it otherwise."""
         self.refresh_bindings()
@@ -117,7 +124,9 @@ class OverviewScreen(SnapshotScreen):
         await self.show(app.shown, app.notice)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """There is something to clear only where something is left out."""
+        """There is something to clear only where something is left out; what is being typed is not opened again."""
+        if action == "search":
+            return not self._searching
         return bool(self.kind or self.search or self._searching) if action == "clear" else True
 
     async def action_sort(self) -> None:
@@ -149,6 +158,7 @@ class OverviewScreen(SnapshotScreen):
         """Opens the search."""
         self.query_one("#search").display = True
         self.query_one(Input).focus()
+        self.refresh_bindings()
 
     async def action_clear(self) -> None:
         """Shows all envs again."""

@@ -6,6 +6,7 @@ from textual.binding import Binding, BindingType
 from textual.widgets import Input
 
 from sapflow.sanctum.query import HINT
+from sapflow.sanctum.widgets.search_line import SearchLine
 from sapflow.sanctum.widgets.snapshot_screen import SnapshotScreen
 
 
@@ -13,6 +14,7 @@ class SearchScreen(SnapshotScreen):
     """Has an Input, which is there while it is used; `text` is what is searched for, `env_id` None for all envs."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "forget", "clear search", tooltip="Forget the search"),
         Binding("escape", "leave", "back"),
         Binding("slash", "search", "search", key_display="/", tooltip=f"Search: {HINT}"),
         Binding("0", "everywhere", "all envs", show=False, tooltip="All envs"),
@@ -35,7 +37,7 @@ class SearchScreen(SnapshotScreen):
 
     def search_input(self) -> Input:
         """The Input, hidden at first."""
-        search = Input(placeholder=HINT, compact=True)
+        search = SearchLine(HINT)
         search.display = False
         return search
 
@@ -44,6 +46,7 @@ class SearchScreen(SnapshotScreen):
         search = self.query_one(Input)
         search.display = True
         search.focus()
+        self.refresh_bindings()
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """What is typed is searched for at once."""
@@ -54,18 +57,30 @@ class SearchScreen(SnapshotScreen):
         """Back to what was found."""
         self.focus_list()
         self.query_one(Input).display = bool(self.text)
+        self.refresh_bindings()
 
     def action_everywhere(self) -> None:
         """Shows all envs."""
         self.env_id = None
         self.draw()
 
-    async def action_leave(self) -> None:
-        """Closes the search and forgets it; without one, closes the screen."""
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Escape forgets the search while there is one; what is being typed is not opened again."""
+        lines = self.query(Input)  # none before the screen is there
+        if action == "search":
+            return not any(search.has_focus for search in lines)
+        if action in ("forget", "leave"):
+            return any(search.display for search in lines) is (action == "forget")
+        return True
+
+    def action_forget(self) -> None:
+        """Closes the search and forgets it."""
         search = self.query_one(Input)
-        if search.display:
-            search.value = ""
-            search.display = False
-            self.focus_list()
-        else:
-            await self.run_action("app.back")
+        search.value = ""
+        search.display = False
+        self.focus_list()
+        self.refresh_bindings()
+
+    async def action_leave(self) -> None:
+        """Closes the screen."""
+        await self.run_action("app.back")
