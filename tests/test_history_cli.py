@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import fcntl
+import io
 import json
 import os
 import select
@@ -11,6 +12,7 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from journals import PATIENCE, event, finished_run, killed_run
 from sanctum_events import demo_run
 from sapflow.cli import run
 from sapflow.errors import InputError
+from sapflow.history.output import write
 from sapflow.history.query import asked
 from sapflow.history.rolling import roll
 from sapflow.telemetry.events import RunStarted, SeedGerminated
@@ -312,8 +315,15 @@ def test_values_that_python_has_not_are_written_as_in_sql(home, tmp_path):
     assert kept == {"span": "1 year 2 months", "spans": ["1 day"]}
 
 
-def test_half_an_array_is_not_left_by_an_answer_that_fails(home):
-    refused(home.sap("query", "runs/demo", "SELECT (pass * 1000)::TINYINT FROM gradients", "--format", "json"))
+def test_an_answer_that_fails_at_once_leaves_no_half_of_an_array(home):
+    def failing() -> Iterator[pa.RecordBatch]:
+        raise InputError("it cannot be")
+        yield
+
+    file = io.BytesIO()
+    with pytest.raises(InputError):
+        write(pa.RecordBatchReader.from_batches(pa.schema([("n", pa.int64())]), failing()), file, "json")
+    assert file.getvalue() == b""
     assert home.answer("query", "runs/demo", "SELECT 1 WHERE false", "--format", "json") == "[\n]\n"
 
 
