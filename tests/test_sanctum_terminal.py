@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from commands import SAPFLOW, Terminal, wait_until
 from sanctum_events import demo_run
 from sapflow.telemetry.journal import Journal
+from sapflow.telemetry.run_directory import TrainerLock
 
 # A shell in miniature with job control: starts Sanctum as a job of its own on this terminal, says when it stops, and
 # takes it to the foreground again when it is told to; so Ctrl-Z and `fg` are what they are to a person.
@@ -51,6 +53,17 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         journal.emit(event)
     journal.close()
     return run_dir
+
+
+@pytest.fixture
+def live_run(tmp_path: Path) -> Iterator[Path]:
+    """A run whose trainer is at work, as far as anybody can see."""
+    with TrainerLock(tmp_path):
+        journal = Journal(tmp_path)
+        for event in demo_run():
+            journal.emit(event)
+        journal.close()
+        yield tmp_path
 
 
 def resize(terminal: Terminal, rows: int, columns: int) -> None:
@@ -96,6 +109,26 @@ def test_every_screen_a_resize_a_stop_and_the_end_leave_the_terminal_as_it_was(r
         terminal.wait_for("ended with 0")
         assert terminal.wait() == 0
         terminal.output = whole + terminal.output
+        terminal.assert_left_clean()
+
+
+def test_the_screens_of_a_live_run_leave_the_terminal_as_it_was(live_run: Path) -> None:
+    with Terminal((*SAPFLOW, "sanctum", str(live_run)), live_run) as terminal:
+        terminal.wait_for("env 03")
+        begun = terminal.output
+        for keys, words in (
+            ("\r", "EXPLODING"),  # the env's own screen
+            ("\r", "spread of the passes"),  # the seed's
+            ("t", "epoch 14 of 40"),  # the time bar
+            ("c", "validation loss"),  # the comparison
+            ("x", "Stop env 03?"),  # the question before a request
+        ):
+            fresh(terminal)
+            terminal.type(keys)
+            terminal.wait_for(words)
+        terminal.type("nq")  # closes the question, then Sanctum
+        assert terminal.wait() == 0
+        terminal.output = begun + terminal.output
         terminal.assert_left_clean()
 
 
