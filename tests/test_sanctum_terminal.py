@@ -141,7 +141,8 @@ def test_keys_that_leave_leave_the_terminal_as_it_was(run_dir: Path, keys: str) 
         terminal.assert_left_clean()
 
 
-def test_a_lost_terminal_ends_sanctum(run_dir: Path) -> None:
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_lost_terminal_ends_sanctum(run_dir: Path, closed: bool) -> None:
     ours, theirs = os.openpty()
     process = subprocess.Popen(
         (sys.executable, "-c", "import os, sys; os.setsid(); import fcntl, termios;"
@@ -154,7 +155,11 @@ def test_a_lost_terminal_ends_sanctum(run_dir: Path) -> None:
         shown = b""
         while b"env 03" not in shown:
             shown += os.read(ours, 65_536)
-        os.close(ours)  # as a closed window or a broken ssh does it
+        if closed:  # as a closed window or a broken ssh does it
+            os.close(ours)
+        else:  # it hangs up while nobody reads what is drawn, and before the terminal goes
+            os.write(ours, b"v" * 200)
+            process.send_signal(signal.SIGHUP)
         wait_until(lambda: process.poll() is not None, "the end of a Sanctum without a terminal")
     finally:
         process.kill()

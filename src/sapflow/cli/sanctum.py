@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-import termios
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
@@ -13,6 +12,8 @@ from sapflow.errors import InputError
 from sapflow.history.restoring import with_journal
 from sapflow.telemetry import run_directory
 from sapflow.telemetry.source import Source
+
+HANG_UP_SECONDS = 2
 
 ThemeName = Literal["dark", "light", "colour-blind"]
 
@@ -89,9 +90,7 @@ def show(run_dir: Path, other: Path | None = None, /, *, read_only: bool = False
 
 
 def _hang_up(*_: object) -> None:
-    """Ends as SIGTERM does; at once where the terminal is gone, since what is still to be drawn would wait for ever."""
-    try:
-        termios.tcgetattr(sys.stdin)
-    except (termios.error, ValueError):
-        os._exit(128 + signal.SIGHUP)
+    """Ends as SIGTERM does, or else without a word: what is still to be drawn waits for ever where nobody reads it."""
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(128 + signal.SIGHUP))
+    signal.alarm(HANG_UP_SECONDS)
     signal.raise_signal(signal.SIGINT)
