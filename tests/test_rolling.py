@@ -367,7 +367,7 @@ def test_sigkill_at_any_moment_leaves_the_run_as_it_was(tmp_path):
         with python(ROLLER, run_dir) as roller:
             assert roller.stdout.readline() == "warm\n"
             assert roller.stdout.readline() == "go\n"
-            time.sleep(moments.uniform(0.0, 0.15))  # the moment is meant to be any
+            time.sleep(trial * moments.uniform(0.0, 0.03))  # the moment is meant to be any
             roller.send_signal(signal.SIGKILL)
             roller.wait(PATIENCE)
         interrupted += not (run_dir / ROLLED_NAME).exists()

@@ -82,7 +82,7 @@ def test_every_screen_a_resize_a_stop_and_the_end_leave_the_terminal_as_it_was(r
         for keys, words in (
             ("\r", "EXPLODING"),  # the env's own screen
             ("\x1b", "4 envs  worst first"),
-            ("e", "following"),
+            ("e", "growth"),  # the kinds that the log can be narrowed to
             ("\x1b", "4 envs  worst first"),
             ("a", "2 open"),
             ("\x1b", "4 envs  worst first"),

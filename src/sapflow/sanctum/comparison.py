@@ -149,7 +149,8 @@ def _difference(a: Side, b: Side, points: tuple[Sequence[Point], Sequence[Point]
     common = max(a.known & b.known, default=None)
     if common is None:
         return "A − B --"
-    difference = dict(points[0])[common] - dict(points[1])[common]
+    at = float(common)  # as points are kept: the whole numbers beyond 2**53 are not all told apart
+    difference = dict(points[0])[at] - dict(points[1])[at]
     return f"A − B {f'{difference:+.3g}' if isfinite(difference) else '--'} at epoch {common}"
 
 
