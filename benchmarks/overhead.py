@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 
 import overhead_contenders as ways
+import torch
 from overhead_contenders import Contender
-from overhead_measure import COMPILED, COMPILED_BF16, EAGER, EAGER_BF16, Mode, measure, memory, prepare
-from overhead_models import CHECKPOINTED, CNN, GPT, MLP, TRANSFORMER, Task
+from overhead_measure import COMPILED, COMPILED_BF16, EAGER, EAGER_BF16, ON_A_GPU, Mode, measure, memory, prepare
+from overhead_models import CHECKPOINTED, CNN, GPT, GPU_GPT, MLP, TRANSFORMER, Task
 from overhead_page import page
 
 COMPILING = 15  # seconds, for two models of which most have been compiled before
@@ -26,6 +27,7 @@ TABLES: list[tuple[Task, Mode, list[Contender]]] = [
     (CHECKPOINTED, EAGER, BARE),
     *((task, EAGER_BF16, FEW) for task in (MLP, CNN, TRANSFORMER, GPT)),
     *((task, mode, BARE) for mode in (COMPILED, COMPILED_BF16) for task in (MLP, CNN, TRANSFORMER, GPT)),
+    *((GPU_GPT, mode, BARE if mode.compiled else FEW) for mode in ON_A_GPU if torch.cuda.is_available()),
 ]
 
 

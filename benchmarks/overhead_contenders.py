@@ -46,7 +46,7 @@ def nothing(subject: Subject) -> Iterator[None]:
     yield
 
 
-def watched(every: int = 1, journal: bool = False) -> Attach:
+def watched(every: int = 1, journal: bool = False, pattern: str = "blocks.*") -> Attach:
     """`sapflow.watch` as a user calls it; its own account of what was measured goes into the subject."""
 
     @contextmanager
@@ -59,7 +59,7 @@ def watched(every: int = 1, journal: bool = False) -> Attach:
         with tempfile.TemporaryDirectory() as folder:
             if journal:
                 options["run_dir"] = f"{folder}/run"
-            with sapflow.watch(subject.model, "blocks.*", optimizer=subject.optimizer, on_verdict=count, **options):
+            with sapflow.watch(subject.model, pattern, optimizer=subject.optimizer, on_verdict=count, **options):
                 yield
 
     return attach
@@ -143,6 +143,7 @@ def lightning_grad_norm(subject: Subject) -> Iterator[None]:
 
 NOTHING = Contender("nothing (A/A)", nothing, weight=1.0)
 SAPFLOW = Contender("Sapflow", watched(), is_sapflow=True, weight=1.0)
+SAPFLOW_ON_ONE = Contender("Sapflow on one block", watched(pattern="blocks.0"), is_sapflow=True)
 SAPFLOW_JOURNAL = Contender("Sapflow with a journal", watched(journal=True), is_sapflow=True, by_the_clock=True)
 SAPFLOW_EVERY = Contender("Sapflow, every=10", watched(every=10), every=10, is_sapflow=True)
 HOOKS = Contender("full backward hooks, no sync", full_hooks(lambda left, entered: (left.norm(), entered.norm())))

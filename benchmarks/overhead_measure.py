@@ -48,10 +48,22 @@ class Mode:
     name: str
     compiled: bool = False
     bf16: bool = False
+    device: str = "cpu"
+
+    def now(self) -> int:
+        """Nanoseconds: CPU time of this thread, or, on a GPU, wall time once the device has done what it was given."""
+        if self.device == "cpu":
+            return time.thread_time_ns()
+        torch.cuda.synchronize()
+        return time.perf_counter_ns()
 
 
 EAGER, EAGER_BF16 = Mode("eager, fp32"), Mode("eager, bf16 autocast", bf16=True)
 COMPILED, COMPILED_BF16 = Mode("compiled, fp32", compiled=True), Mode("compiled, bf16 autocast", True, True)
+ON_A_GPU = (
+    Mode("eager, bf16 autocast, GPU", bf16=True, device="cuda"),
+    Mode("compiled, bf16 autocast, GPU", compiled=True, bf16=True, device="cuda"),
+)
 
 
 @dataclass(frozen=True)
@@ -111,7 +123,7 @@ def estimate(differences: list[float], cycle: int | None) -> Estimate:
 def step(subject: Subject, forward: Forward, batch: tuple[Tensor, Tensor], mode: Mode) -> None:
     inputs, targets = batch
     subject.optimizer.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16, enabled=mode.bf16):
+    with torch.autocast(mode.device, torch.bfloat16, enabled=mode.bf16):
         loss = F.cross_entropy(forward(inputs).flatten(0, -2), targets.flatten())
     torch.autograd.backward(loss)
     subject.after_backward()
@@ -119,15 +131,16 @@ def step(subject: Subject, forward: Forward, batch: tuple[Tensor, Tensor], mode:
     subject.after_step()
 
 
-def subjects(task: Task) -> tuple[Subject, Subject, tuple[Tensor, Tensor]]:
+def subjects(task: Task, device: str = "cpu") -> tuple[Subject, Subject, tuple[Tensor, Tensor]]:
     """Two copies of the same model, to be left alone and to be watched, and the data of both."""
     torch.manual_seed(0)
-    model = task.make()
+    model = task.make().to(device)
+    inputs, targets = task.batch()
     alone, seen = copy.deepcopy(model), copy.deepcopy(model)
     return (
         Subject(alone, task.optimizer(alone), task.cycle),
         Subject(seen, task.optimizer(seen), task.cycle),
-        task.batch(),
+        (inputs.to(device), targets.to(device)),
     )
 
 
@@ -143,7 +156,7 @@ def compiled(model: nn.Module) -> Forward:
 
 def measure(task: Task, mode: Mode, contender: Contender, budget: float) -> Row:
     """Steps of both models in turns, in random order, until the interval is narrow or the budget is spent."""
-    alone, seen, batch = subjects(task)
+    alone, seen, batch = subjects(task, mode.device)
     blocks = len(list(alone.model.get_submodule("blocks").children()))
     if mode.compiled:
         torch._dynamo.reset()
@@ -177,7 +190,7 @@ def measure(task: Task, mode: Mode, contender: Contender, budget: float) -> Row:
 def _pairs(
     runners: list[tuple[Subject, Forward]], batch: tuple[Tensor, Tensor], mode: Mode, budget: float, cycle: int | None
 ) -> tuple[list[tuple[float, float]], float]:
-    """Thread CPU time of the steps of each pair, µs, and what other threads of the process used, µs a pair."""
+    """What the steps of each pair took, µs, and what other threads of the process used, µs a pair."""
     order = random.Random(0)
     times: list[tuple[float, float]] = []
     gc.collect()
@@ -188,9 +201,9 @@ def _pairs(
         while time.monotonic() < deadline or len(times) < FEW_PAIRS:
             took = [0.0, 0.0]
             for which in order.sample((0, 1), 2):
-                began = time.thread_time_ns()
+                began = mode.now()
                 step(*runners[which], batch, mode)
-                took[which] = (time.thread_time_ns() - began) / 1e3
+                took[which] = (mode.now() - began) / 1e3
             times.append((took[0], took[1]))
             if len(times) % (cycle or STRIDE) == 0 and narrow(times, cycle):
                 break
@@ -209,12 +222,12 @@ def narrow(times: list[tuple[float, float]], cycle: int | None) -> bool:
 
 @dataclass(frozen=True)
 class Memory:
-    """What watching adds, a module, and what stays alive after a step."""
+    """What watching adds, bytes, and what stays alive after a step."""
 
     task: str
-    blocks: int
-    python: float
-    tensors: float
+    python: float  # with each module more
+    tensors: float  # likewise
+    once: float  # for the watcher itself, however many modules it has
     activations_alive: int
     peak_alone: float  # MiB
     peak_watched: float
@@ -228,8 +241,9 @@ def memory(task: Task) -> Memory:
     _growth(subject, batch, ways.SAPFLOW)  # what is imported, cached or kept for reuse once is nobody's
     tracemalloc.start()
     of_training = _growth(subject, batch, ways.NOTHING)[0]
+    one, one_tensors = _growth(subject, batch, ways.SAPFLOW_ON_ONE)
     with ExitStack() as watching:
-        more, more_tensors = _growth(subject, batch, ways.SAPFLOW, watching)
+        every, every_tensors = _growth(subject, batch, ways.SAPFLOW, watching)
         for block in blocks:
             block.register_forward_hook(lambda _module, _args, output: outputs.append(weakref.ref(output)))
         step(subject, subject.model, batch, EAGER)
@@ -237,7 +251,9 @@ def memory(task: Task) -> Memory:
     tracemalloc.stop()
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         peaks = [pool.submit(peak_mebibytes, task.name, watched).result() for watched in (False, True)]
-    return Memory(task.name, len(blocks), (more - of_training) / len(blocks), more_tensors / len(blocks), alive, *peaks)
+    python, tensors = (every - one) / (len(blocks) - 1), (every_tensors - one_tensors) / (len(blocks) - 1)
+    once = one + one_tensors - of_training - python - tensors
+    return Memory(task.name, python, tensors, once, alive, *peaks)
 
 
 def _growth(

@@ -124,9 +124,13 @@ GPT = Task(
     "GPT", "12 blocks, width 288, 6 heads, 4 sequences of 128 tokens, AdamW",
     lambda: transformer(12, 288, 6), lambda: _text(4), adamw, cycle=20, weight=4,
 )  # fmt: skip
+GPU_GPT = Task(
+    "GPT of 85 million", "12 blocks, width 768, 12 heads, 32 sequences of 128 tokens, AdamW",
+    lambda: transformer(12, 768, 12), lambda: _text(32), adamw,
+)  # fmt: skip
 CHECKPOINTED = Task(
     "checkpointed transformer", "as the transformer, every block under activation checkpointing (not reentrant)",
     lambda: transformer(4, 256, 4, checkpointed=True), lambda: _text(8), adamw, cycle=20, weight=3,
 )  # fmt: skip
 
-TASKS = {task.name: task for task in (MLP, CNN, TRANSFORMER, GPT, CHECKPOINTED)}
+TASKS = {task.name: task for task in (MLP, CNN, TRANSFORMER, GPT, GPU_GPT, CHECKPOINTED)}

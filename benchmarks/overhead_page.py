@@ -86,29 +86,34 @@ def page(minutes: float, tables: list[tuple[Task, Mode, list[Row]]], memories: l
     )
     limits = "\n".join(
         f"| {one.task} | {one.bytes_per_block / 1024:.0f} | {one.read:.1f} | {one.norms:.1f} |"
-        for one in (limit(TASKS[name], speed) for name in dict.fromkeys(task.name for task, _, _ in tables))
+        for one in (
+            limit(TASKS[name], speed)
+            for name in dict.fromkeys(task.name for task, mode, _ in tables if mode.device == "cpu")
+        )
     )
     memory_rows = "\n".join(
-        f"| {one.task} | {one.python / 1024:.1f} | {one.tensors / 1024:.1f} | {one.activations_alive} |"
-        f" {one.peak_alone:.0f} | {one.peak_watched:.0f} |"
+        f"| {one.task} | {one.python / 1024:.1f} | {one.tensors / 1024:.1f} | {one.once / 1024:.1f} |"
+        f" {one.activations_alive} | {one.peak_alone:.0f} | {one.peak_watched:.0f} |"
         for one in memories
     )
     results = "\n\n".join(table(*one) for one in tables)
+    gpu = f"The GPU is one {torch.cuda.get_device_name()}." if torch.cuda.is_available() else "Only CPUs were measured."
     return f"""# What watching costs
 
 Written by `python benchmarks/overhead.py --write docs/performance.md` (`make overhead`) within {minutes:g} minutes, on
-{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, torch {torch.__version__}. Only CPUs
-were measured. What comes after the journal has pages of its own: [looking](sanctum-performance.md),
+{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, torch {torch.__version__}.
+{gpu} What comes after the journal has pages of its own: [looking](sanctum-performance.md),
 [keeping and asking](history-performance.md), [exporting](exporters-performance.md).
 
 ## Method
 
 1. Two deep copies of a model get the same data; one is left alone, the other has the contender on every block, in every
    pass. A step is zero_grad, forward, loss, backward, optimizer step; for `wandb.watch` also an empty `run.log`.
-2. One thread. Time is CPU time of {clock}. The steps
-   alternate in random order, garbage collection waits, and the allocator keeps its pages. Compiled, each model has code
-   of its own. What comes by the clock (a journal's samples) comes twice as often a step as in a run of its own, since
-   the other model's steps take time too.
+2. One thread. Time is CPU time of {clock};
+   on a GPU it is wall time until the device has finished the step. The steps alternate in random order, garbage
+   collection waits, and the allocator keeps its pages. Compiled, each model has code of its own. What comes by the
+   clock (a journal's samples) comes twice as often a step as in a run of its own, since the other model's steps take
+   time too.
 3. The effect is the mean of the paired differences over a cycle of steps: 100, which is an epoch of watching by
    default, or 20 where steps are long, with an epoch closed in each. From {FULL_CYCLES} cycles on, each step of it
    stands with its median over the cycles: a disturbed step does not count, and what comes once in a cycle counts in
@@ -155,12 +160,13 @@ every machine that trains, to save the part that the empty hooks show.
 
 ## Memory
 
-By module, what is in use after {EPOCH_PASSES - 1} watched steps and was not before, less what the same steps leave
-unwatched (tracemalloc; storages of live tensors); block outputs that are still alive after a step; and the peak of a
-process that runs {PEAK_STEPS} steps, alone and watched.
+What is in use after {EPOCH_PASSES - 1} watched steps and was not before, less what the same steps leave unwatched
+(tracemalloc; storages of live tensors): with each module more, by the difference between all blocks watched and one;
+and for the watcher itself. Then block outputs that are still alive after a step, and the peak of a process that runs
+{PEAK_STEPS} steps, alone and watched.
 
-| model | KiB of Python objects | KiB of tensors | activations alive | peak alone, MiB | peak watched, MiB |
-| --- | ---: | ---: | ---: | ---: | ---: |
+| model | KiB of Python objects | KiB of tensors | KiB once | activations alive | peak alone, MiB | peak watched, MiB |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: |
 {memory_rows}
 
 ## Results

@@ -342,19 +342,18 @@ def test_a_clock_that_stands_or_jumps_gives_no_pace(time: float) -> None:
     assert folded(events).passes_per_second == 0.0
 
 
-def test_how_far_the_reader_lags_and_since_when_the_trainer_is_gone() -> None:
+def test_how_far_the_reader_lags() -> None:
     aggregator = SanctumAggregator()
-    assert (aggregator.snapshot().lag, aggregator.snapshot().gone_since) == (0.0, None)
+    assert aggregator.snapshot().lag == 0.0
     aggregator.apply(event(STARTED, 0, 0, START))
-    for status, lag, gone in (
-        (RunStatus(state=RunState.LIVE, last_event_time=START + 9, unread=40), 9.0, None),
-        (RunStatus(state=RunState.LIVE, last_event_time=START + 9), 0.0, None),
-        (RunStatus(state=RunState.LIVE, last_event_time=START - 9, unread=1), 0.0, None),
-        (RunStatus(state=RunState.ENDED, last_event_time=START + 9), 0.0, START + 9),
-        (RunStatus(state=RunState.COMPLETED, last_event_time=START + 9), 0.0, None),
+    for status, lag in (
+        (RunStatus(state=RunState.LIVE, last_event_time=START + 9, unread=40), 9.0),
+        (RunStatus(state=RunState.LIVE, last_event_time=START + 9), 0.0),
+        (RunStatus(state=RunState.LIVE, last_event_time=START - 9, unread=1), 0.0),
+        (RunStatus(state=RunState.ENDED, last_event_time=START + 9), 0.0),
     ):
         aggregator.apply_status(status)
-        assert (aggregator.snapshot().lag, aggregator.snapshot().gone_since) == (lag, gone)
+        assert aggregator.snapshot().lag == lag
 
 
 def test_answers_are_kept_by_env_and_by_the_run_the_last_few() -> None:

@@ -8,16 +8,18 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 from rich.segment import Segment
 from rich.style import Style
 from textual.pilot import Pilot
 
-from sanctum_events import demo_run, epoch, event, explosion, sample, seed, unmeasured
+from sanctum_events import FakeSource, demo_run, epoch, event, explosion, sample, seed, unmeasured
 from sanctum_pilot import arrive, focused, sanctum, screen_lines, screen_text, shown_envs
 from sapflow.errors import JournalError
 from sapflow.sanctum.app import SanctumApp
-from sapflow.sanctum.following import BATCH
+from sapflow.sanctum.following import BATCH, SHARE, rest_after
 from sapflow.sanctum.widgets import env_grid
 from sapflow.sanctum.widgets.env_detail_screen import EnvDetailScreen, SeedCard
 from sapflow.sanctum.widgets.env_grid import EnvGrid
@@ -376,6 +378,26 @@ async def test_a_long_run_is_read_in_batches_to_its_end() -> None:
             await pilot.pause()
         await pilot.pause()
         assert app.snapshot.envs[0].epoch == 2 * BATCH + 10
+
+
+async def test_a_run_that_always_says_something_is_looked_at_no_oftener_than_any() -> None:
+    class Talkative(FakeSource):
+        reads = 0
+
+        def read(self, limit: int = 5_000) -> list[TelemetryEvent]:
+            self.reads += 1
+            return [event(epoch(self.reads, seed("early", 1.0)), 0, self.reads)]
+
+    source = Talkative([])
+    async with SanctumApp(source, poll_seconds=3600).run_test() as pilot:
+        for _ in range(5):
+            await pilot.pause()
+        assert source.reads == 1
+
+
+@given(st.floats(0, 1e6))
+def test_looks_that_take_long_rest_long_enough_for_their_share_of_a_core(used: float) -> None:
+    assert used <= SHARE * (used + rest_after(used)) * (1 + 1e-12)
 
 
 async def test_a_run_without_events_yet_is_an_empty_overview() -> None:

@@ -79,6 +79,10 @@ def fresh(terminal: Terminal) -> None:
 def test_every_screen_a_resize_a_stop_and_the_end_leave_the_terminal_as_it_was(run_dir: Path) -> None:
     with Terminal((sys.executable, "-c", SHELL, *SAPFLOW, "sanctum", str(run_dir)), run_dir) as terminal:
         terminal.wait_for("env 03")
+        for rows, columns in ((24, 80), (60, 200), (10, 40), (30, 100)):
+            fresh(terminal)
+            resize(terminal, rows, columns)
+            terminal.wait_for("4 envs")
         for keys, words in (
             ("\r", "EXPLODING"),  # the env's own screen
             ("\x1b", "4 envs  worst first"),
@@ -94,10 +98,6 @@ def test_every_screen_a_resize_a_stop_and_the_end_leave_the_terminal_as_it_was(r
             fresh(terminal)
             terminal.type(keys)
             terminal.wait_for(words)
-        for rows, columns in ((24, 80), (60, 200), (10, 40)):
-            fresh(terminal)
-            resize(terminal, rows, columns)
-            terminal.wait_for("4 envs")
         whole = terminal.output
         terminal.type("\x1a")  # Ctrl-Z
         terminal.wait_for("stopped, modes as before")

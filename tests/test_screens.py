@@ -408,6 +408,15 @@ async def test_alerts_stand_there_with_value_evidence_action_and_outcome(tmp_pat
             assert what in details
 
 
+async def test_an_entry_of_the_log_offers_what_can_be_asked_about_its_seed(tmp_path: Path) -> None:
+    async with sitting(tmp_path, [*demo_run(), *story()]) as now:
+        await now.press("e")
+        entry = now.app.looked_at.rows.chosen
+        assert now.app.subject == (entry.env_id, entry.slot_id, entry.seed_id)
+        assert entry.seed_id
+        assert "prune" in now.text
+
+
 async def test_open_and_closed_alerts_and_a_search(tmp_path: Path) -> None:
     async with sitting(tmp_path, [*demo_run(), *story()]) as now:
         await now.press("a", "2")

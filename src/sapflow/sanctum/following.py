@@ -20,6 +20,7 @@ from sapflow.telemetry.source import Source
 
 BATCH = 2_000  # events between two looks at the keyboard
 RECALL_SECONDS = 0.03  # between two looks, for what was opened in brief
+SHARE = 0.4  # of a core, at most, where a look at a large run takes long: training comes first
 
 
 class FollowingApp(App[None]):
@@ -47,6 +48,7 @@ class FollowingApp(App[None]):
         self._failure = ""
         self._left_out = 0
         self._offered: tuple[object, ...] = ()
+        self._used = time.process_time()  # when the last look was over
 
     @property
     def snapshot(self) -> SanctumSnapshot:
@@ -102,21 +104,24 @@ class FollowingApp(App[None]):
         return (self.moment,)
 
     async def follow(self) -> None:
-        """Reads on and shows it; comes again at once while there is more, else after `poll_seconds`."""
-        more = self.read_batch()
+        """Reads on and shows it; comes again at once while it is behind, else when the next look is due."""
+        began = time.monotonic()
+        behind = self.read_batch()
         await self.show()
-        if more:
+        if behind:
             self.call_later(self.follow)
-        else:
-            self.set_timer(self.poll_seconds, self.follow)
+            return
+        used, self._used = time.process_time() - self._used, time.process_time()  # drawing included, that of last time
+        self.set_timer(max(self.poll_seconds - (time.monotonic() - began), rest_after(used)), self.follow)
 
     def read_batch(self) -> bool:
-        """Takes in the next events, at most BATCH; returns whether there may be more."""
+        """Takes in the next events, at most BATCH; returns whether there are likely to be more."""
         try:
             events = self.source.read(limit=BATCH)
             status = self.source.status()
+            behind = len(events) == BATCH
             until = time.monotonic() + RECALL_SECONDS
-            while not events and recall(self.source, self.aggregator) and time.monotonic() < until:
+            while not behind and recall(self.source, self.aggregator) and time.monotonic() < until:
                 pass
         except InputError as error:
             self._error = str(error)
@@ -125,7 +130,7 @@ class FollowingApp(App[None]):
         for event in events:
             self._take_in(event)
         self.aggregator.apply_status(status)
-        return bool(events)
+        return behind
 
     def _take_in(self, event: TelemetryEvent) -> None:
         """One event; one that says what cannot be is left out, and that is said."""
@@ -191,3 +196,8 @@ class FollowingApp(App[None]):
     async def open(self, screen: Screen[None]) -> None:
         """Lays `screen` upon the others; a SnapshotScreen shows the run from its first frame on."""
         await self.push_screen(screen)
+
+
+def rest_after(used: float) -> float:
+    """Seconds of rest after a look that took `used` seconds of processor time, which is no more than SHARE with it."""
+    return used * (1 / SHARE - 1)

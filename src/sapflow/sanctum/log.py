@@ -17,17 +17,17 @@ def log_line(event: TelemetryEvent) -> LogLine | None:
         kind=event.type,
         parts=parts,
         slot_id=slot_of(event.payload),
-        blueprint_id=_blueprint_of(event.payload),
+        seed_id=_about(event.payload, "seed_id"),
+        blueprint_id=_about(event.payload, "blueprint_id"),
         severity=event.payload.alert.severity if isinstance(event.payload, AlertRaised) else None,
     )
 
 
 def slot_of(payload: Payload) -> str:
     """The slot that a payload is about; "" where it is about none."""
-    about = getattr(payload, "alert", payload)
-    return getattr(about, "slot_id", "")
+    return _about(payload, "slot_id")
 
 
-def _blueprint_of(payload: Payload) -> str:
-    """The blueprint of the seed that a payload is about; "" where it is about none."""
-    return getattr(getattr(payload, "alert", payload), "blueprint_id", "")
+def _about(payload: Payload, field: str) -> str:
+    """What a payload, or its alert, has in a field; "" where it has no such field."""
+    return getattr(getattr(payload, "alert", payload), field, "")

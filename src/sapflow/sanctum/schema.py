@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from sapflow.telemetry.events import Alert, GradientHealth, RequestAnswered, SeedTelemetry
-from sapflow.telemetry.source import RunState, RunStatus
+from sapflow.telemetry.source import RunStatus
 from sapflow.telemetry.vocabulary import EventType, Measurement, SeedStage, Severity
 
 
@@ -82,6 +82,7 @@ class LogLine(Struct, frozen=True, kw_only=True):
     kind: EventType
     parts: tuple[str, ...]
     slot_id: str = ""
+    seed_id: str = ""
     blueprint_id: str = ""
     severity: Severity | None = None
 
@@ -192,11 +193,6 @@ class SanctumSnapshot(Struct, frozen=True, kw_only=True):
         if status is None or not status.unread or status.last_event_time is None or self.read_until is None:
             return 0.0
         return max(status.last_event_time - self.read_until, 0.0)
-
-    @property
-    def gone_since(self) -> float | None:
-        """When a trainer that did not complete its run was last heard of; None while it lives, or after it has."""
-        return self.status.last_event_time if self.status and self.status.state is RunState.ENDED else None
 
     def worst_first(self) -> tuple[int, ...]:
         """The ids of the envs, the one most in need of a look first; equals in the order of their ids."""

@@ -1,17 +1,33 @@
-"""The base of the screens that list things: a search that narrows the list while it is typed."""
+"""The base of the screens that list things: rows, and a search that narrows them while it is typed."""
 
-from typing import ClassVar
+from collections.abc import Iterable
+from typing import ClassVar, Generic, TypeVar
 
+from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.widget import Widget
 from textual.widgets import Input
 
 from sapflow.sanctum.query import HINT
+from sapflow.sanctum.schema import SanctumSnapshot
+from sapflow.sanctum.widgets.key_bar import KeyBar
+from sapflow.sanctum.widgets.panel import Panel
+from sapflow.sanctum.widgets.row_list import RowList
+from sapflow.sanctum.widgets.run_header import RunHeader
 from sapflow.sanctum.widgets.search_line import SearchLine
+from sapflow.sanctum.widgets.seed_detail_screen import SeedDetailScreen
+from sapflow.sanctum.widgets.shell import Subject, shell
 from sapflow.sanctum.widgets.snapshot_screen import SnapshotScreen
 
+Row = TypeVar("Row")
+LEAST_SLOT, MOST_SLOT = 4, 20  # cells
 
-class SearchScreen(SnapshotScreen):
-    """Has an Input, which is there while it is used; `text` is what is searched for, `env_id` None for all envs."""
+
+class SearchScreen(SnapshotScreen, Generic[Row]):
+    """Its Input is there while it is used; `text` is what is searched for, `env_id` None for all envs.
+
+    What a row is, how it is drawn and what it is about, a subclass says.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "forget", "clear search", tooltip="Forget the search"),
@@ -27,19 +43,61 @@ class SearchScreen(SnapshotScreen):
         self.env_id = env_id
         self.text = ""
 
+        self.snapshot = SanctumSnapshot()
+
+    def make_rows(self) -> RowList[Row]:
+        """A list for the rows."""
+        raise NotImplementedError
+
+    def below(self) -> Iterable[Widget]:
+        """What stands below the list."""
+        return ()
+
+    def about(self, row: Row) -> Subject:
+        """What a row is about."""
+        raise NotImplementedError
+
     def draw(self) -> None:
         """Draws what is found now."""
         raise NotImplementedError
 
-    def focus_list(self) -> None:
-        """Gives the focus back to the list."""
-        raise NotImplementedError
-
-    def search_input(self) -> Input:
-        """The Input, hidden at first."""
+    def compose(self) -> ComposeResult:
+        """From the top to the bottom."""
         search = SearchLine(HINT)
         search.display = False
-        return search
+        yield RunHeader()
+        yield Panel(id="filter")
+        yield search
+        yield self.make_rows()
+        yield from self.below()
+        yield KeyBar()
+
+    @property
+    def rows(self) -> RowList[Row]:
+        """The rows."""
+        return self.query_one(RowList)
+
+    @property
+    def subject(self) -> Subject:
+        """What the row under the cursor is about."""
+        row = self.rows.chosen
+        return Subject() if row is None else self.about(row)
+
+    async def show(self, snapshot: SanctumSnapshot, notice: str) -> None:
+        """Draws what is found in `snapshot`."""
+        self.query_one(RunHeader).show(snapshot, notice)
+        self.snapshot = snapshot
+        self.draw()
+
+    def on_row_list_moved(self, message: RowList.Moved) -> None:
+        """Another row has the cursor."""
+        self.draw()
+
+    async def on_row_list_chosen(self) -> None:
+        """Opens the seed that the row is about."""
+        env_id, slot_id, _ = self.subject
+        if env_id is not None and slot_id:
+            await shell(self).open(SeedDetailScreen(env_id, slot_id))
 
     def action_search(self) -> None:
         """Opens the search."""
@@ -55,7 +113,7 @@ class SearchScreen(SnapshotScreen):
 
     def on_input_submitted(self) -> None:
         """Back to what was found."""
-        self.focus_list()
+        self.rows.focus()
         self.query_one(Input).display = bool(self.text)
         self.refresh_bindings()
 
@@ -78,9 +136,14 @@ class SearchScreen(SnapshotScreen):
         search = self.query_one(Input)
         search.value = ""
         search.display = False
-        self.focus_list()
+        self.rows.focus()
         self.refresh_bindings()
 
     async def action_leave(self) -> None:
         """Closes the screen."""
         await self.run_action("app.back")
+
+
+def slot_width(slot_ids: Iterable[str]) -> int:
+    """Cells for a column of slots."""
+    return min(max([LEAST_SLOT, *map(len, slot_ids)]), MOST_SLOT)
