@@ -36,7 +36,7 @@ from sapflow.telemetry.events import (
 )
 from sapflow.telemetry.journal import Journal
 from sapflow.telemetry.run_directory import TrainerLock
-from sapflow.telemetry.source import RunState
+from sapflow.telemetry.source import RunState, Source
 from sapflow.telemetry.vocabulary import Measurement, SeedStage, Severity
 
 TABLES = ("gradients", "epochs", "seeds", "alerts", "events")
@@ -292,6 +292,23 @@ def test_what_cannot_be_read_is_counted_and_passed_over(tmp_path):
     assert [row["type"] for row in events][-2:] == ["FROM_THE_FUTURE", "ODD"]
     assert [row["text"] for row in events] == ["", None, None, None, None, None]
     assert events[-2]["time"] is None
+
+
+def test_a_text_that_is_none_is_the_trouble_of_its_own_row(tmp_path):
+    run_dir = finished_run(tmp_path / "run", *(sampled(n, [0], [1.0], [0.5]) for n in (1, 2, 3)))
+    with sqlite3.connect(run_dir / "journal.sqlite") as connection:
+        connection.execute("UPDATE events SET type = CAST(x'ff' AS TEXT) WHERE id = 2")
+        connection.execute("UPDATE events SET env = CAST(x'ff' AS TEXT) WHERE id = 3")
+    connection.close()
+    with sapflow.open_run(run_dir) as run, Source(run_dir) as source:
+        assert run.summary.skipped == {"malformed": 2}
+        assert run.gradients(columns=["epoch"]).column("epoch").to_pylist() == [1]
+        assert run.events(columns=["env", "type"]).to_pylist() == [
+            {"env": 0, "type": "GRADIENT_SAMPLED"},
+            {"env": 0, "type": "\\udcff"},
+            {"env": None, "type": "GRADIENT_SAMPLED"},
+        ]
+        assert [each.epoch for each in source.read()] == [1, 2, 3]  # who follows goes by the event, which is whole
 
 
 def test_drops_are_in_the_summary(tmp_path):

@@ -309,6 +309,16 @@ def test_acknowledged_events_survive_sigkill(tmp_path):
     assert query(run_dir, "PRAGMA integrity_check") == [("ok",)]
 
 
+def test_what_a_stranger_noted_in_a_journal_keeps_nobody_from_going_on_with_it(tmp_path):
+    run_dir = finished_run(tmp_path, epoch_completed(1))
+    with closing(sqlite3.connect(run_dir / JOURNAL_NAME)) as connection, connection:
+        connection.execute("INSERT INTO meta VALUES (CAST(x'ff' AS TEXT), 'much')")
+    journal = Journal(run_dir, resume=True)
+    journal.emit(epoch_completed(2))
+    assert journal.close(PATIENCE).acknowledged == 1
+    assert epochs(run_dir) == [1, 2]
+
+
 FULL_DISK = """
 import json, resource, signal, sys
 from pathlib import Path

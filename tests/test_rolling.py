@@ -2,10 +2,12 @@
 
 import os
 import random
+import resource
 import shutil
 import signal
 import sqlite3
 import stat
+import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
@@ -22,7 +24,10 @@ import sapflow
 from commands import SAPFLOW, finish, finish_forked, iter_events, refused
 from journals import PATIENCE, event, finished_run, killed_run, open_folder, plain_user, python
 from sanctum_events import demo_run
+from sapflow.cli import run
 from sapflow.errors import InputError, JournalError, RunDirectoryError
+from sapflow.health.rule_file import dump_rules
+from sapflow.health.rules import DEFAULT_RULES
 from sapflow.history.manifest import summary_of
 from sapflow.history.query import asked
 from sapflow.history.restoring import with_journal
@@ -169,6 +174,16 @@ def test_what_would_not_come_back_keeps_the_journal(tmp_path, row):
     assert (run_dir / JOURNAL_NAME).read_bytes() == before
     assert not (run_dir / ROLLED_NAME).exists()
     assert list(run_dir.glob(".rolling-*")) == []
+
+
+@pytest.mark.parametrize("change", ["UPDATE events SET type = {} WHERE id = 5", "INSERT INTO meta VALUES ({}, 1)"])
+def test_a_text_that_is_none_keeps_the_journal(demo, change):
+    with closing(sqlite3.connect(demo / JOURNAL_NAME)) as connection, connection:
+        connection.execute(change.format("CAST(x'ff' AS TEXT)"))
+    with pytest.raises(JournalError, match=r"journal stays|cannot be rolled"):
+        roll(demo, remove_journal=True)
+    assert (demo / JOURNAL_NAME).exists()
+    assert not (demo / ROLLED_NAME).exists()
 
 
 def test_a_live_run_is_refused(demo):
@@ -398,6 +413,35 @@ def test_a_full_disk_is_one_line_and_leaves_the_run_as_it_was(demo, capfd):
     assert (demo / JOURNAL_NAME).read_bytes() == journal
     assert not (demo / ROLLED_NAME).exists()
     assert list(demo.glob(".rolling-*")) == []
+
+
+def test_no_room_to_make_a_journal_again_is_one_line_that_says_where_to_make_some(demo, capsys, monkeypatch, tmp_path):
+    roll(demo, remove_journal=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "rules.toml").write_text(dump_rules(DEFAULT_RULES))
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        assert run(["rules", "check", str(tmp_path / "rules.toml"), "--run", str(demo)]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "TMPDIR" in line
+    assert list(tmp_path.glob("sapflow-*")) == []
+
+
+@pytest.mark.parametrize("column", ["id", "type"])
+def test_rows_that_no_journal_has_are_said_in_one_line(demo, column):
+    roll(demo, remove_journal=True)
+    path = demo / ROLLED_NAME / "events.parquet"
+    table = pq.read_table(path)
+    values = {"id": [1] * len(table), "type": [None] * len(table)}[column]
+    place = table.schema.get_field_index(column)
+    pq.write_table(table.set_column(place, column, pa.array(values, table.schema.field(column).type)), path)
+    with pytest.raises(JournalError, match="holds what no journal has"), with_journal(demo):
+        pass
 
 
 def test_a_directory_that_cannot_be_written_is_said():

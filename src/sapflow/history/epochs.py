@@ -105,7 +105,7 @@ def event_batch(page: Sequence[Row], payloads: Sequence[Payload | None], wanted:
         "env": lambda: [_integer(row.env, MAX_INT32) for row in page],
         "sequence": lambda: [_integer(row.sequence) for row in page],
         "epoch": lambda: [_integer(row.epoch, MAX_INT32) for row in page],
-        "type": lambda: [str(row.type) for row in page],
+        "type": lambda: [_text(row.type) for row in page],
         "time": lambda: [_time(row.time) for row in page],
         "slot": lambda: [None if payload is None else slot_of(payload) for payload in payloads],
         "text": lambda: [None if payload is None else line(payload) for payload in payloads],
@@ -127,6 +127,11 @@ def line(payload: Payload) -> str:
 def _integer(value: object, highest: int = MAX_INT64) -> int | None:
     """SQLite's columns take anything."""
     return value if isinstance(value, int) and abs(value) <= highest else None
+
+
+def _text(value: object) -> str:
+    """Bytes that are no text are written as in Python."""
+    return str(value).encode(errors="backslashreplace").decode()
 
 
 def _time(value: object) -> int | None:

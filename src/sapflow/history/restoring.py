@@ -52,18 +52,29 @@ def restore(run_dir: Path, target: Path) -> None:
     """Make the journal of a rolled run again, in the directory `target`, which has none.
 
     Raises:
-        JournalError: what was rolled cannot be read.
+        JournalError: what was rolled cannot be read, or is nothing that a journal has.
+        OSError: there is no room for it.
     """
     from sapflow.history.rolled import stored_rows
 
     manifest = manifest_of(run_dir)
     if manifest is None:
         raise JournalError(f"{run_dir} is not rolled: there is nothing to make a journal of")
-    with closing(sqlite3.connect(target / JOURNAL_NAME, isolation_level=None)) as connection:
-        for pragma in ("journal_mode = OFF", "synchronous = OFF"):  # who is interrupted makes it again
-            connection.execute(f"PRAGMA {pragma}").fetchall()
-        for statement in ("BEGIN", *CREATE):
-            connection.execute(statement)
-        connection.executemany(SET_META, manifest.meta.items())
-        connection.executemany(INSERT, stored_rows(run_dir / ROLLED_NAME))
-        connection.execute("COMMIT")
+    try:
+        with closing(sqlite3.connect(target / JOURNAL_NAME, isolation_level=None)) as connection:
+            for pragma in ("journal_mode = OFF", "synchronous = OFF"):  # who is interrupted makes it again
+                connection.execute(f"PRAGMA {pragma}").fetchall()
+            for statement in ("BEGIN", *CREATE):
+                connection.execute(statement)
+            connection.executemany(SET_META, manifest.meta.items())
+            connection.executemany(INSERT, stored_rows(run_dir / ROLLED_NAME))
+            connection.execute("COMMIT")
+    except sqlite3.OperationalError as error:
+        raise OSError(
+            f"the journal of {run_dir} cannot be made again in {target} ({error}): make room there, or name a "
+            "directory that has some in TMPDIR"
+        ) from error
+    except (sqlite3.Error, OverflowError) as error:
+        raise JournalError(
+            f"{run_dir / ROLLED_NAME} holds what no journal has ({error}): restore it from a copy"
+        ) from error

@@ -176,7 +176,7 @@ def _write(rows: JournalRows, run_dir: Path, summary: RunSummary) -> Manifest:
         _synchronise(folder)
         _put_in_place(folder, run_dir / ROLLED_NAME)
         _synchronise(run_dir)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, OverflowError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, OverflowError, UnicodeEncodeError) as error:
         raise JournalError(f"{rows.path} holds values that no run has ({error}): it cannot be rolled") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

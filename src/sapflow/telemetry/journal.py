@@ -28,7 +28,7 @@ from sapflow.telemetry.journal_layout import (
     DROPPED_EVENTS,
     DROPPED_SAMPLES,
     INSERT_EVENT,
-    SELECT_META,
+    SELECT_DROPPED,
     SET_META,
 )
 from sapflow.telemetry.run_directory import JOURNAL_NAME, network_warning, refuse_rolled
@@ -90,7 +90,7 @@ class Journal:
         self._accepted = 0
         self._settled = 0  # of those accepted: committed, or dropped as unwritable
         self._acknowledged = 0
-        self._dropped: Counter[str] = Counter(dict(self._connection.execute(SELECT_META)) if resume else {})
+        self._dropped: Counter[str] = Counter(dict(self._connection.execute(SELECT_DROPPED)) if resume else {})
         self._write_failures = 0
         self._last_error: str | None = None
         self._give_up = threading.Event()

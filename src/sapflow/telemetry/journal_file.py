@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,8 @@ class JournalFile:
             # An exclusive reader keeps the index of the WAL in its own memory instead of a -shm file.
             if "unix-none" in how:
                 connection.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
+            # A text that is none is the trouble of its own row: it equals no text that is one.
+            connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
             connection.execute("PRAGMA trusted_schema = OFF")
             connection.execute("PRAGMA cell_size_check = ON")
             self._verify(connection)

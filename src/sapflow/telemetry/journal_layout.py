@@ -18,4 +18,5 @@ CREATE = (
 )
 INSERT_EVENT = "INSERT INTO events (env, sequence, epoch, type, time, body) VALUES (?, ?, ?, ?, ?, ?)"
 SELECT_META = "SELECT key, CAST(value AS INTEGER) FROM meta"
+SELECT_DROPPED = f"{SELECT_META} WHERE key IN ('{DROPPED_EVENTS}', '{DROPPED_SAMPLES}')"
 SET_META = "INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)"
