@@ -41,8 +41,8 @@ def seed(slot: int, epoch: int) -> SeedTelemetry:
 
 def epoch_completed(env_id: int, epoch: int, seeds: int, sequence: int, time: float = START) -> TelemetryEvent:
     payload = EpochCompleted(
-        epoch=epoch, epochs=10_000, accuracy=90.0, train_loss=0.3, validation_loss=0.4, total_passes=64 * epoch,
-        seeds=tuple(seed(slot, epoch) for slot in range(seeds)),
+        epoch=epoch, epochs=10_000, accuracy=70.0 + epoch % 23, train_loss=0.3, validation_loss=0.4,
+        total_passes=64 * epoch, seeds=tuple(seed(slot, epoch) for slot in range(seeds)),
     )  # fmt: skip
     return event(payload, env_id, sequence, time)
 

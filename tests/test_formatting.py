@@ -19,7 +19,7 @@ from sapflow.sanctum.formatting import card_height, gradient_line, seed_card, se
 from sapflow.sanctum.header import header_lines
 from sapflow.sanctum.numbers import clock, compact, duration, humanised, ratio
 from sapflow.sanctum.plots import accuracy_trend, loss_trend, ratio_plot, sparkline
-from sapflow.sanctum.schema import EnvState, EnvStatus, SeedState
+from sapflow.sanctum.schema import EnvState, EnvStatus, Seeds, SeedState
 from sapflow.sanctum.spans import Line, clean, ends, fit, line, width_of
 from sapflow.telemetry.events import GradientHealth, SeedTelemetry
 from sapflow.telemetry.source import RunState, RunStatus
@@ -146,7 +146,7 @@ def test_no_number_breaks_a_card(ratio: float, norm: float, alpha: float, delta:
         epochs_in_stage=count,
         stage=SeedStage.BLENDING,
     )
-    drawn = seed_card(SeedState.from_telemetry(hostile, (ratio, norm)), 33)
+    drawn = seed_card(SeedState.from_telemetry(hostile, ratio_history=(ratio, norm)), 33)
     assert [width_of(spans) for spans in drawn] == [33] * card_height(3)
 
 
@@ -294,8 +294,8 @@ def test_a_held_seed_says_so_on_the_narrowest_card(stage: SeedStage, epochs: int
 
 
 def test_a_held_seed_is_seen_in_the_dense_canvas() -> None:
-    env = EnvState(env_id=1, seeds={"a": SeedState.from_telemetry(seed("a", 1.0, paused=True))})
-    free = EnvState(env_id=1, seeds={"a": SeedState.from_telemetry(seed("a", 1.0))})
+    env = EnvState(env_id=1, seeds=Seeds.of(SeedState.from_telemetry(seed("a", 1.0, paused=True))))
+    free = EnvState(env_id=1, seeds=Seeds.of(SeedState.from_telemetry(seed("a", 1.0))))
     assert text(dense_line(env, 2, 1)) == text(dense_line(free, 2, 1)).replace("○✓ ", "○✓‖")
 
 
@@ -429,7 +429,7 @@ def test_losses_are_shown_even_where_a_cut_off_run_leaves_little_room() -> None:
 
 
 def test_an_env_that_failed_says_why() -> None:
-    env = EnvState(env_id=1, status=EnvStatus.FAILED, error="out of\nmemory", seeds={"a": SeedState(slot_id="a")})
+    env = EnvState(env_id=1, status=EnvStatus.FAILED, error="out of\nmemory", seeds=Seeds.of(SeedState(slot_id="a")))
     foot = text(env_card(env, 50, 1)[-1])
     assert "failed: out of�memory" in foot
 

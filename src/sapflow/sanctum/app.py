@@ -1,5 +1,6 @@
 """The terminal app: what can be done while a run is followed, by keys and by the palette, and in which colours."""
 
+import gc
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -36,6 +37,7 @@ from sapflow.sanctum.widgets.span_view import SpanView
 from sapflow.telemetry.source import Source
 
 PLAYED = 2.0  # epochs a second
+GC_THRESHOLD = 50_000  # objects: a look at a large run makes as many, and next to none of them lie in cycles
 
 
 class SanctumApp(FollowingApp):
@@ -243,6 +245,7 @@ def run(run_dir: Path, read_only: bool = False, theme: str = DEFAULT, other: Pat
         RunDirectoryError, JournalError: there is no run that can be read.
         SapflowError: the app broke down; it has said how.
     """
+    gc.set_threshold(GC_THRESHOLD)
     with ExitStack() as stack:
         source = stack.enter_context(Source(run_dir))
         beside = stack.enter_context(Source(other)) if other is not None else None

@@ -1,5 +1,7 @@
 """How an env looks on the overview: as a card, and as one line of a few cells where there are many."""
 
+from functools import cache
+
 from rich.cells import cell_len
 
 from sapflow.sanctum.formatting import HELD_GLYPH, HELD_STYLE, seed_row
@@ -14,7 +16,7 @@ from sapflow.sanctum.glyphs import (
 from sapflow.sanctum.header import of_epochs
 from sapflow.sanctum.numbers import compact
 from sapflow.sanctum.plots import accuracy_trend, loss_trend
-from sapflow.sanctum.schema import Condition, EnvState, EnvStatus, SeedState
+from sapflow.sanctum.schema import Condition, EnvState, EnvStatus, SlotMark
 from sapflow.sanctum.spans import DIM, Line, Span, box, clean, fit, line, width_of
 
 CARD_WIDTH = 32  # at least
@@ -83,17 +85,15 @@ def dense_line(env: EnvState, digits: int, slots: int, focused: bool = False) ->
         (name, frame or ("bold" if condition > Condition.HEALTHY else "")),
         (f"{CONDITION_GLYPHS[condition]} ", CONDITION_STYLES[condition]),
     ]
-    for seed in list(env.seeds.values())[:slots]:
-        spans += _dense_slot(seed)
+    for mark in env.seeds.marks[:slots]:
+        spans += _dense_slot(mark)
     spans.append(("   " * (slots - len(env.seeds)), ""))
     spans.append((f"{_number(env.accuracy):>5}  ", frame or DIM))
     return fit(tuple(spans), dense_width(digits, slots))
 
 
-def _dense_slot(seed: SeedState) -> tuple[Span, Span, Span]:
-    condition = seed.condition
-    return (
-        (STAGE_GLYPHS[seed.stage], STAGE_STYLES[seed.stage]),
-        (CONDITION_GLYPHS[condition], CONDITION_STYLES[condition]),
-        (HELD_GLYPH, HELD_STYLE) if seed.paused else (" ", ""),
-    )
+@cache
+def _dense_slot(mark: SlotMark) -> Line:
+    stage = (STAGE_GLYPHS[mark.stage], STAGE_STYLES[mark.stage])
+    glyph, style = CONDITION_GLYPHS[mark.condition], CONDITION_STYLES[mark.condition]
+    return (stage, (glyph, style), (HELD_GLYPH, HELD_STYLE)) if mark.held else (stage, (f"{glyph} ", style))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from enum import Enum
 
 from sapflow.sanctum.glyphs import CONDITION_GLYPHS, CONDITION_STYLES, STAGE_GLYPHS, STAGE_STYLES
-from sapflow.sanctum.schema import Condition, EnvState
+from sapflow.sanctum.schema import Condition, EnvState, SlotMark
 from sapflow.telemetry.vocabulary import SeedStage
 
 
@@ -52,11 +52,11 @@ OF_STAGE = {
 def counts_of(env: EnvState) -> Counter[Kind]:
     """The counts of one env."""
     counts: Counter[Kind] = Counter()
-    for seed in env.seeds.values():
-        kind = _OF_CONDITION.get(seed.condition)
+    for mark in env.seeds.marks:
+        kind = _OF_CONDITION.get(mark.condition)
         if kind is not None:
             counts[kind] += 1
-        stage = OF_STAGE.get(seed.stage)
+        stage = OF_STAGE.get(mark.stage)
         if stage is not None:
             counts[stage] += 1
     if env.open_alerts:
@@ -69,21 +69,22 @@ class Census:
 
     def __init__(self) -> None:
         self.total: Counter[Kind] = Counter()
-        self._counted: dict[int, tuple[EnvState, Counter[Kind]]] = {}
+        self._counted: dict[int, tuple[tuple[tuple[SlotMark, ...], int], Counter[Kind]]] = {}
 
     def take(self, envs: Mapping[int, EnvState]) -> None:
         """Counts `envs`, which replace those that were counted before."""
         for env_id in self._counted.keys() - envs.keys():
             self.total.subtract(self._counted.pop(env_id)[1])
         for env_id, env in envs.items():
+            counted_for = (env.seeds.marks, len(env.open_alerts))
             before = self._counted.get(env_id)
-            if before is not None and before[0] is env:
+            if before is not None and before[0] == counted_for:
                 continue
             counts = counts_of(env)
             if before is not None:
                 self.total.subtract(before[1])
             self.total.update(counts)
-            self._counted[env_id] = (env, counts)
+            self._counted[env_id] = (counted_for, counts)
 
     def has(self, env_id: int, kind: Kind) -> bool:
         """Whether the env has any of that kind."""

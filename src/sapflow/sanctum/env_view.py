@@ -2,11 +2,10 @@
 
 from collections import deque
 from math import inf, nan
-from types import MappingProxyType
 
 from msgspec.structs import replace
 
-from sapflow.sanctum.schema import Condition, EnvState, EnvStatus, LogLine, SeedState, Totals
+from sapflow.sanctum.schema import FLAGGED, Condition, EnvState, EnvStatus, LogLine, Seeds, SeedState, Totals
 from sapflow.sanctum.slot_view import HISTORY_LIMIT, SlotView
 from sapflow.telemetry.events import Alert, EpochCompleted, GradientSampled, RequestAnswered
 from sapflow.telemetry.vocabulary import Measurement
@@ -73,8 +72,9 @@ class EnvView:
         self._newest = None
         self._concern, self._octaves_off = Condition.ALERTED if payload.open_alerts else Condition.RESTING, 0
         for slot, seed in zip(self._order, payload.seeds, strict=True):
-            slot.end_epoch(seed)
-            self.worsen(slot.condition, slot.octaves_off)
+            condition = slot.end_epoch(seed)
+            if condition > self._concern or condition in FLAGGED:
+                self.worsen(condition, slot.octaves_off)
         self.status = EnvStatus.TRAINING
         self.epoch, self.epochs = payload.epoch, payload.epochs
         self.accuracy, self.train_loss = payload.accuracy, payload.train_loss
@@ -96,7 +96,7 @@ class EnvView:
         slot = self.slots.get(sample.slot_id)
         if slot is None or sample.epoch <= self.epoch or not slot.take_sample(sample):
             return False
-        self.worsen(slot.condition, slot.octaves_off)
+        self.worsen(slot.facts.mark.condition, slot.octaves_off)
         return True
 
     def worsen(self, condition: Condition, octaves_off: int = 0) -> None:
@@ -114,7 +114,7 @@ class EnvView:
             self.arrange({**self.slots, state.slot_id: slot})
         else:
             slot.become(state)
-        self.worsen(slot.condition, slot.octaves_off)
+        self.worsen(slot.facts.mark.condition, slot.octaves_off)
 
     def arrange(self, slots: dict[str, SlotView]) -> None:
         """Have these slots, in this order."""
@@ -125,7 +125,6 @@ class EnvView:
     def state(self) -> EnvState:
         """The env now."""
         self.settle()
-        seeds = {slot_id: slot.state for slot_id, slot in self.slots.items()}
         return EnvState(
             env_id=self.env_id,
             host=self.host,
@@ -139,7 +138,7 @@ class EnvView:
             validation_loss=self.validation_loss,
             accuracy_history=tuple(self._accuracies),
             loss_history=tuple(self._losses),
-            seeds=MappingProxyType(seeds),
+            seeds=Seeds({slot_id: slot.facts for slot_id, slot in self.slots.items()}),
             open_alerts=self.open_alerts,
             totals=self.totals,
             log=tuple(self.log),

@@ -124,7 +124,7 @@ def _newborn(payload: SeedPayload) -> SeedState:
 def _seed_of(payload: SeedPayload, env: EnvView) -> SeedState:
     """The seed that the payload is about; a fresh view of it where its germination was missed."""
     slot = env.slots.get(payload.slot_id)
-    return slot.state if slot is not None and slot.seed_id == payload.seed_id else _newborn(payload)
+    return slot.facts.state if slot is not None and slot.seed_id == payload.seed_id else _newborn(payload)
 
 
 def _others(alerts: tuple[Alert, ...], alert: Alert) -> tuple[Alert, ...]:

@@ -1,7 +1,7 @@
 """What Sanctum knows of a run at one moment: immutable, and shared between snapshots where nothing changed."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import IntEnum, StrEnum
 from types import MappingProxyType
 from typing import Self
@@ -27,6 +27,9 @@ class Condition(IntEnum):
     FAILED = 7
 
 
+FLAGGED = (Condition.VANISHING, Condition.EXPLODING)
+
+
 class EnvStatus(StrEnum):
     """Where an env stands; WAITING until its first event."""
 
@@ -47,9 +50,9 @@ class SeedState(SeedTelemetry, frozen=True, kw_only=True):
     newest_sample: tuple[int, int] = (0, -1)
 
     @classmethod
-    def from_telemetry(cls, telemetry: SeedTelemetry, ratio_history: tuple[float, ...] = ()) -> Self:
-        """The view of `telemetry`, with the history given."""
-        return cls(**msgspec.structs.asdict(telemetry), ratio_history=ratio_history)
+    def from_telemetry(cls, telemetry: SeedTelemetry, **fields: object) -> Self:
+        """The view of `telemetry`, with these fields instead of its own."""
+        return cls(**(msgspec.structs.asdict(telemetry) | fields))
 
     @property
     def condition(self) -> Condition:
@@ -73,7 +76,77 @@ def condition_of(stage: SeedStage, health: GradientHealth) -> Condition:
     return Condition.HEALTHY if health.measurement is Measurement.MEASURED else Condition.UNMEASURED
 
 
-class LogLine(Struct, frozen=True, kw_only=True):
+class SlotMark(Struct, frozen=True, gc=False):
+    """What a few cells show of a slot."""
+
+    stage: SeedStage
+    condition: Condition
+    held: bool
+
+
+class SlotFacts(Struct, gc=False):
+    """What is known of a slot at one moment: its mark, and all else once somebody looks at it.
+
+    `health` is that of the newest sample, or `telemetry` itself where none came since.
+    """
+
+    telemetry: SeedTelemetry
+    health: GradientHealth
+    mark: SlotMark
+    ratio_history: tuple[float, ...]
+    newest_sample: tuple[int, int]
+    _state: SeedState | None = None
+
+    @property
+    def state(self) -> SeedState:
+        """The slot as it is shown."""
+        if self._state is None:
+            newer = () if self.health is self.telemetry else GradientHealth.__struct_fields__
+            self._state = SeedState.from_telemetry(
+                self.telemetry,
+                ratio_history=self.ratio_history,
+                newest_sample=self.newest_sample,
+                **{name: getattr(self.health, name) for name in newer},
+            )
+        return self._state
+
+
+def facts_of(
+    telemetry: SeedTelemetry, health: GradientHealth, ratio_history: tuple[float, ...], newest_sample: tuple[int, int]
+) -> SlotFacts:
+    """What is known of a slot by these."""
+    mark = SlotMark(telemetry.stage, condition_of(telemetry.stage, health), telemetry.paused)
+    return SlotFacts(telemetry, health, mark, ratio_history, newest_sample)
+
+
+class Seeds(Mapping[str, SeedState]):
+    """The slots of an env at one moment, in the order of its host; `marks` are theirs."""
+
+    __slots__ = ("_facts", "marks")
+
+    def __init__(self, facts: Mapping[str, SlotFacts]) -> None:
+        self._facts = facts
+        self.marks = tuple([slot.mark for slot in facts.values()])
+
+    @classmethod
+    def of(cls, *states: SeedState) -> Self:
+        """Slots that are just as given."""
+        return cls({s.slot_id: facts_of(s, s, s.ratio_history, s.newest_sample) for s in states})
+
+    def __getitem__(self, slot_id: str) -> SeedState:
+        return self._facts[slot_id].state
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._facts)
+
+    def __len__(self) -> int:
+        return len(self._facts)
+
+    def __repr__(self) -> str:
+        return f"Seeds({dict(self)})"
+
+
+class LogLine(Struct, frozen=True, kw_only=True, gc=False):
     """An entry of the events log. `parts` are the journal's own texts: clean them before they are shown."""
 
     time: float
@@ -92,7 +165,7 @@ class LogLine(Struct, frozen=True, kw_only=True):
         return (self.time, -1 if self.env_id is None else self.env_id, self.sequence)
 
 
-class Totals(Struct, frozen=True, kw_only=True):
+class Totals(Struct, frozen=True, kw_only=True, gc=False):
     """Counts from the env's start on."""
 
     passes: int = 0
@@ -104,7 +177,7 @@ class Totals(Struct, frozen=True, kw_only=True):
     recompiles: int = 0
 
 
-class EnvState(Struct, frozen=True, kw_only=True):
+class EnvState(Struct, frozen=True, kw_only=True, gc=False):
     """One host. `epoch` is the last completed one; `seeds` is in the order of the host's slots.
 
     Accuracies in percent on the validation split, losses in the task's unit, both None before the first epoch.
@@ -125,7 +198,7 @@ class EnvState(Struct, frozen=True, kw_only=True):
     validation_loss: float | None = None
     accuracy_history: tuple[float, ...] = ()
     loss_history: tuple[float, ...] = ()
-    seeds: Mapping[str, SeedState] = MappingProxyType({})
+    seeds: Seeds = Seeds({})
     open_alerts: tuple[Alert, ...] = ()
     totals: Totals = Totals()
     log: tuple[LogLine, ...] = ()
@@ -154,7 +227,7 @@ class EnvState(Struct, frozen=True, kw_only=True):
         if self.status is EnvStatus.FAILED:
             return Condition.FAILED
         alerted = Condition.ALERTED if self.open_alerts else Condition.RESTING
-        return max([alerted, *(seed.condition for seed in self.seeds.values())])
+        return max([alerted, *(mark.condition for mark in self.seeds.marks)])
 
 
 def octaves_off(ratio: float) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import ClassVar, NamedTuple
 
+from rich.style import Style
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.geometry import Region, Size
@@ -100,8 +101,7 @@ class EnvGrid(ScrollView, can_focus=True):
             self._strips.clear()
             self.refresh()
             return
-        changed = [place for place, (old, new) in enumerate(zip(before, envs, strict=True)) if old is not new]
-        self._redraw(changed)
+        self._redraw([place for place in self._seen if before[place] is not envs[place]])
 
     @property
     def focused_env(self) -> EnvState | None:
@@ -159,11 +159,19 @@ class EnvGrid(ScrollView, can_focus=True):
 
     def _redraw(self, places: Sequence[int]) -> None:
         """Asks for the cells at `places` to be drawn again, as far as they are seen."""
-        regions = [region for region in map(self._region, places) if region.overlaps(self.size.region)]
+        seen = self._seen
+        regions = [self._region(place) for place in places if place in seen]
         if len(regions) > 16:  # then one region of all is less work
             self.refresh(self.size.region)
         elif regions:
             self.refresh(*regions)
+
+    @property
+    def _seen(self) -> range:
+        """The places that are in sight."""
+        top, (_, columns, _, height, *_) = round(self.scroll_y), self.shape
+        first, last = top // height * columns, -(-(top + self.size.height) // height) * columns
+        return range(min(first, len(self.envs)), min(last, len(self.envs)))
 
     def _region(self, place: int) -> Region:
         """Where on the widget the cell is."""
@@ -173,15 +181,17 @@ class EnvGrid(ScrollView, can_focus=True):
 
     def render_line(self, y: int) -> Strip:
         """The cells of line `y`, side by side."""
+        base, theme = self.rich_style, self.app.theme  # which take a while to be found
         if not self.envs:
-            return strip_of(fit(line((self._nothing if y == 0 else "", DIM)), self.size.width), self)
+            nothing = fit(line((self._nothing if y == 0 else "", DIM)), self.size.width)
+            return strip_of(nothing, base, theme)
         row, at = divmod(y + round(self.scroll_y), self.shape.height)
         first = row * self.shape.columns
         envs = self.envs[first : first + self.shape.columns]
-        strips = [self._cell(env)[at] for env in envs]
-        return Strip.join(strips).adjust_cell_length(self.size.width, self.rich_style)
+        strips = [self._cell(env, base, theme)[at] for env in envs]
+        return Strip.join(strips).adjust_cell_length(self.size.width, base)
 
-    def _cell(self, env: EnvState) -> list[Strip]:
+    def _cell(self, env: EnvState, base: Style, theme: str) -> list[Strip]:
         """The lines of an env's cell; those of last time, if nothing about it changed."""
         focused = self.has_focus and env.env_id == self.cursor
         known = self._strips.get(env.env_id)
@@ -189,7 +199,7 @@ class EnvGrid(ScrollView, can_focus=True):
             return known[2]
         lines = built(lambda: self._build(env, focused), self)
         blank: Sequence[Line] = [()] * (self.shape.height - len(lines))
-        strips = [strip_of(fit(spans, self.shape.width), self) for spans in (*lines, *blank)]
+        strips = [strip_of(fit(spans, self.shape.width), base, theme) for spans in (*lines, *blank)]
         self._strips[env.env_id] = (env, focused, strips)
         return strips
 

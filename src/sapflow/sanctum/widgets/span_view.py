@@ -32,7 +32,8 @@ class SpanView(Widget):
     def render_line(self, y: int) -> Strip:
         """The strip of line `y`, in the widget's own colours where a span has no style."""
         lines = self._lines_at(self.size.width)
-        return strip_of(fit(lines[y] if y < len(lines) else (), self.size.width), self)
+        shown = fit(lines[y] if y < len(lines) else (), self.size.width)
+        return strip_of(shown, self.rich_style, self.app.theme)
 
     def _lines_at(self, width: int) -> Sequence[Line]:
         if self._built_for != width:
@@ -55,9 +56,8 @@ def theme_of(widget: Widget) -> Theme:
     return THEMES.get(widget.app.theme, THEMES[DEFAULT])
 
 
-def strip_of(spans: Line, widget: Widget) -> Strip:
-    """The spans as Textual takes them, in the widget's own colours where a span has no style."""
-    base, theme = widget.rich_style, widget.app.theme
+def strip_of(spans: Line, base: Style, theme: str) -> Strip:
+    """The spans as Textual takes them, in a theme; in the style `base` where a span has none."""
     return Strip([Segment(text, _style(base, style, theme)) for text, style in spans if text])
 
 
