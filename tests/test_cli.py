@@ -32,6 +32,7 @@ from sapflow.telemetry.run_directory import (
     LOCK_NAME,
     PLAN_NAME,
     REQUESTS_NAME,
+    TOKEN_NAME,
     trainer_is_alive,
 )
 from sapflow.telemetry.source import RunState
@@ -190,7 +191,7 @@ def test_without_a_run_dir_a_run_is_kept_under_runs(trained):
     cwd, _ = trained
     (run_dir,) = (cwd / "runs").iterdir()
     assert run_dir.name.startswith("digits-mlp-")
-    names = {JOURNAL_NAME, LOCK_NAME, PLAN_NAME, CHECKPOINTS_NAME, REQUESTS_NAME}
+    names = {JOURNAL_NAME, LOCK_NAME, TOKEN_NAME, PLAN_NAME, CHECKPOINTS_NAME, REQUESTS_NAME}
     assert {path.name for path in run_dir.iterdir()} == names
 
 

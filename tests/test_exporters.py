@@ -27,10 +27,20 @@ from sapflow.exporters.exporter import Setting, event_key
 from sapflow.exporters.follower import Follower
 from sapflow.exporters.json_form import json_form, json_line
 from sapflow.exporters.ledger import Ledger, path_of, read
-from sapflow.telemetry.events import SCHEMA_VERSION, GradientHealth, GradientSampled, TelemetryEvent
+from sapflow.exporters.run_identity import RunIdentity, identity_of, wait_for_run
+from sapflow.telemetry import run_directory
+from sapflow.telemetry.events import (
+    SCHEMA_VERSION,
+    GradientHealth,
+    GradientSampled,
+    RunCompleted,
+    RunStarted,
+    TelemetryEvent,
+)
 from sapflow.telemetry.journal import Journal
 from sapflow.telemetry.json_schema import event_schema
-from sapflow.telemetry.run_directory import TrainerLock
+from sapflow.telemetry.keeping import Keeping
+from sapflow.telemetry.run_directory import JOURNAL_NAME, TrainerLock
 from sapflow.telemetry.source import Source
 
 DEMO = demo_run(epochs=6, completed=True)
@@ -265,14 +275,83 @@ def test_a_cursor_behind_the_journal_s_end_is_its_end(run_dir):
         assert not source.at_end()
 
 
+# Which run it is
+
+
+def kept_run(run_dir: Path) -> Path:
+    keeping = Keeping(run_dir, "unkept")
+    keeping.run.emit(RunStarted(task="task", envs=1, epochs=1, token=keeping.token))
+    keeping.close()
+    return run_dir
+
+
+def keys_of(run_dir: Path) -> list[str]:
+    with Source(run_dir) as source:
+        return [event_key(one, identity_of(run_dir).key) for one in source.read()]
+
+
+def test_two_runs_of_one_name_have_no_key_in_common_and_a_run_keeps_its_own(tmp_path):
+    first, second = (kept_run(tmp_path / place / "mine") for place in ("here", "there"))
+    assert identity_of(first).run_id == identity_of(second).run_id == "mine"
+    assert not set(keys_of(first)) & set(keys_of(second))
+    before = keys_of(first)
+    journal = Journal(first, resume=True)
+    journal.emit(
+        TelemetryEvent(run_id="mine", env_id=None, sequence=1, time=2.0, payload=RunCompleted(completed_envs=1))
+    )
+    journal.close()
+    assert keys_of(first)[:1] == before
+    elsewhere = tmp_path / "copy"
+    elsewhere.mkdir()
+    (elsewhere / JOURNAL_NAME).write_bytes((first / JOURNAL_NAME).read_bytes())  # the journal alone says it as well
+    assert keys_of(elsewhere) == keys_of(first)
+
+
+def test_the_key_of_a_run_is_known_before_its_first_event(tmp_path):
+    run_directory.create(tmp_path / "mine")
+    before = identity_of(tmp_path / "mine")
+    assert before == RunIdentity("mine", run_directory.token_of(tmp_path / "mine"))
+    finished_run(tmp_path / "mine", *started_with(before.token))
+    assert identity_of(tmp_path / "mine") == before
+
+
+def test_a_journal_of_a_time_without_tokens_keeps_the_keys_that_it_had(tmp_path):
+    run_dir = finished_run(tmp_path / "run", *started_with(""))
+    assert identity_of(run_dir) == RunIdentity("mine")
+    assert keys_of(run_dir) == ["mine/-/0"]
+    (run_dir / run_directory.TOKEN_NAME).write_text("no token at all")
+    assert keys_of(run_dir) == ["mine/-/0"]
+
+
+def started_with(token: str) -> list[TelemetryEvent]:
+    started = RunStarted(task="task", envs=1, epochs=1, token=token)
+    return [TelemetryEvent(run_id="mine", env_id=None, sequence=0, time=1.0, payload=started)]
+
+
+def test_a_run_that_is_yet_to_begin_is_waited_for_and_nothing_is_made_where_it_will_be(tmp_path):
+    run_dir, pauses = tmp_path / "run", []
+
+    def wait(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            run_dir.mkdir()
+        if len(pauses) == 3:
+            assert list(run_dir.iterdir()) == []
+            run_directory.create(run_dir)
+
+    assert 0 < wait_for_run(run_dir, PATIENCE, wait) <= PATIENCE
+    assert len(pauses) == 3
+    assert wait_for_run(tmp_path / "other", 0.0, wait) == 0.0
+
+
 # Keys and JSON
 
 
 def test_keys_tell_all_events_apart():
-    keys = [event_key(one) for one in DEMO]
+    keys = [event_key(one, RUN_ID) for one in DEMO]
     assert len(set(keys)) == len(DEMO)
-    assert event_key(event(run_completed().payload, env=None, sequence=3)) == "run/-/3"
-    assert event_key(gradient_sampled(epoch=4)) == "run/0/stem/4/0"
+    assert event_key(event(run_completed().payload, env=None, sequence=3), "run") == "run/-/3"
+    assert event_key(gradient_sampled(epoch=4), "run") == "run/0/stem/4/0"
 
 
 def test_json_has_every_event_and_marks_what_json_cannot_say():
@@ -280,7 +359,7 @@ def test_json_has_every_event_and_marks_what_json_cannot_say():
         epoch=2, slot_id="a/~", pass_index=(0, 1, 2), entering=(1.0, math.nan, math.inf), leaving=(-math.inf, 1.0, 2.0),
         health=GradientHealth(grad_ratio=math.nan),
     )  # fmt: skip
-    line = json_line(event(sample, env=3, sequence=None))
+    line = json_line(event(sample, env=3, sequence=None), "run")
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
     form = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
@@ -301,18 +380,18 @@ def test_every_line_is_by_the_published_schema():
         epoch=2, slot_id="s", pass_index=(0,), entering=(math.nan,), leaving=(-math.inf,), health=GradientHealth()
     )
     for one in (*DEMO, event(wild, sequence=None)):
-        by_schema.validate(json.loads(json_line(one)))
+        by_schema.validate(json.loads(json_line(one, RUN_ID)))
 
 
 def test_json_of_finite_events_has_no_marker_and_loses_nothing():
     import msgspec
 
     for one in DEMO:
-        form = json.loads(json_line(one))
+        form = json.loads(json_line(one, RUN_ID))
         assert "non_finite" not in form
         payload = msgspec.convert(form["payload"], type(one.payload), strict=False)
         assert payload == one.payload
-        assert form == json.loads(json.dumps(json_form(one)))
+        assert form == json.loads(json.dumps(json_form(one, RUN_ID)))
 
 
 # To a file
@@ -320,7 +399,7 @@ def test_json_of_finite_events_has_no_marker_and_loses_nothing():
 
 def open_jsonlines(run_dir: Path, resumed: bool = False, **options):
     return registry.open_exporter(
-        Setting(name="jsonlines", run_dir=run_dir, run_id=RUN_ID, resumed=resumed, options=options)
+        Setting(name="jsonlines", run_dir=run_dir, run=RunIdentity(RUN_ID), resumed=resumed, options=options)
     )
 
 
@@ -336,7 +415,9 @@ def test_jsonlines_begins_its_file_goes_on_with_it_and_mends_what_a_kill_left(ru
     assert path.read_bytes() == whole
     exporter.export(DEMO[3:5])
     exporter.close()
-    assert [json.loads(line)["key"] for line in path.read_bytes().splitlines()] == [event_key(e) for e in DEMO[:5]]
+    assert [json.loads(line)["key"] for line in path.read_bytes().splitlines()] == [
+        event_key(e, RUN_ID) for e in DEMO[:5]
+    ]
 
 
 @pytest.mark.parametrize("resumed", [False, True])
@@ -382,7 +463,7 @@ def test_jsonlines_on_a_full_disk_leaves_no_half_of_a_batch(tmp_path):
 
 
 def open_webhook(url: str, **options):
-    setting = Setting(name="webhook", run_dir=Path(), run_id="run", options={"url": url, **options})
+    setting = Setting(name="webhook", run_dir=Path(), run=RunIdentity(RUN_ID), options={"url": url, **options})
     return registry.open_exporter(setting)
 
 
@@ -394,7 +475,7 @@ def test_a_webhook_gets_batches_with_a_key_and_a_signature(monkeypatch):
         hook.export(DEMO[:5])
         hook.export(DEMO[5:9])
         hook.export(DEMO[:5])
-    assert server.keys == [event_key(one) for one in (*DEMO[:9], *DEMO[:5])]
+    assert server.keys == [event_key(one, RUN_ID) for one in (*DEMO[:9], *DEMO[:5])]
     first, second, again = server.headers
     assert first["Idempotency-Key"] == again["Idempotency-Key"] != second["Idempotency-Key"]
     assert first["Content-Type"] == "application/x-ndjson"
@@ -437,7 +518,7 @@ def test_a_batch_that_is_too_large_for_the_server_goes_in_parts(run_dir):
         server.always = lambda body: 413 if len(body) > 6_000 else 200
         progress = follow(run_dir, open_webhook(server.url))
     assert server.seen[413] > 1
-    assert server.keys == [event_key(one) for one in DEMO]
+    assert server.keys == [event_key(one, RUN_ID) for one in DEMO]
     assert progress.dropped == {}
 
 
@@ -458,7 +539,7 @@ def test_a_backend_that_comes_and_goes_gets_everything(run_dir, monkeypatch):
 
         server.always = whim
         progress = follow(run_dir, open_webhook(server.url))
-    assert set(server.keys) == {event_key(one) for one in DEMO}
+    assert set(server.keys) == {event_key(one, RUN_ID) for one in DEMO}
     assert len(server.keys) - len(DEMO) == taken_unsaid[0] > 0  # the duplicates, each with a key that is known
     assert (progress.exported, progress.dropped) == (len(DEMO), {})
     # The figures of docs/exporting.md.
@@ -552,7 +633,7 @@ def own_exporter(tmp_path: Path, monkeypatch, code: str) -> None:
 def test_people_bring_exporters_of_their_own(tmp_path, monkeypatch):
     own_exporter(tmp_path, monkeypatch, "def open_it(setting): return ['opened', setting.options['x']]")
     assert "mine" in registry.names()
-    opened = registry.open_exporter(Setting(name="mine", run_dir=tmp_path, run_id="r", options={"x": 3}))
+    opened = registry.open_exporter(Setting(name="mine", run_dir=tmp_path, run=RunIdentity("r"), options={"x": 3}))
     assert opened == ["opened", 3]
 
 
@@ -560,7 +641,7 @@ def test_people_bring_exporters_of_their_own(tmp_path, monkeypatch):
 def test_an_exporter_that_cannot_be_opened_is_one_line(tmp_path, monkeypatch, code):
     own_exporter(tmp_path, monkeypatch, code)
     with pytest.raises(InputError, match="the exporter mine of mine_exporter:open_it cannot be opened"):
-        registry.open_exporter(Setting(name="mine", run_dir=tmp_path, run_id="r"))
+        registry.open_exporter(Setting(name="mine", run_dir=tmp_path, run=RunIdentity("r")))
 
 
 def test_memory_is_bounded_by_the_batch(tmp_path):

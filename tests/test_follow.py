@@ -13,14 +13,16 @@ import pytest
 from commands import ENDLESS, SAPFLOW, TRAIN, finish, follow_to, read_whole, refused, started, wait_until
 from journals import PATIENCE, finished_run, python
 from receivers import free_port, receiver
-from sanctum_events import demo_run
+from sanctum_events import RUN_ID, demo_run
 from sapflow.exporters.exporter import event_key
 from sapflow.exporters.ledger import path_of, read
+from sapflow.exporters.run_identity import identity_of
+from sapflow.telemetry import run_directory
 from sapflow.telemetry.events import EpochCompleted
 from sapflow.telemetry.source import RunState
 
 DEMO = demo_run(epochs=6, completed=True)
-KEYS = [event_key(one) for one in DEMO]
+KEYS = [event_key(one, RUN_ID) for one in DEMO]
 FOLLOW = (*SAPFLOW, "follow")
 
 # A trainer that emits so many events slowly enough to be followed, and ends when its stdin does.
@@ -156,7 +158,7 @@ def test_sigkill_and_restarts_lose_nothing_and_duplicates_are_known_by_their_key
     events, state = read_whole(run_dir)
     assert state is RunState.COMPLETED
     assert len(events) == total + 1
-    lost = {event_key(one) for one in events} - set(taken)
+    lost = {event_key(one, "run") for one in events} - set(taken)
     duplicates = len(taken) - len(set(taken))
     assert lost == set()
     assert duplicates == 30 + 60 + 90 + 120  # each kill left all that was there by then unacknowledged
@@ -165,8 +167,8 @@ def test_sigkill_and_restarts_lose_nothing_and_duplicates_are_known_by_their_key
 
 def test_it_waits_for_a_run_that_is_yet_to_begin(tmp_path):
     run_dir = tmp_path / "run"
-    run_dir.mkdir()
     with started((*FOLLOW, str(run_dir), "--export", "jsonlines", "--wait", "60"), tmp_path) as follower:
+        run_directory.create(run_dir)  # which has to be empty, or not there
         wait_until(lambda: getattr(ledger(run_dir, "jsonlines"), "state", "") == "waiting", "the follower")
         with python(TRAINER, run_dir) as trainer:
             trainer.communicate("5\n", timeout=PATIENCE)
@@ -255,9 +257,11 @@ def test_a_training_is_exported_while_it_runs_and_to_its_end(tmp_path):
              "--export-option", f"webhook.url={server.url}"),
             tmp_path,
         )  # fmt: skip
-    events, state = read_whole(tmp_path / "run")
+    run_dir = tmp_path / "run"
+    events, state = read_whole(run_dir)
     assert (done.returncode, done.stderr, state) == (0, "", RunState.COMPLETED)
-    assert server.keys == [event_key(one) for one in events]
+    assert events[0].payload.token == identity_of(run_dir).token != ""
+    assert server.keys == [event_key(one, identity_of(run_dir).key) for one in events]
     for name in ("webhook", "jsonlines"):
         assert f"{name}: {len(events)} events exported" in done.stdout
 
@@ -277,7 +281,7 @@ def test_a_training_goes_on_when_its_exporter_is_killed_and_its_backend_away(tmp
     events, _ = read_whole(run_dir)
     with receiver() as server:  # and everything is there for another follower
         assert finish(webhook(run_dir, server.url), tmp_path).returncode == 0
-    assert server.keys == [event_key(one) for one in events]
+    assert server.keys == [event_key(one, identity_of(run_dir).key) for one in events]
 
 
 def test_a_training_that_cannot_be_exported_as_was_asked_does_not_begin(tmp_path):

@@ -262,8 +262,8 @@ def test_a_file_is_overwritten_only_when_that_is_asked_for_and_only_by_a_whole_a
     "name",
     [
         JOURNAL_NAME, f"{JOURNAL_NAME}-wal", f"{JOURNAL_NAME}-shm", "plan.json", "trainer.lock", "trainer.log",
-        "parquet/events.parquet", "parquet/new.csv", "requests/x.json", "checkpoints/deep/x", "exporters/events.jsonl",
-        "../link/parquet/manifest.json", "../pointer.csv",
+        "run.token", "parquet/events.parquet", "parquet/new.csv", "requests/x.json", "checkpoints/deep/x",
+        "exporters/events.jsonl", "../link/parquet/manifest.json", "../pointer.csv",
     ],
 )  # fmt: skip
 def test_no_answer_takes_the_place_of_a_run_s_own_files(elsewhere, tmp_path, name):

@@ -18,6 +18,7 @@ from sapflow.errors import BackendAwayError, ExporterRefusedError
 from sapflow.exporters import registry
 from sapflow.exporters.exporter import Setting
 from sapflow.exporters.ledger import path_of, read
+from sapflow.exporters.run_identity import RunIdentity
 from sapflow.telemetry.events import EpochCompleted, TelemetryEvent
 from sapflow.telemetry.vocabulary import Measurement
 
@@ -72,9 +73,11 @@ def client(server):
     return MlflowClient(server)
 
 
-def open_it(uri: str, experiment: str, run_id: str = RUN_ID):
+def open_it(uri: str, experiment: str, run_id: str = RUN_ID, token: str = ""):
     options = {"tracking_uri": uri, "experiment": experiment}
-    return registry.open_exporter(Setting(name="mlflow", run_dir=Path(), run_id=run_id, options=options))
+    return registry.open_exporter(
+        Setting(name="mlflow", run_dir=Path(), run=RunIdentity(run_id, token), options=options)
+    )
 
 
 def runs_of(client, experiment: str) -> list:
@@ -117,6 +120,12 @@ def test_what_comes_again_is_there_once_and_a_restart_goes_on_with_the_same_run(
     (run,) = runs_of(client, "twice")
     assert [step for step, _ in history(client, run, "env-0/accuracy")] == [1, 2, 3, 4]
     assert run.info.status == "FINISHED"
+
+
+def test_two_runs_of_one_name_are_two(server, client):
+    for token in ("0123456789abcdef", "fedcba9876543210"):
+        open_it(server, "namesakes", token=token).export(DEMO[:3])
+    assert [run.info.run_name for run in runs_of(client, "namesakes")] == [RUN_ID, RUN_ID]
 
 
 def test_a_run_that_was_cut_off_says_so_and_odd_names_and_numbers_are_taken(server, client):

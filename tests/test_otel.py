@@ -9,6 +9,7 @@ from sanctum_events import RUN_ID, demo_run, epoch, explosion, seed
 from sapflow.errors import BackendAwayError, ExporterRefusedError
 from sapflow.exporters import registry
 from sapflow.exporters.exporter import Setting, event_key
+from sapflow.exporters.run_identity import RunIdentity
 from sapflow.telemetry.events import AlertRaised, EnvFailed, EpochCompleted, GradientSampled, TelemetryEvent
 from sapflow.telemetry.vocabulary import Measurement
 
@@ -26,7 +27,7 @@ def no_variables(monkeypatch):
 
 
 def open_it(run_dir, cursor: int = 0, **options):
-    setting = Setting(name="otel", run_dir=run_dir, run_id=RUN_ID, cursor=cursor, options=options)
+    setting = Setting(name="otel", run_dir=run_dir, run=RunIdentity(RUN_ID), cursor=cursor, options=options)
     return registry.open_exporter(setting)
 
 
@@ -163,7 +164,7 @@ def test_log_records_are_the_lines_of_the_log(tmp_path):
         open_it(tmp_path, endpoint=server.url).export(events)
     found = {plain(record.attributes)["sapflow.event.key"]: record for record in records(server)}
     silent = EpochCompleted | GradientSampled
-    assert set(found) == {event_key(one) for one in events if not isinstance(one.payload, silent)}
+    assert set(found) == {event_key(one, RUN_ID) for one in events if not isinstance(one.payload, silent)}
     raised = found[f"{RUN_ID}/2/99"]
     assert (raised.severity_text, raised.severity_number) == ("ERROR", 17)  # the alert is critical
     assert raised.event_name == "sapflow.alert_raised"

@@ -24,6 +24,7 @@ from sapflow.errors import ExporterRefusedError, MissingExtraError
 from sapflow.exporters import prometheus_rules, registry
 from sapflow.exporters.exporter import Setting
 from sapflow.exporters.prometheus_rules import expression, rule_file
+from sapflow.exporters.run_identity import RunIdentity
 from sapflow.health.conditions import Condition, Finding
 from sapflow.health.rule import Rule
 from sapflow.health.rule_words import sentence
@@ -67,7 +68,9 @@ def get(url: str, **headers: str) -> str:
 
 @contextlib.contextmanager
 def serving(events=DEMO, **options):
-    setting = Setting(name="prometheus", run_dir=Path(), run_id=RUN_ID, options={"port": 0, "linger": 0.0, **options})
+    setting = Setting(
+        name="prometheus", run_dir=Path(), run=RunIdentity(RUN_ID), options={"port": 0, "linger": 0.0, **options}
+    )
     exporter = registry.open_exporter(setting)
     try:
         exporter.export(events)
@@ -225,7 +228,12 @@ def test_started_again_it_knows_what_it_knew(tmp_path):
         before = samples(get(url))
     half = len(DEMO) // 2
     setting = Setting(
-        name="prometheus", run_dir=run_dir, run_id=RUN_ID, cursor=half, resumed=True, options={"port": 0, "linger": 0.0}
+        name="prometheus",
+        run_dir=run_dir,
+        run=RunIdentity(RUN_ID),
+        cursor=half,
+        resumed=True,
+        options={"port": 0, "linger": 0.0},
     )
     exporter = registry.open_exporter(setting)
     exporter.export(DEMO[half:])

@@ -114,7 +114,7 @@ def test_the_published_schema_is_what_is_written():
     with Source(CURRENT) as source:
         events = [*iter_events(source), *demo_run(completed=True)]
     for event in events:
-        validator.validate(json.loads(json.dumps(json_form(event), allow_nan=False)))
+        validator.validate(json.loads(json.dumps(json_form(event, "key"), allow_nan=False)))
     assert {event.type.value for event in events} == set(PAYLOADS)
 
 
@@ -123,7 +123,7 @@ def test_the_published_schema_is_what_is_written():
     [(("type",), "UNHEARD_OF"), (("payload", "epoch"), "three"), (("payload", "slot_id"), None), (("time",), "now")],
 )
 def test_the_published_schema_refuses_what_is_no_event(change, value):
-    form = json_form(next(event for event in demo_run(1) if event.type == "GRADIENT_SAMPLED"))
+    form = json_form(next(event for event in demo_run(1) if event.type == "GRADIENT_SAMPLED"), "key")
     *path, last = change
     place = form
     for name in path:

@@ -11,6 +11,7 @@ from sanctum_events import RUN_ID, demo_run, epoch, explosion, seed
 from sapflow.errors import BackendAwayError, ExporterRefusedError
 from sapflow.exporters import registry
 from sapflow.exporters.exporter import Setting
+from sapflow.exporters.run_identity import RunIdentity
 from sapflow.telemetry.events import AlertRaised, EpochCompleted, TelemetryEvent
 from sapflow.telemetry.vocabulary import Measurement
 
@@ -22,7 +23,7 @@ COUNTS = tuple(range(34))
 
 def open_it(run_dir: Path, resumed: bool = False, cursor: int = 0, **options):
     setting = Setting(
-        name="tensorboard", run_dir=run_dir, run_id=RUN_ID, resumed=resumed, cursor=cursor, options=options
+        name="tensorboard", run_dir=run_dir, run=RunIdentity(RUN_ID), resumed=resumed, cursor=cursor, options=options
     )
     return registry.open_exporter(setting)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from commands import SAPFLOW, finish, refused
 from journals import PATIENCE, finished_run
@@ -22,7 +23,9 @@ from sapflow.telemetry.vocabulary import Measurement
 
 pytest.importorskip("wandb")
 
-DEMO = demo_run(epochs=4, completed=True)
+TOKEN = "0123456789abcdef"
+STARTED, *REST = demo_run(epochs=4, completed=True)
+DEMO = [replace(STARTED, payload=replace(STARTED.payload, token=TOKEN)), *REST]
 BLOCK = 32_768
 
 
@@ -67,7 +70,7 @@ def of_kind(offline: list[Any], kind: str) -> list[Any]:
 def test_each_epoch_of_an_env_is_a_row_with_its_key_and_its_numbers(offline):
     rows = [items(one.item) for one in of_kind(offline, "history")]
     expected = [one for one in DEMO if isinstance(one.payload, EpochCompleted)]
-    assert [row["key"] for row in rows] == [event_key(one) for one in expected]
+    assert [row["key"] for row in rows] == [event_key(one, f"{RUN_ID}-{TOKEN}") for one in expected]
     for row, one in zip(rows, expected, strict=True):
         prefix = f"env-{one.env_id}"
         assert row[f"{prefix}/epoch"] == one.payload.epoch
@@ -95,7 +98,7 @@ def test_alerts_are_alerts(offline):
 
 def test_the_run_has_its_name_its_configuration_and_its_outcome(offline):
     (run, *_) = of_kind(offline, "run")
-    assert (run.run_id, run.display_name, run.project) == (RUN_ID, RUN_ID, "nursery")
+    assert (run.run_id, run.display_name, run.project) == (TOKEN, RUN_ID, "nursery")
     config = {}
     for one in [run.config, *of_kind(offline, "config")]:
         config |= items(one.update)

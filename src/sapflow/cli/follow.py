@@ -18,7 +18,7 @@ from sapflow.exporters.config import chosen
 from sapflow.exporters.exporter import Setting
 from sapflow.exporters.follower import Follower
 from sapflow.exporters.ledger import Ledger
-from sapflow.exporters.run_identity import run_id_of
+from sapflow.exporters.run_identity import identity_of, wait_for_run
 from sapflow.history.restoring import with_journal
 from sapflow.telemetry import run_directory
 from sapflow.telemetry.source import Source
@@ -63,6 +63,7 @@ def follow(
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
+    wait = wait_for_run(run_dir, wait)
     if not (wait or (run_dir / run_directory.ROLLED_NAME).is_dir()):
         Source(run_dir).close()  # first what is wrong with the run
     if len(tables) > 1:
@@ -90,7 +91,7 @@ def _follow_with(name: str, options: dict[str, Any], run_dir: Path, patience: fl
     with with_journal(run_dir) as journal, Ledger(run_dir, name) as ledger:
         progress = ledger.progress
         setting = Setting(
-            name=name, run_dir=run_dir, run_id=run_id_of(journal), read_from=journal, cursor=progress.cursor,
+            name=name, run_dir=run_dir, run=identity_of(journal), read_from=journal, cursor=progress.cursor,
             resumed=progress.opened, options=options,
         )  # fmt: skip
         exporter = registry.open_exporter(setting)

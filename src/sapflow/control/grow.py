@@ -93,7 +93,10 @@ def grow(
     inbox = Inbox(keeping.run_dir, keeping.flush) if keeping.run_dir is not None else None
     notifier = Notifier(rule_file.notify) if rule_file.notify and leads else None
     versions = {"sapflow": sapflow.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
-    keeping.run.emit(RunStarted(task=kind_of(model), envs=1, epochs=epochs, rng_seed=random_seed, versions=versions))
+    started = RunStarted(
+        task=kind_of(model), envs=1, epochs=epochs, rng_seed=random_seed, versions=versions, token=keeping.token
+    )
+    keeping.run.emit(started)
     grower = Grower(
         model,
         host,

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from sapflow.errors import InputError
+from sapflow.exporters.run_identity import RunIdentity
 from sapflow.telemetry.events import GradientSampled, TelemetryEvent
 
 Options = TypeVar("Options", bound=msgspec.Struct)
@@ -17,7 +18,7 @@ class Exporter(Protocol):
     """Brings events to one backend; used from one thread, in a process of its own.
 
     Events come in the order of the journal and at least once: after a crash, or when a batch was taken only in part,
-    the last ones come again. `event_key` lets the receiver drop what it has.
+    the last ones come again. `Setting.key_of` lets the receiver drop what it has.
     """
 
     def export(self, events: Sequence[TelemetryEvent]) -> None:
@@ -41,7 +42,7 @@ class Setting:
     Attributes:
         name: under which it was asked for.
         run_dir: of the run that it is to follow.
-        run_id: of that run.
+        run: which one it is.
         read_from: where its journal is, if that is not the run directory: of a rolled run it is made again, aside.
         cursor: behind which the events begin: 0 for all (see `Source.start_after`).
         resumed: an exporter of this name has been open for this run before.
@@ -50,11 +51,15 @@ class Setting:
 
     name: str
     run_dir: Path
-    run_id: str
+    run: RunIdentity
     read_from: Path | None = None
     cursor: int = 0
     resumed: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def key_of(self, event: TelemetryEvent) -> str:
+        """What tells an event of the run from all others of all runs (see `event_key`)."""
+        return event_key(event, self.run.key)
 
     def options_as(self, kind: type[Options]) -> Options:
         """The options, checked.
@@ -86,11 +91,12 @@ def read_options(name: str, options: Mapping[str, Any], kind: type[Options]) -> 
         raise InputError(f"the options of exporter {name} cannot be used: {error}") from error
 
 
-def event_key(event: TelemetryEvent) -> str:
+def event_key(event: TelemetryEvent, run: str) -> str:
     """What tells an event from all others of all runs, and is the same whenever the event comes again.
 
-    run/env/sequence for an event of the run's own course, run/env/slot/epoch/first pass for a sample, and
-    run/env/type/time for what the course does not determine; "-" stands for the run itself.
+    Of the run with the key `run` (see `RunIdentity`): run/env/sequence for an event of the run's own course,
+    run/env/slot/epoch/first pass for a sample, and run/env/type/time for what the course does not determine; "-"
+    stands for the run itself.
     """
     env = "-" if event.env_id is None else str(event.env_id)
     payload = event.payload
@@ -100,4 +106,4 @@ def event_key(event: TelemetryEvent) -> str:
         parts = (payload.slot_id, payload.epoch, payload.pass_index[0] if payload.pass_index else "-")
     else:
         parts = (event.type.value, repr(event.time))
-    return "/".join((event.run_id, env, *map(str, parts)))
+    return "/".join((run, env, *map(str, parts)))

@@ -11,14 +11,14 @@ from sapflow.telemetry.events import SCHEMA_VERSION, TelemetryEvent
 Path = tuple[str | int, ...]
 
 
-def json_form(event: TelemetryEvent) -> dict[str, Any]:
-    """The event as plain data that JSON has a form for.
+def json_form(event: TelemetryEvent, run: str) -> dict[str, Any]:
+    """The event, of the run with the key `run`, as plain data that JSON has a form for.
 
     NaN and infinities are data, and JSON has no form for them: they become null, and `non_finite` says by JSON pointer
     (RFC 6901) which nulls stand for "NaN", "Infinity" or "-Infinity"; it is there only where there are any.
     """
     form: dict[str, Any] = {
-        "key": event_key(event),
+        "key": event_key(event, run),
         "schema": SCHEMA_VERSION,
         "run_id": event.run_id,
         "env_id": event.env_id,
@@ -34,9 +34,9 @@ def json_form(event: TelemetryEvent) -> dict[str, Any]:
     return form
 
 
-def json_line(event: TelemetryEvent) -> bytes:
-    """The event as one line of JSON, its end included."""
-    return msgspec.json.encode(json_form(event)) + b"\n"
+def json_line(event: TelemetryEvent, run: str) -> bytes:
+    """The event, of the run with the key `run`, as one line of JSON, its end included."""
+    return msgspec.json.encode(json_form(event, run)) + b"\n"
 
 
 def _finite(value: Any, path: Path, non_finite: dict[str, str]) -> Any:

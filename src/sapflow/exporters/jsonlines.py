@@ -26,13 +26,14 @@ class Options(msgspec.Struct, frozen=True):
 class JsonLines:
     """Appends to a file that it has begun itself; a batch is in it whole, or not at all."""
 
-    def __init__(self, descriptor: int, name: str) -> None:
+    def __init__(self, descriptor: int, name: str, run: str) -> None:
         self._descriptor = descriptor
         self._name = name
+        self._run = run
 
     def export(self, events: Sequence[TelemetryEvent]) -> None:
         """See `Exporter.export`."""
-        lines = b"".join(map(json_line, events))
+        lines = b"".join(json_line(event, self._run) for event in events)
         before = os.lseek(self._descriptor, 0, os.SEEK_END) if self._is_file else 0
         try:
             self._write(lines)
@@ -63,30 +64,30 @@ def open_exporter(setting: Setting) -> JsonLines:
     """See `exporter.Open`."""
     options = setting.options_as(Options)
     if options.path == STDOUT:
-        return JsonLines(1, STDOUT)
+        return JsonLines(1, STDOUT, setting.run.key)
     default = setting.run_dir / FOLDER / "events.jsonl"
     path = Path(options.path) if options.path else default
     if path.resolve() != default.resolve() and (owner := owner_of(path)) is not None:
         raise ExporterRefusedError(f"{path} belongs to the run in {owner}: choose another path")
     try:
-        if path.exists() and not (setting.resumed and _is_of_run(path, setting.run_id)) and not _is_empty(path):
+        if path.exists() and not (setting.resumed and _is_of_run(path, setting.run.key)) and not _is_empty(path):
             raise ExporterRefusedError(f"{path} exists, and not from this run: choose another path, or remove it first")
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         _mend(descriptor)
     except OSError as error:
         raise ExporterRefusedError(f"{path} cannot be written ({error.strerror}): choose another path") from error
-    return JsonLines(descriptor, str(path))
+    return JsonLines(descriptor, str(path), setting.run.key)
 
 
 def _is_empty(path: Path) -> bool:
     return path.is_file() and path.stat().st_size == 0
 
 
-def _is_of_run(path: Path, run_id: str) -> bool:
+def _is_of_run(path: Path, run: str) -> bool:
     """Whether it begins with an event of the run; what a killed exporter has left of its first batch is one, too."""
     with path.open("rb") as file:
         beginning = file.readline(TAIL_BYTES)
-    own = b'{"key":' + msgspec.json.encode(f"{run_id}/")[:-1]
+    own = b'{"key":' + msgspec.json.encode(f"{run}/")[:-1]
     return beginning.startswith(own) or own.startswith(beginning)
 
 

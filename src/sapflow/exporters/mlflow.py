@@ -11,6 +11,7 @@ import msgspec
 
 from sapflow.errors import BackendAwayError, ExporterRefusedError
 from sapflow.exporters.exporter import Setting
+from sapflow.exporters.run_identity import RunIdentity
 from sapflow.exporters.run_view import RunView, view_before
 from sapflow.exporters.series import ENV_COUNTERS, ENV_GAUGES, SEED_SERIES
 from sapflow.telemetry.events import AlertRaised, EpochCompleted, RunStarted, TelemetryEvent
@@ -43,10 +44,10 @@ class MLflow:
     A metric that comes again has the same key, step, time and value, and a tracking server keeps it once.
     """
 
-    def __init__(self, client: "MlflowClient", experiment: str, run_id: str, view: RunView) -> None:
+    def __init__(self, client: "MlflowClient", experiment: str, run: RunIdentity, view: RunView) -> None:
         self._client = client
         self._experiment = experiment
-        self._run_id = run_id
+        self._run = run
         self._view = view
         self._begun = ""
 
@@ -91,12 +92,12 @@ class MLflow:
         client = self._client
         found = client.get_experiment_by_name(self._experiment)
         experiment = found.experiment_id if found else client.create_experiment(self._experiment)
-        tag = re.sub(r"[^\w.-]", "-", self._run_id, flags=re.ASCII)  # it stands in a query
+        tag = re.sub(r"[^\w.-]", "-", self._run.key, flags=re.ASCII)  # it stands in a query
         runs = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{tag}'", max_results=1)
         if runs:
             client.set_terminated(runs[0].info.run_id, status="RUNNING")
             return str(runs[0].info.run_id)
-        made = client.create_run(experiment, tags={RUN_TAG: tag}, run_name=self._run_id)
+        made = client.create_run(experiment, tags={RUN_TAG: tag}, run_name=self._run.run_id)
         return str(made.info.run_id)
 
     def _log_parameters(self, run: str, started: RunStarted) -> None:
@@ -176,7 +177,7 @@ def open_exporter(setting: Setting) -> MLflow:
         client = MlflowClient(uri)
     except MlflowException as error:
         raise ExporterRefusedError(f"MLflow: {' '.join(str(error).split())[:300]}") from error
-    exporter = MLflow(client, experiment, setting.run_id, view_before(setting))
+    exporter = MLflow(client, experiment, setting.run, view_before(setting))
     with suppress(BackendAwayError):  # it is tried again with the first batch
         exporter.begin()
     return exporter

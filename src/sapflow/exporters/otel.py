@@ -11,9 +11,9 @@ import msgspec
 
 from sapflow.errors import ExporterRefusedError
 from sapflow.exporters import otel_messages
-from sapflow.exporters.exporter import Setting, event_key
+from sapflow.exporters.exporter import Setting
 from sapflow.exporters.http import Sender
-from sapflow.exporters.run_view import RunView, view_before
+from sapflow.exporters.run_view import view_before
 from sapflow.telemetry.events import TelemetryEvent
 
 DEFAULT_ENDPOINT = "http://localhost:4318"
@@ -36,21 +36,20 @@ class OpenTelemetry:
     What comes again has the same time and attributes, to the bit, and log records have `sapflow.event.key`.
     """
 
-    def __init__(
-        self, metrics: Sender, logs: Sender, resource: dict[str, str], view: RunView, *, per_seed: bool
-    ) -> None:
+    def __init__(self, metrics: Sender, logs: Sender, setting: Setting, resource: dict[str, str]) -> None:
         self._metrics = metrics
         self._logs = logs
+        self._setting = setting
         self._resource = resource
-        self._view = view
-        self._per_seed = per_seed
+        self._view = view_before(setting)
+        self._per_seed = setting.options_as(Options).per_seed
         self._made_of: tuple[str, ...] = ()
         self._made = (b"", b"")
         self._rejection_was_logged = False
 
     def export(self, events: Sequence[TelemetryEvent]) -> None:
         """See `Exporter.export`."""
-        keys = tuple(map(event_key, events))
+        keys = tuple(map(self._setting.key_of, events))
         if keys != self._made_of:  # a batch that is brought again says what it said: the view has moved on since
             self._made = self._requests(events)
             self._made_of = keys
@@ -68,8 +67,8 @@ class OpenTelemetry:
         for event in events:
             self._view.take(event)
             points.take(self._view, event, per_seed=self._per_seed)
-        now = time.time_ns()
-        return points.request(self._resource), otel_messages.log_request(events, self._resource, now)
+        records = otel_messages.log_request(events, self._resource, self._setting.run.key, time.time_ns())
+        return points.request(self._resource), records
 
     def _note_rejections(self, rejected: tuple[int, str]) -> None:
         count, reason = rejected
@@ -83,15 +82,14 @@ def open_exporter(setting: Setting) -> OpenTelemetry:
     options = setting.options_as(Options)
     if not 0 < options.timeout <= 600:
         raise ExporterRefusedError("the timeout of exporter otel must be between 0 and 600 seconds")
-    view = view_before(setting)
     resource = {
         "service.name": os.environ.get("OTEL_SERVICE_NAME", "sapflow"),
         "service.version": version("sapflow"),
         **_pairs("OTEL_RESOURCE_ATTRIBUTES"),
-        "sapflow.run.id": setting.run_id,
+        "sapflow.run.id": setting.run.run_id,
     }
     metrics, logs = (_sender(options, signal) for signal in ("metrics", "logs"))
-    return OpenTelemetry(metrics, logs, resource, view, per_seed=options.per_seed)
+    return OpenTelemetry(metrics, logs, setting, resource)
 
 
 def _sender(options: Options, signal: str) -> Sender:

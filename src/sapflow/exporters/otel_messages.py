@@ -127,8 +127,11 @@ class Points:
         return self._metrics[name]
 
 
-def log_request(events: Sequence[TelemetryEvent], resource: dict[str, str], observed: int) -> bytes:
-    """A log record for each event that has a line in the log, as the body of a request; empty if none has."""
+def log_request(events: Sequence[TelemetryEvent], resource: dict[str, str], run: str, observed: int) -> bytes:
+    """A log record for each event that has a line in the log, as the body of a request; empty if none has.
+
+    `run` is the key of the run.
+    """
     from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
     request = ExportLogsServiceRequest()
@@ -146,7 +149,7 @@ def log_request(events: Sequence[TelemetryEvent], resource: dict[str, str], obse
                 severity_text=severity,
                 event_name=f"sapflow.{event.type.value.lower()}",
                 body={"string_value": " · ".join(words)},
-                attributes=_attributes(_place(event)),
+                attributes=_attributes(_place(event, run)),
             )
     return request.SerializeToString() if scope.log_records else b""
 
@@ -185,11 +188,11 @@ def _severity(event: TelemetryEvent) -> tuple[int, str]:
     return (ERROR, "ERROR") if isinstance(payload, EnvFailed | NonFiniteOrigin) else (INFO, "INFO")
 
 
-def _place(event: TelemetryEvent) -> Attributes:
+def _place(event: TelemetryEvent, run: str) -> Attributes:
     payload: Any = event.payload
     about = getattr(payload, "alert", payload)
     found = {
-        "sapflow.event.key": event_key(event),
+        "sapflow.event.key": event_key(event, run),
         "sapflow.env.id": event.env_id,
         "sapflow.epoch": event.epoch,
         "sapflow.slot.id": getattr(about, "slot_id", None),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sapflow.errors import BackendAwayError, ExporterRefusedError
-from sapflow.exporters.exporter import Setting, event_key
+from sapflow.exporters.exporter import Setting
 from sapflow.exporters.ledger import FOLDER
 from sapflow.exporters.run_view import RunView, view_before
 from sapflow.exporters.series import ENV_COUNTERS, ENV_GAUGES, SEED_SERIES
@@ -44,10 +44,11 @@ class WeightsAndBiases:
     A row that comes again has the `key` of the first.
     """
 
-    def __init__(self, begin: Callable[[], "wandb.Run"], view: RunView) -> None:
+    def __init__(self, begin: Callable[[], "wandb.Run"], setting: Setting) -> None:
         self._begin = begin
+        self._key_of = setting.key_of
         self._begun: wandb.Run | None = None
-        self._view = view
+        self._view = view_before(setting)
         self._envs: set[int] = set()
         with contextlib.suppress(BackendAwayError):  # who is away is tried again with the first batch
             self._begun = begin()
@@ -66,7 +67,7 @@ class WeightsAndBiases:
                     settings.update(config | more, allow_val_change=True)
                 case EpochCompleted() if event.env_id is not None:
                     self._define(run, event.env_id)
-                    run.log(dict(_row(event, event.env_id, payload)))
+                    run.log({"key": self._key_of(event), **dict(_row(event, event.env_id, payload))})
                 case AlertRaised():
                     _alert(run, event, payload)
 
@@ -93,8 +94,7 @@ def _alert(run: "wandb.Run", event: TelemetryEvent, payload: AlertRaised) -> Non
     run.alert(title=f"Sapflow: {alert.rule}", text=text, level=level, wait_duration=0)
 
 
-def _row(event: TelemetryEvent, env_id: int, done: EpochCompleted) -> Iterator[tuple[str, float | str]]:
-    yield "key", event_key(event)
+def _row(event: TelemetryEvent, env_id: int, done: EpochCompleted) -> Iterator[tuple[str, float]]:
     yield "time", event.time
     prefix = f"env-{env_id}"
     for series in (*ENV_GAUGES, *ENV_COUNTERS):
@@ -132,7 +132,7 @@ def open_exporter(setting: Setting) -> WeightsAndBiases:
     options = setting.options_as(Options)
     if options.mode not in ("", *MODES):
         raise ExporterRefusedError(f"the mode {options.mode!r} of exporter wandb is none: use {' or '.join(MODES)}")
-    return WeightsAndBiases(partial(_begin, setting, options), view_before(setting))
+    return WeightsAndBiases(partial(_begin, setting, options), setting)
 
 
 def _begin(setting: Setting, options: Options) -> "wandb.Run":
@@ -149,8 +149,8 @@ def _begin(setting: Setting, options: Options) -> "wandb.Run":
             entity=options.entity or None,
             mode=options.mode or None,  # type: ignore[arg-type]
             dir=options.dir or os.environ.get("WANDB_DIR") or str(setting.run_dir / FOLDER),
-            id=re.sub(r"[^A-Za-z0-9_-]", "-", setting.run_id)[:LONGEST_ID],
-            name=setting.run_id,
+            id=re.sub(r"[^A-Za-z0-9_-]", "-", setting.run.token or setting.run.run_id)[:LONGEST_ID],
+            name=setting.run.run_id,
             resume="allow",
             settings=settings,
         )

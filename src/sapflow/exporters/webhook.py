@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from sapflow.errors import ExporterRefusedError
-from sapflow.exporters.exporter import Setting, event_key
+from sapflow.exporters.exporter import Setting
 from sapflow.exporters.http import Sender
 from sapflow.exporters.json_form import json_line
 from sapflow.telemetry.events import TelemetryEvent
@@ -32,14 +32,15 @@ class Webhook:
     "t=TIME,v1=HEX": the HMAC-SHA256 of TIME, a dot and the body.
     """
 
-    def __init__(self, sender: Sender, secret: bytes) -> None:
+    def __init__(self, sender: Sender, secret: bytes, setting: Setting) -> None:
         self._sender = sender
         self._secret = secret
+        self._setting = setting
 
     def export(self, events: Sequence[TelemetryEvent]) -> None:
         """See `Exporter.export`."""
-        body = b"".join(map(json_line, events))
-        keys = "\n".join(map(event_key, events)).encode(errors="surrogatepass")
+        body = b"".join(json_line(event, self._setting.run.key) for event in events)
+        keys = "\n".join(map(self._setting.key_of, events)).encode(errors="surrogatepass")
         headers = {"Idempotency-Key": hashlib.sha256(keys).hexdigest()}
         if self._secret:
             headers["Sapflow-Signature"] = signature(body, self._secret, int(time.time()))
@@ -66,4 +67,4 @@ def open_exporter(setting: Setting) -> Webhook:
     if token := os.environ.get(TOKEN_VARIABLE):
         headers["Authorization"] = f"Bearer {token}"
     sender = Sender(options.url, headers, options.timeout)
-    return Webhook(sender, os.environ.get(SECRET_VARIABLE, "").encode())
+    return Webhook(sender, os.environ.get(SECRET_VARIABLE, "").encode(), setting)

@@ -49,7 +49,7 @@ class WatchJournal:
         self.run_dir = self._keeping.run_dir
         self._run, self.stream = self._keeping.run, self._keeping.env
         versions = {"sapflow": sapflow.__version__, "torch": str(torch.__version__)}
-        self._run.emit(RunStarted(task=kind_of(model), envs=1, epochs=0, versions=versions))
+        self._run.emit(RunStarted(task=kind_of(model), envs=1, epochs=0, versions=versions, token=self._keeping.token))
 
     def watched(self, modules: Mapping[str, nn.Module], epoch: int) -> None:
         """These modules are watched from now on, `epoch` epochs after the beginning."""

@@ -92,7 +92,10 @@ class SeedPayload(EpochPayload, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RunStarted(Payload, frozen=True, kw_only=True, omit_defaults=True):
-    """A run begins: what was asked for (0 epochs where nobody knows how many), and with which versions."""
+    """A run begins: what was asked for (0 epochs where nobody knows how many), and with which versions.
+
+    `token` is random and tells the run from all others, those of its name included; it is empty in older journals.
+    """
 
     type = EventType.RUN_STARTED
     task: str
@@ -100,6 +103,7 @@ class RunStarted(Payload, frozen=True, kw_only=True, omit_defaults=True):
     epochs: int
     rng_seed: int | None = None
     versions: dict[str, str] = {}
+    token: str = ""
 
 
 class RunResumed(Payload, frozen=True, kw_only=True, omit_defaults=True):

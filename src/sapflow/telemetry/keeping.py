@@ -16,6 +16,11 @@ class Keeping:
         run_dir: where to keep them, or beside it if it exists; None keeps nothing.
         unkept_id: names the run in that case.
 
+    Attributes:
+        run_dir: where they are kept.
+        token: of the run (see `RunStarted`).
+        run, env: what is said of the run, and of its only env.
+
     Raises:
         InputError: the directory cannot be made.
     """
@@ -25,6 +30,7 @@ class Keeping:
         self._journal: Journal | None = None
         self._open = ExitStack()
         sink = self._keep(run_dir) if run_dir is not None else _Nowhere()
+        self.token = run_directory.token_of(self.run_dir) if self.run_dir is not None else ""
         run_id = self.run_dir.name if self.run_dir is not None else unkept_id
         self.run, self.env = EventStream(sink, run_id), EventStream(sink, run_id, 0)
 

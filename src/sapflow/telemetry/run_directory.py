@@ -2,6 +2,7 @@
 
 import fcntl
 import re
+import secrets
 import time
 from pathlib import Path, PurePosixPath
 from typing import IO, Self
@@ -13,13 +14,16 @@ JOURNAL_NAME = "journal.sqlite"
 LOCK_NAME = "trainer.lock"
 LOG_NAME = "trainer.log"
 PLAN_NAME = "plan.json"
+TOKEN_NAME = "run.token"
 CHECKPOINTS_NAME = "checkpoints"
 ROLLED_NAME = "parquet"  # what the journal of a finished run is rolled into
 MANIFEST_NAME = "manifest.json"  # in it
 REQUESTS_NAME = "requests"
 EXPORTERS_NAME = "exporters"
 FOLDERS = frozenset({CHECKPOINTS_NAME, ROLLED_NAME, REQUESTS_NAME, EXPORTERS_NAME})
-FILES = frozenset({LOCK_NAME, LOG_NAME, PLAN_NAME})  # and the journal, with what SQLite has beside it
+FILES = frozenset({LOCK_NAME, LOG_NAME, PLAN_NAME, TOKEN_NAME})  # and the journal, with what SQLite has beside it
+
+TOKEN = re.compile(rb"[0-9a-f]{16}")
 
 # A reader's probe holds the lock for an instant, so a trainer asks more than once before it gives up.
 LOCK_ATTEMPTS = 25
@@ -36,7 +40,7 @@ NETWORK_FILE_SYSTEMS = frozenset(
 
 
 def create(path: Path) -> Path:
-    """Make the run directory `path`; an empty one that exists is taken.
+    """Make the run directory `path`, with the token of its run; an empty one that exists is taken.
 
     Raises:
         RunDirectoryError: there is something at `path`, or it cannot be made.
@@ -44,11 +48,23 @@ def create(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
         taken = any(path.iterdir())
+        if not taken:
+            (path / TOKEN_NAME).write_text(secrets.token_hex(8), encoding="ascii")
     except OSError as error:
         raise RunDirectoryError(f"cannot make the run directory {path} ({error.strerror}): choose another") from error
     if taken:
         raise RunDirectoryError(f"the run directory {path} exists and is not empty: choose another, or remove it first")
     return path
+
+
+def token_of(run_dir: Path) -> str:
+    """What tells the run from all others, those of its name included; empty for one of a time without tokens."""
+    try:
+        with (run_dir / TOKEN_NAME).open("rb") as file:
+            token = TOKEN.fullmatch(file.read(64))
+    except OSError:
+        return ""
+    return token[0].decode() if token else ""
 
 
 def create_beside(path: Path) -> Path:

@@ -109,7 +109,7 @@ class GrowthEnv(gymnasium.Env[Observation, Action]):
         self.observation_space = spaces.Box(-1.0, 1.0, (len(self.feature_names),), np.float32)
         self._closed = False
         self._keeping = Keeping(None if run_dir is None else Path(run_dir), UNKEPT)
-        self._keeping.run.emit(RunStarted(task=self._task.name, envs=0, epochs=epochs))
+        self._keeping.run.emit(RunStarted(task=self._task.name, envs=0, epochs=epochs, token=self._keeping.token))
 
     @property
     def run_dir(self) -> Path | None:

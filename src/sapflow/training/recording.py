@@ -114,8 +114,9 @@ def record(
         inbox = Inbox(run_dir, journal.flush, known)
         try:
             completed = run(
-                plan, run_id, sink, on_epoch, checkpoints=checkpoints, notifier=notifier, inbox=inbox, resumed=kept
-            )
+                plan, run_id, sink, on_epoch, token=run_directory.token_of(run_dir), checkpoints=checkpoints,
+                notifier=notifier, inbox=inbox, resumed=kept,
+            )  # fmt: skip
         finally:
             with _undisturbed():
                 if notifier is not None:

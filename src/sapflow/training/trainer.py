@@ -121,6 +121,7 @@ def run(
     sink: Sink,
     on_epoch: Callable[[Env], None] = lambda _env: None,
     *,
+    token: str = "",
     checkpoints: Checkpoints | None = None,
     notifier: Notifier | None = None,
     inbox: Inbox | None = None,
@@ -135,6 +136,7 @@ def run(
         run_id: names the run in every event.
         sink: where the events go.
         on_epoch: called with an env after each of its epochs.
+        token: of the run (see `RunStarted`).
         checkpoints: where the state is kept after each round of epochs.
         notifier: tells people, where rules ask for it.
         inbox: where people ask by hand.
@@ -156,7 +158,7 @@ def run(
     if stream.next_sequence:
         stream.emit(RunResumed(from_epoch=done))
     else:
-        stream.emit(_started(plan, task))
+        stream.emit(_started(plan, task, token))
     if envs is None:
         envs = _begun(make, streams)
     for epoch in range(done + 1, plan.epochs + 1):
@@ -184,9 +186,11 @@ def run(
     return envs
 
 
-def _started(plan: RunPlan, task: Task) -> RunStarted:
+def _started(plan: RunPlan, task: Task, token: str) -> RunStarted:
     versions = {"sapflow": sapflow.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
-    return RunStarted(task=task.name, envs=plan.envs, epochs=plan.epochs, rng_seed=plan.rng_seed, versions=versions)
+    return RunStarted(
+        task=task.name, envs=plan.envs, epochs=plan.epochs, rng_seed=plan.rng_seed, versions=versions, token=token
+    )
 
 
 def _begun(make: Callable[[EventStream], Env], streams: Mapping[int, EventStream]) -> dict[int, Env]:
