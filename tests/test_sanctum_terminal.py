@@ -94,6 +94,7 @@ def test_every_screen_a_resize_a_stop_and_the_end_leave_the_terminal_as_it_was(r
             ("\x1b", "4 envs  worst first"),
             ("s", "4 envs  by env"),
             ("T", "theme: light"),
+            ("?", "healthy gradient flow"),  # upon which Ctrl-Z stops it, too
         ):
             fresh(terminal)
             terminal.type(keys)
@@ -104,7 +105,11 @@ def test_every_screen_a_resize_a_stop_and_the_end_leave_the_terminal_as_it_was(r
         assert terminal.output.rfind("\x1b[?1049l") > terminal.output.rfind("\x1b[?1049h")
         fresh(terminal)
         terminal.type("fg\r\n")
-        terminal.wait_for("4 envs")
+        terminal.wait_for("healthy gradient flow")
+        whole += terminal.output
+        fresh(terminal)
+        terminal.type("\x1b")
+        terminal.wait_for("4 envs  by env")
         terminal.type("q")
         terminal.wait_for("ended with 0")
         assert terminal.wait() == 0
@@ -132,11 +137,16 @@ def test_the_screens_of_a_live_run_leave_the_terminal_as_it_was(live_run: Path) 
         terminal.assert_left_clean()
 
 
-@pytest.mark.parametrize("keys", ["q", "\x03", "\x11"])
-def test_keys_that_leave_leave_the_terminal_as_it_was(run_dir: Path, keys: str) -> None:
+@pytest.mark.parametrize(
+    ("opens", "words", "leaves"),
+    [("", "env 03", "q"), ("?", "healthy gradient flow", "\x03"), ("", "env 03", "\x11")],
+)
+def test_keys_that_leave_leave_the_terminal_as_it_was(run_dir: Path, opens: str, words: str, leaves: str) -> None:
     with Terminal((*SAPFLOW, "sanctum", str(run_dir)), run_dir) as terminal:
         terminal.wait_for("env 03")
-        terminal.type(keys)
+        terminal.type(opens)
+        terminal.wait_for(words)
+        terminal.type(leaves)
         assert terminal.wait() == 0
         terminal.assert_left_clean()
 

@@ -54,8 +54,9 @@ class SanctumApp(FollowingApp):
     ]
     BINDINGS: ClassVar[list[BindingType]] = [
         *(command.binding for command in COMMANDS),
-        Binding("ctrl+c", "quit", show=False),
-        Binding("ctrl+z", "suspend_process", show=False),
+        # Over dialogs and the palette, too, which keep all other keys of the app from it.
+        Binding("ctrl+c", "quit", show=False, priority=True),
+        Binding("ctrl+z", "suspend_process", show=False, priority=True),
     ]
 
     def __init__(
