@@ -233,8 +233,10 @@ async def until(pilot: Pilot[None], holds: Callable[[], bool]) -> None:
 
 
 async def focus_slot(app: SanctumApp, pilot: Pilot[None], slot_id: str) -> None:
-    next(card for card in app.screen.query(SeedCard) if card.seed.slot_id == slot_id).focus()
-    await pilot.pause()
+    """Goes to the slot's card, from the one on the left of it or of one before."""
+    slots = [card.seed.slot_id for card in app.screen.query(SeedCard)]
+    at = slots.index(app.subject.slot_id)
+    await pilot.press(*["right"] * (slots.index(slot_id) - at), *["left"] * (at - slots.index(slot_id)))
 
 
 async def test_a_seed_is_pruned_by_hand_and_a_fossil_is_not(tmp_path: Path) -> None:

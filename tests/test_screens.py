@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
+from textual import events
 from textual.widgets import Input
 
 from sanctum_events import EPOCHS, demo_run, epoch, event, explosion, sample, seed
@@ -12,6 +13,7 @@ from sapflow.sanctum.numbers import clock
 from sapflow.sanctum.slot_history import SlotHistory
 from sapflow.sanctum.widgets.alert_screen import AlertScreen
 from sapflow.sanctum.widgets.env_detail_screen import EnvDetailScreen, SeedCard
+from sapflow.sanctum.widgets.env_grid import EnvGrid
 from sapflow.sanctum.widgets.env_overview import OverviewScreen
 from sapflow.sanctum.widgets.event_screen import EventScreen
 from sapflow.sanctum.widgets.panel import Panel
@@ -33,8 +35,13 @@ from sapflow.telemetry.vocabulary import SeedStage
 SIZES = [(80, 24), (100, 30), (200, 60)]
 
 
-def focused_slot(now: Sitting) -> str:
-    return next(card.seed.slot_id for card in now.app.screen.query(SeedCard) if card.has_focus)
+def chosen_card(now: Sitting) -> SeedCard:
+    """The one with the heavy frame."""
+    return next(card for card in now.app.screen.query(SeedCard) if "┏" in card.render_line(0).text)
+
+
+def chosen_slot(now: Sitting) -> str:
+    return chosen_card(now).seed.slot_id
 
 
 def next_of(now: Sitting, env_id: int) -> int:
@@ -58,17 +65,17 @@ async def test_the_focus_goes_from_card_to_card_and_enter_opens_the_seed(tmp_pat
     async with sitting(tmp_path, demo_run()) as now:
         await now.press("enter")
         assert isinstance(now.app.screen, EnvDetailScreen)
-        assert focused_slot(now) == "early"
+        assert chosen_slot(now) == "early"
         walked = []
-        for key in ("right", "l", "l", "left", "h", "h"):
+        for key in ("right", "l", "l", "left", "h", "h", "shift+tab", "tab"):
             await now.press(key)
-            walked.append(focused_slot(now))
-        assert walked == ["mid", "late", "late", "mid", "early", "early"]
+            walked.append(chosen_slot(now))
+        assert walked == ["mid", "late", "late", "mid", "early", "early", "late", "early"]
         await now.press("right", "enter")
         assert isinstance(now.app.screen, SeedDetailScreen)
         assert (now.app.screen.env_id, now.app.screen.slot_id) == (3, "mid")
         await now.press("escape")
-        assert focused_slot(now) == "mid"
+        assert chosen_slot(now) == "mid"
         await now.press("escape")
         assert isinstance(now.app.screen, OverviewScreen)
 
@@ -87,13 +94,44 @@ async def test_many_cards_are_walked_row_by_row_and_each_is_seen_whole(tmp_path:
     async with sitting(tmp_path, [event(epoch(1, *slots), 0, 0)]) as now:
         await now.press("enter")
         await now.press(*["down"] * 40)
-        assert focused_slot(now) == "slot6"
-        card = next(card for card in now.app.screen.query(SeedCard) if card.has_focus)
+        assert chosen_slot(now) == "slot6"
+        card = chosen_card(now)
         view = card.parent.parent.content_region  # type: ignore[union-attr]
         assert card.region.bottom == view.bottom
         await now.press(*["k"] * 40)
-        assert focused_slot(now) == "slot0"
+        assert chosen_slot(now) == "slot0"
         assert next(iter(now.app.screen.query(SeedCard))).region.y == view.y
+
+
+async def test_the_chosen_card_stays_chosen_while_another_window_is_in_front(tmp_path: Path) -> None:
+    async with sitting(tmp_path, demo_run()) as now:
+        await now.press("enter", "right")
+        now.app.post_message(events.AppBlur())
+        await now.write(event(sample(15, "early", 0, 4.0), 3, None))
+        assert (chosen_slot(now), now.app.subject.slot_id) == ("mid", "mid")
+        now.app.post_message(events.AppFocus())
+        await now.press("right")
+        assert (chosen_slot(now), now.app.subject.slot_id) == ("late", "late")
+
+
+async def test_the_keys_of_the_chosen_card_work_while_the_time_bar_has_the_arrows(tmp_path: Path) -> None:
+    async with sitting(tmp_path, demo_run()) as now:
+        await now.press("enter", "right", "t", "t")
+        assert chosen_slot(now) == "mid"
+        await now.press("t", "y")
+        assert "mid" in now.app.clipboard
+        await now.press("tab", "tab", "shift+tab", "shift+tab", "left")  # the arrows are the bar's
+        assert (chosen_slot(now), now.app.moment) == ("mid", 13)
+        await now.press("end", "enter")
+        assert isinstance(now.app.screen, SeedDetailScreen)
+        assert now.app.screen.slot_id == "mid"
+
+
+async def test_the_time_bar_gives_the_keys_back_to_what_had_them(tmp_path: Path) -> None:
+    async with sitting(tmp_path, demo_run()) as now:
+        for opens, has_them in (("s", EnvGrid), ("e", RowList)):
+            await now.press(opens, "t", "t")
+            assert isinstance(now.app.focused, has_them)
 
 
 async def test_the_subject_is_the_seed_in_focus(tmp_path: Path) -> None:

@@ -33,48 +33,39 @@ SCROLL_STEP = 3  # lines
 COPIED_WIDTH = 60  # cells of a card that is copied
 
 
-class SeedCard(SpanView, can_focus=True):
-    """One slot: the gradient line of TELE-557, and everything that stands behind it; chosen by enter or a click."""
+class SeedCard(SpanView):
+    """One slot: the gradient line of TELE-557, and everything that stands behind it; a click opens it.
 
-    class Chosen(Message):
+    The screen knows which card its keys are about, and the card shows it: Textual's focus would leave the card
+    whenever the time bar opens or the terminal's window is not the one in front.
+    """
+
+    class Clicked(Message):
         """The person wants to see the slot's own screen."""
 
-        def __init__(self, slot_id: str) -> None:
+        def __init__(self, card: "SeedCard") -> None:
             super().__init__()
-            self.slot_id = slot_id
-
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "choose", "seed", tooltip="The seed's own screen")]
+            self.card = card
 
     def __init__(self, seed: SeedState) -> None:
         super().__init__()
         self.seed = seed
         self.plot_rows = SMALL_PLOT
+        self.chosen = False
 
-    def show(self, seed: SeedState, plot_rows: int) -> None:
-        """Draws `seed`, if anything about it changed."""
-        if seed is not self.seed or plot_rows != self.plot_rows:
-            self.seed, self.plot_rows = seed, plot_rows
+    def show(self, seed: SeedState, plot_rows: int, chosen: bool) -> None:
+        """Draws `seed`, if anything about it changed; the chosen card has a heavy frame."""
+        if seed is not self.seed or (plot_rows, chosen) != (self.plot_rows, self.chosen):
+            self.seed, self.plot_rows, self.chosen = seed, plot_rows, chosen
             self.redraw()
 
     def build(self, width: int) -> Sequence[Line]:
         """The card at `width` cells."""
-        return seed_card(self.seed, width, self.plot_rows, self.has_focus)
-
-    def on_focus(self) -> None:
-        """A focused card has a heavy frame."""
-        self.redraw()
-
-    def on_blur(self) -> None:
-        """Back to the light frame."""
-        self.redraw()
+        return seed_card(self.seed, width, self.plot_rows, self.chosen)
 
     def on_click(self) -> None:
-        """A click chooses."""
-        self.action_choose()
-
-    def action_choose(self) -> None:
-        """Says that this slot was chosen."""
-        self.post_message(self.Chosen(self.seed.slot_id))
+        """Says so."""
+        self.post_message(self.Clicked(self))
 
 
 class EnvLine(SpanView):
@@ -96,7 +87,7 @@ class EnvLine(SpanView):
 
 
 class SeedCards(VerticalScroll, can_focus=False, inherit_bindings=False):
-    """The cards in a grid; the arrows are the screen's, which moves the focus, too."""
+    """The cards in a grid; the arrows are the screen's, which goes from card to card, too."""
 
     def compose(self) -> ComposeResult:
         """An empty grid."""
@@ -107,32 +98,36 @@ class EnvDetailScreen(SnapshotScreen):
     """Follows one env until escape."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "open", "seed", tooltip="The seed's own screen"),
         Binding("escape", "app.back", "overview"),
         Binding("left,h", "move(-1, 0)", "move", key_display="←↓↑→", tooltip="To the card on the left"),
         Binding("right,l", "move(1, 0)", "right", show=False, tooltip="To the card on the right"),
         Binding("up,k", "move(0, -1)", "up", show=False, tooltip="Scroll up, or to the card above"),
         Binding("down,j", "move(0, 1)", "down", show=False, tooltip="Scroll down, or to the card below"),
+        Binding("tab", "slot(1)", "next", show=False, tooltip="The next card"),
+        Binding("shift+tab", "slot(-1)", "before", show=False, tooltip="The card before"),
     ]
 
     def __init__(self, env_id: int) -> None:
         super().__init__()
         self.env_id = env_id
+        self._slot_id = ""  # as the person chose it; at a moment without that slot the first one stands in
 
     @property
     def subject(self) -> Subject:
-        """The seed in focus."""
-        seed = self._focused_seed
-        return Subject(self.env_id, seed.slot_id, seed.seed_id) if seed else Subject(self.env_id)
+        """The chosen seed."""
+        chosen = self._chosen
+        return Subject(self.env_id, chosen.seed.slot_id, chosen.seed.seed_id) if chosen else Subject(self.env_id)
 
     @property
     def card(self) -> Sequence[Line]:
-        """The card in focus."""
-        seed = self._focused_seed
-        return seed_card(seed, COPIED_WIDTH) if seed else ()
+        """The chosen card."""
+        chosen = self._chosen
+        return seed_card(chosen.seed, COPIED_WIDTH) if chosen else ()
 
     @property
-    def _focused_seed(self) -> SeedState | None:
-        return next((card.seed for card in self.query(SeedCard) if card.has_focus), None)
+    def _chosen(self) -> SeedCard | None:
+        return next((card for card in self.query(SeedCard) if card.chosen), None)
 
     def compose(self) -> ComposeResult:
         """From the top to the bottom."""
@@ -157,8 +152,8 @@ class EnvDetailScreen(SnapshotScreen):
         if len(seeds) > len(cards):
             await self.query_one(Grid).mount(*(SeedCard(seed) for seed in seeds[len(cards) :]))
         self._draw(seeds)
-        focused = self._focused_seed
-        self.offer_for(focused and (env.status, focused.seed_id, focused.stage, focused.paused))
+        chosen = self._chosen.seed if self._chosen is not None else None
+        self.offer_for(chosen and (env.status, chosen.seed_id, chosen.stage, chosen.paused))
 
     def _show_requests(self, env: EnvState) -> None:
         """What was asked of the env, by whomever, and not yet answered."""
@@ -174,35 +169,54 @@ class EnvDetailScreen(SnapshotScreen):
         rows = -(-len(seeds) // columns) or 1
         room = self.size.height * CARDS_SHARE // 100 // rows - card_height(0)
         plot_rows = min(max((room - 1) // 2 * 2 + 1, SMALL_PLOT), LARGE_PLOT)
-        cards = list(self.query(SeedCard))
-        for card, seed in zip(cards, seeds, strict=True):
-            card.show(seed, plot_rows)
+        slots = [seed.slot_id for seed in seeds]
+        chosen = slots.index(self._slot_id) if self._slot_id in slots else 0
+        for n, (card, seed) in enumerate(zip(self.query(SeedCard), seeds, strict=True)):
+            card.show(seed, plot_rows, n == chosen)
         grid = self.query_one(Grid).styles
         grid.grid_size_columns = columns
         grid.grid_rows = str(card_height(plot_rows))
-        if cards and self.focused is None:
-            cards[0].focus(scroll_visible=False)
 
-    async def on_seed_card_chosen(self, message: SeedCard.Chosen) -> None:
+    async def on_seed_card_clicked(self, message: SeedCard.Clicked) -> None:
         """Opens the slot's own screen."""
-        await shell(self).open(SeedDetailScreen(self.env_id, message.slot_id))
+        self._choose(message.card)
+        await self.action_open()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """An env without slots has no seed to open."""
+        return action != "open" or self._chosen is not None
+
+    async def action_open(self) -> None:
+        """Opens the chosen slot's own screen."""
+        if self._chosen is not None:
+            await shell(self).open(SeedDetailScreen(self.env_id, self._chosen.seed.slot_id))
 
     def action_move(self, right: int, down: int) -> None:
-        """Moves the focus over the cards; what is hidden of a card is scrolled into view first."""
-        cards = list(self.query(SeedCard))
-        at = next((n for n, card in enumerate(cards) if card.has_focus), None)
-        if at is None:
+        """Goes from card to card; what is hidden of a card is scrolled into view first."""
+        cards, chosen = list(self.query(SeedCard)), self._chosen
+        if chosen is None:
             return
         view = self.query_one(SeedCards)
-        card, seen = cards[at].region, view.content_region
+        card, seen = chosen.region, view.content_region
         if (down > 0 and card.bottom > seen.bottom) or (down < 0 and card.y < seen.y):
             view.scroll_relative(y=SCROLL_STEP * down, animate=False)
             return
         columns = self.query_one(Grid).styles.grid_size_columns
-        target = at + right + down * columns
+        target = cards.index(chosen) + right + down * columns
         if 0 <= target < len(cards):
-            cards[target].focus(scroll_visible=False)
-            view.scroll_to_widget(cards[target], animate=False, top=down > 0)
+            self._choose(cards[target], top=down > 0)
+
+    def action_slot(self, steps: int) -> None:
+        """Goes on to the next card, from the last one to the first."""
+        cards, chosen = list(self.query(SeedCard)), self._chosen
+        if chosen is not None:
+            self._choose(cards[(cards.index(chosen) + steps) % len(cards)])
+
+    def _choose(self, card: SeedCard, top: bool = False) -> None:
+        self._slot_id = card.seed.slot_id
+        self._draw([each.seed for each in self.query(SeedCard)])
+        self.query_one(SeedCards).scroll_to_widget(card, animate=False, top=top)
+        self.refresh_bindings()
 
     def on_resize(self, event: events.Resize) -> None:
         """There is more room, or less."""

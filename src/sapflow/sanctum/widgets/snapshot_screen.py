@@ -22,6 +22,7 @@ class SnapshotScreen(Screen[None]):
     """A screen that is shown every new snapshot while it is the active one."""
 
     _time_bar: Widget | None = None
+    _before_time_bar: Widget | None = None
     _offered_for: object = None
 
     async def on_mount(self) -> None:
@@ -54,10 +55,12 @@ class SnapshotScreen(Screen[None]):
             cast(ShowsTime, self._time_bar).show(snapshot)
 
     async def toggle_time_bar(self, make: Callable[[], Widget]) -> None:
-        """Mounts a time bar above the last widget, the key bar; or takes it away."""
+        """Mounts a time bar above the last widget, the key bar; or takes it away: what had the focus has it again."""
         if self._time_bar is None:
+            self._before_time_bar = self.focused
             self._time_bar = make()
             await self.mount(self._time_bar, before=-1)
         else:
             await self._time_bar.remove()
             self._time_bar = None
+            self.set_focus(self._before_time_bar)
