@@ -218,6 +218,32 @@ class TestMeasuredUnderCompile:
         else:
             assert health.measurement_reason
 
+    def test_what_a_block_appends_to_a_list_is_there_and_what_is_not_measured_is_said(self, data):
+        class Expert(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = nn.Linear(16, 16)
+
+            def forward(self, x, losses):
+                losses.append(self.layer(x).square().mean())
+                return x * 2
+
+        first, second = Expert(), Expert()
+
+        def loss_of(x):
+            losses = []
+            second(first(x, losses), losses)
+            return losses[0] + 3 * losses[1]
+
+        plain = loss_of(data)
+        monitor = GradientMonitor({"first": first, "second": second})
+        loss = torch.compile(loss_of, backend="aot_eager", fullgraph=True)(data)
+        torch.testing.assert_close(loss, plain)
+        loss.backward()
+        health = monitor.close_epoch()["second"]
+        assert health.measurement is Measurement.PROBE_LOST
+        assert "list, dict or dataclass" in health.measurement_reason
+
     def test_first_layer_is_said_to_be_detached(self, data):
         net = Net(depth=2)
         monitor = GradientMonitor({"embed": net.embed})

@@ -119,6 +119,17 @@ class TestWhatTrainingSees:
         assert all(health.measurement is Measurement.UNMEASURED for health in monitor.close_epoch().values())
         assert torch.equal(loss, model(x).square().sum())
 
+    @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+    def test_copies_of_a_model_that_watch_closes_passes_of_are_inert(self, copied):
+        model, x = Net(), leaf(4, 16)
+        with sapflow.watch(model, "**", policy=HealthPolicy()) as watcher:
+            twin = copied(model)
+            parts = [model(x).square().sum() for _ in range(2)]
+            for part in parts:
+                part.backward()
+                twin(x)  # as the average of a model's weights runs to be validated
+            assert watcher.epoch()["blocks.1"].passes == 1
+
     @pytest.mark.parametrize("kind", MODELS)
     def test_after_removal_everything_is_as_before_to_the_bit(self, kind):
         model, data = MODELS[kind](), torch.randn(5, 8, 16)

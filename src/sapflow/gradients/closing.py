@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from sapflow.gradients.frames import never_compiled_alone
-from sapflow.gradients.probe import inside_backward
+from sapflow.gradients.nodes import inside_backward
 
 
 def arranged(
@@ -55,12 +55,22 @@ def at_any_optimizer_step(model: nn.Module, close: Callable[[], None]) -> Callab
 def at_next_forward(root: nn.Module, close: Callable[[], None]) -> Callable[[], None]:
     """Close when the root is about to run forward, outside of any backward pass."""
 
-    @never_compiled_alone
-    def before_forward(module: nn.Module, args: Any) -> None:
-        if not torch.compiler.is_compiling() and not inside_backward():
-            close()
+    return root.register_forward_pre_hook(_AtForward(close).before_forward).remove
 
-    return root.register_forward_pre_hook(before_forward).remove
+
+class _AtForward:
+    """The hook on the root; the copy that comes with a copied or pickled model closes nothing."""
+
+    def __init__(self, close: Callable[[], None] = lambda: None) -> None:
+        self.close = close
+
+    @never_compiled_alone
+    def before_forward(self, module: nn.Module, args: Any) -> None:
+        if not torch.compiler.is_compiling() and not inside_backward():
+            self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _AtForward, ()
 
 
 def at_scaler_update(scaler: torch.amp.GradScaler, close: Callable[[], None]) -> Callable[[], None]:

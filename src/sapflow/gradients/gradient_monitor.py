@@ -269,8 +269,8 @@ class GradientMonitor:
 
     def _end_pass(self) -> None:
         for watched in self._watched.values():
-            if watched.probe.open_calls:  # of forwards that raised, as one does that a checkpoint stops early
-                watched.probe.open_calls.clear()
+            if watched.probe.open_calls:
+                watched.probe.forget_open_calls()
         if self.closings & (self.closings - 1) == 0:  # it takes a while, and the 1st, 2nd, 4th, 8th … of an epoch tell
             for watched in self._watched.values():
                 watched.probe.end_pass()

@@ -5,7 +5,7 @@ The input is handed on as an alias with a hook of its own, since a hook on the i
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 from weakref import ref
 
@@ -16,33 +16,20 @@ from torch.compiler import is_dynamo_compiling
 from torch.utils.hooks import RemovableHandle
 
 from sapflow.gradients.frames import never_compiled_alone, run_at_compile_time
+from sapflow.gradients.nodes import NodeHook, alias_of, listen, node_of
 from sapflow.gradients.norms import add_mean_squares, has_numbers, norm_of
 from sapflow.gradients.parts import part_of
 from sapflow.gradients.pass_sums import ENTERING, LEAVING, PassSums, Row
-from sapflow.gradients.structures import map_tensors
-from sapflow.gradients.taps import changes_in_place, tap_inputs, tap_outputs
+from sapflow.gradients.structures import StandIns, map_tensors
+from sapflow.gradients.taps import changes_in_place, inputs_to_tap, tap_inputs, tap_outputs
 
 # Compiled code looks at a part in so many of the activations, unless all are asked for.
 COMPILED_SHARE = 16
 
-# What a node of the graph calls with the gradients of all of its outputs: hooks on nodes cost less than on tensors.
-NodeHook = Callable[[tuple[Tensor | None, ...]], None]
+# Of a call that is open: what was handed on for each input, with its node, and what is to be put back where it stood.
+_Call = tuple[Sequence[tuple[Tensor, Node]], StandIns | None]
 
 log = logging.getLogger("sapflow.gradients")
-
-
-def alias_of(tensor: Tensor) -> Tensor:
-    """A view whose backward hands the gradient through as it is."""
-    # The fastest way to aten::alias. The backward of `view_as` reshapes the gradient, which a sparse one cannot be.
-    return tensor[...]
-
-
-def inside_backward() -> bool:
-    """Whether autograd is running in this thread (a checkpoint recomputing its forward, say).
-
-    torch.utils.checkpoint asks in the same way; there is no public name for it.
-    """
-    return torch._C._current_graph_task_id() != -1
 
 
 class Probe:
@@ -62,11 +49,12 @@ class Probe:
         self.row = row
         self.muted = False
         self.keeps_size = False  # in the last call whose activations were seen; not known of compiled ones
-        # Of each call that is open: what was handed on for each input, and its node; None if it is not measured.
-        self.open_calls: list[Sequence[tuple[Tensor, Node]] | None] = []
+        self.open_calls: list[_Call | None] = []  # None for one that is not measured
         self._handles: list[RemovableHandle] = []
         self.compiled_share = 1 if sums is None or sums.every_activation else COMPILED_SHARE
         self.compiled = False  # in a forward of it the probe was, too; from then on no Python tells that it ran
+        self.failure_said = False
+        self.untapped = False  # likewise, some of its inputs, which stand where they may be changed
         self.taps_input = module is not None and not changes_in_place(module)
         self.begin_epoch()
         if module is not None:
@@ -96,12 +84,19 @@ class Probe:
         if not self.parameters_reached and self.module is not None:
             self.parameters_reached = any(p.grad is not None for p in self.module.parameters())
 
+    def forget_open_calls(self) -> None:
+        """Of forwards that raised, as one does that a checkpoint stops early."""
+        for call in self.open_calls:
+            if call is not None and call[1] is not None:
+                call[1].put_back()
+        self.open_calls.clear()
+
     def remove(self) -> None:
         """Take the hooks off the module; graphs that are still alive add nothing any more."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self.open_calls = []
+        self.forget_open_calls()
         self.module = self.sums = None
 
     def listening(self) -> bool:
@@ -132,11 +127,11 @@ class Probe:
                 alias = args[0][...]
                 node = alias.grad_fn
                 node.register_prehook(self._leaves)  # type: ignore[union-attr]
-                self.open_calls.append(((alias, node),))  # type: ignore[arg-type]
+                self.open_calls.append((((alias, node),), None))  # type: ignore[arg-type]
                 return (alias,), kwargs
             return self._hand_on_all(args, kwargs)
         except Exception as error:  # training comes first: what cannot be measured passes through
-            self.open_calls.append(())
+            self.open_calls.append(((), None))
             self._fail(error)
             return None
 
@@ -148,15 +143,20 @@ class Probe:
             if not tensor.requires_grad:
                 return tensor
             alias = alias_of(tensor)
-            node = _node(alias)
+            node = node_of(alias)
             node.register_prehook(self._leaves)
             handed.append((alias, node))
             return alias
 
-        handed_on = map_tensors(hand_on, (args, kwargs))
+        stand_ins = StandIns(hand_on)
+        try:
+            handed_on = stand_ins.put_in((args, kwargs))
+        except Exception:
+            stand_ins.put_back()
+            raise
         if not (handed or self.input_detached) and has_numbers((args, kwargs)):
             self.input_detached = True
-        self.open_calls.append(handed)
+        self.open_calls.append((handed, stand_ins))
         return handed_on
 
     @never_compiled_alone
@@ -164,19 +164,24 @@ class Probe:
         if is_dynamo_compiling():
             return self._after_compiled(args, kwargs, output)
         sums, row = self.sums, self.row
-        handed = self.open_calls.pop() if self.open_calls else None
-        if sums is None or row is None or handed is None:
+        call = self.open_calls.pop() if self.open_calls else None
+        if call is None:
+            return None
+        handed, stand_ins = call
+        if stand_ins is not None:
+            stand_ins.put_back()
+        if sums is None or row is None:
             return None
         for alias, node in handed:
             if alias.grad_fn is not node:  # changed in place, the alias is out of the graph: listen at what made it
-                _listen(*node.next_functions[0], self._leaves)
+                listen(*node.next_functions[0], self._leaves)
         try:
             if type(output) is Tensor and output.output_nr == 0 and (made_by := output.grad_fn) is not None:
                 made_by.register_prehook(self._enters)
                 self.output_hooked = True
                 hooked: Any = output
             else:
-                hooked = map_tensors(self._hook, output)
+                hooked = map_tensors(lambda tensor: self._hook(tensor, stand_ins), output)
             if sums.sees_activations:
                 self.keeps_size = add_mean_squares(row.activations, (args, kwargs), output)
         except Exception as error:  # training comes first
@@ -184,14 +189,14 @@ class Probe:
             return None
         return None if hooked is output else hooked
 
-    def _hook(self, output: Tensor) -> Tensor:
-        """Listen to what enters at one output."""
-        if not output.requires_grad:
+    def _hook(self, output: Tensor, stand_ins: StandIns | None) -> Tensor:
+        """Listen to what enters at one output; not at what only stands, as before, in a list that was given."""
+        if not output.requires_grad or (stand_ins is not None and stand_ins.stood_in_for(output)):
             return output
         if output.is_leaf:  # a parameter handed out: hooks on it would outlive the pass and pile up
             output = alias_of(output)
         self.output_hooked = True
-        _listen(_node(output), output.output_nr, self._enters)
+        listen(node_of(output), output.output_nr, self._enters)
         return output
 
     def _adder(self, column: int) -> NodeHook:
@@ -246,7 +251,9 @@ class Probe:
         row = self._row_in_dynamo()
         if row is None or not self.taps_input:
             return None
-        return tap_inputs((args, kwargs), row.cells[LEAVING])
+        if inputs_to_tap(args, kwargs, into_mutable=True) > inputs_to_tap(args, kwargs, into_mutable=False):
+            self._note_untapped()
+        return tap_inputs(args, kwargs, row.cells[LEAVING])
 
     def _after_compiled(self, args: Any, kwargs: Any, output: Any) -> Any:
         row = self._row_in_dynamo()
@@ -263,6 +270,10 @@ class Probe:
         self.compiled = True
         if self.sums is not None:
             self.sums.compiled = True
+
+    @run_at_compile_time
+    def _note_untapped(self) -> None:
+        self.untapped = True
 
     def _note_unheard(self) -> None:
         """Note that the module ran with gradients in a pass that is left out, or for another module's sake."""
@@ -282,16 +293,6 @@ class Probe:
     def _fail(self, error: Exception) -> None:
         if not self.failure:
             self.failure = f"{type(error).__name__}: {error}".splitlines()[0]
+        if not self.failure_said:
+            self.failure_said = True
             log.warning("the gradient probe on %s cannot measure: %s", type(self.module).__name__, self.failure)
-
-
-def _listen(node: Node | None, position: int, hook: NodeHook) -> None:
-    """Have `hook` called with the gradient of one of a node's outputs; not at a leaf, which outlives the pass."""
-    if node is not None and node.name() != "torch::autograd::AccumulateGrad":
-        node.register_prehook(hook if position == 0 else lambda gradients: hook(gradients[position : position + 1]))
-
-
-def _node(tensor: Tensor) -> Node:
-    node = tensor.grad_fn
-    assert node is not None  # callers ask for tensors that require grad and are no leaves
-    return node

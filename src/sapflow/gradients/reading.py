@@ -15,6 +15,11 @@ from sapflow.telemetry.vocabulary import Measurement
 
 ATTACH_FIRST = "attach before torch.compile, or call torch._dynamo.reset() now"
 
+UNTAPPED = (
+    "what it is given in a list, dict or dataclass is not measured under torch.compile: give it tensors or tuples, or "
+    "watch the module around it"
+)
+
 
 @dataclass
 class Watched:
@@ -30,7 +35,7 @@ class Watched:
         """The reading over the passes that `epoch` holds; the fields are described in `Reading`."""
         row = self.row.index
         measurement, reason = _measurement(epoch, row, self.probe)
-        passes = int(epoch.passes[row])
+        passes = int(epoch.passes[row]) if measurement is Measurement.MEASURED else 0
         return Reading(
             measurement=measurement,
             reason=reason,
@@ -38,11 +43,11 @@ class Watched:
             non_finite_passes=int(epoch.non_finite[row]),
             longest_non_finite_run=int(epoch.longest_run[row]),
             loss_scaled=loss_scaled,
-            entering_square=float(epoch.entering[row]),
-            leaving_square=float(epoch.leaving[row]),
+            entering_square=float(epoch.entering[row]) if passes else 0.0,
+            leaving_square=float(epoch.leaving[row]) if passes else 0.0,
             min_ratio=float(epoch.lowest[row]) if passes else 0.0,
-            max_ratio=float(epoch.highest[row]),
-            last_ratio=float(epoch.last[row]),
+            max_ratio=float(epoch.highest[row]) if passes else 0.0,
+            last_ratio=float(epoch.last[row]) if passes else 0.0,
             histogram=tuple(epoch.histogram[row].tolist()) if passes else (),
             keeps_size=self.probe.keeps_size,
             output_input_rms=float(epoch.given[row] / epoch.taken[row]) ** 0.5 if epoch.taken[row] > 0 else None,
@@ -77,6 +82,10 @@ def health_of(reading: Reading, verdict: Verdict) -> GradientHealth:
 def _measurement(epoch: EpochSums, row: int, probe: Probe) -> tuple[Measurement, str]:
     """The state of the measurement, and in words why it is not MEASURED and what to do about it."""
     entering_fired, leaving_fired = bool(epoch.fired[row, ENTERING]), bool(epoch.fired[row, LEAVING])
+    if probe.failure:
+        return Measurement.PROBE_LOST, f"watch the module around it: the probe cannot measure it, {probe.failure}"
+    if probe.untapped:
+        return Measurement.PROBE_LOST, UNTAPPED
     if epoch.passes[row]:
         return Measurement.MEASURED, ""
     if epoch.non_finite[row]:
@@ -84,8 +93,6 @@ def _measurement(epoch: EpochSums, row: int, probe: Probe) -> tuple[Measurement,
             Measurement.NON_FINITE,
             "no pass was finite (with norms below 1e19) on both sides: see where NaN was born",
         )
-    if probe.failure:
-        return Measurement.PROBE_LOST, f"watch the module around it: the probe cannot measure it, {probe.failure}"
     if entering_fired and not epoch.entered[row]:
         return (
             Measurement.NO_GRADIENT,

@@ -40,19 +40,40 @@ class _OutputTap(_Tap):
         return tensor.clone()
 
 
-def tap_inputs(value: Any, cell: Tensor) -> Any:
-    """A structure of inputs; what leaves through them is added to `cell`."""
-    return _tapped(_InputTap, value, cell)
+def tap_inputs(args: Any, kwargs: dict[str, Any], cell: Tensor) -> Any:
+    """What a module is called with; what leaves through it is added to `cell`.
+
+    But for what stands in lists, dicts and dataclass instances: the module may change them, which a copy would lose.
+    """
+    tap = _adding(_InputTap, cell)
+    return (
+        map_tensors(tap, args, into_mutable=False),
+        {name: map_tensors(tap, value, into_mutable=False) for name, value in kwargs.items()},
+    )
 
 
 def tap_outputs(value: Any, cell: Tensor) -> Any:
     """A structure of outputs; what enters through them is added to `cell`."""
-    return _tapped(_OutputTap, value, cell)
+    return map_tensors(_adding(_OutputTap, cell), value)
 
 
-def _tapped(tap: type[torch.autograd.Function], value: Any, cell: Tensor) -> Any:
+def _adding(tap: type[torch.autograd.Function], cell: Tensor) -> Callable[[Tensor], Tensor]:
     apply: Callable[[Tensor, Tensor], Tensor] = tap.apply
-    return map_tensors(lambda tensor: apply(tensor, cell) if tensor.requires_grad else tensor, value)
+    return lambda tensor: apply(tensor, cell) if tensor.requires_grad else tensor
+
+
+def inputs_to_tap(args: Any, kwargs: dict[str, Any], *, into_mutable: bool) -> int:
+    """How many tensors a module is called with that need a gradient, with or without those in lists, dicts and such."""
+    needing: list[Tensor] = []
+
+    def collect(tensor: Tensor) -> Tensor:
+        if tensor.requires_grad:
+            needing.append(tensor)
+        return tensor
+
+    for value in (*args, *kwargs.values()):
+        map_tensors(collect, value, into_mutable=into_mutable)
+    return len(needing)
 
 
 def changes_in_place(module: nn.Module) -> bool:
