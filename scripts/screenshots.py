@@ -5,8 +5,7 @@ With an epoch, the run is drawn as it stood live when that epoch had ended.
 
 import asyncio
 import sys
-from collections.abc import Collection
-from itertools import takewhile
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -14,7 +13,7 @@ from msgspec.structs import replace
 from sapflow.sanctum.app import SanctumApp
 from sapflow.sanctum.screenshot import without_web
 from sapflow.telemetry.events import TelemetryEvent
-from sapflow.telemetry.source import RunState, RunStatus, Source
+from sapflow.telemetry.source import MAX_READ_BYTES, RunState, RunStatus, Source
 from sapflow.telemetry.vocabulary import EventType
 
 SIZES = ((100, 30), (200, 60))
@@ -39,14 +38,16 @@ class EarlierSource(Source):
         self.last_time: float | None = None
         self.over = False
 
-    def read(self, limit: int = 5_000) -> list[TelemetryEvent]:
+    def stream(self, limit: int = 5_000, max_bytes: int = MAX_READ_BYTES) -> Iterator[TelemetryEvent]:
         """As every source, until the first event of a later epoch."""
-        events = [] if self.over else super().read(limit)
-        shown = list(takewhile(lambda event: (event.epoch or 0) <= self.epoch, events))
-        self.over = self.over or len(shown) < len(events)
-        if shown:
-            self.last_time = shown[-1].time
-        return shown
+        if self.over:
+            return
+        for event in super().stream(limit, max_bytes):
+            if (event.epoch or 0) > self.epoch:
+                self.over = True
+                return
+            self.last_time = event.time
+            yield event
 
     def events(
         self,

@@ -64,13 +64,15 @@ class FakeSource:
         self.error: Exception | None = None
         self.run_dir = Path("there is none")
         last = events[-1].time if events else None
-        self.now = status or RunStatus(state=RunState.LIVE, last_event_time=last)
+        self.now = replace(status or RunStatus(state=RunState.LIVE, last_event_time=last), takes_requests=True)
 
-    def read(self, limit: int = 5_000) -> list[TelemetryEvent]:
-        if self.error is not None:
-            raise self.error
-        taken, self.events = self.events[:limit], self.events[limit:]
-        return taken
+    def stream(self, limit: int = 5_000) -> Iterator[TelemetryEvent]:
+        for _ in range(limit):
+            if self.error is not None:
+                raise self.error
+            if not self.events:
+                return
+            yield self.events.pop(0)
 
     def status(self) -> RunStatus:
         return self.now

@@ -12,6 +12,7 @@ from journals import PATIENCE
 from sapflow.sanctum.app import SanctumApp
 from sapflow.telemetry.events import TelemetryEvent
 from sapflow.telemetry.journal import Journal
+from sapflow.telemetry.mailbox import Mailbox
 from sapflow.telemetry.run_directory import TrainerLock
 from sapflow.telemetry.source import Source
 
@@ -67,12 +68,18 @@ async def sitting(
     size: tuple[int, int] = (100, 30),
     live: bool = True,
     read_only: bool = False,
+    takes_requests: bool = True,
     **how: Any,
 ) -> AsyncIterator[Sitting]:
-    """Sanctum on a run that has said `events`; while it is `live`, a trainer holds it; `how` is for the app."""
+    """Sanctum on a run that has said `events`; while it is `live`, a trainer holds it; `how` is for the app.
+
+    With `takes_requests` it has a mailbox, as where something grows.
+    """
     run_dir.mkdir(exist_ok=True)
     async with AsyncExitStack() as stack:
         trainer = stack.enter_context(ExitStack())
+        if takes_requests:
+            Mailbox(run_dir).open()
         if live:
             trainer.enter_context(TrainerLock(run_dir))
         journal = Journal(run_dir)

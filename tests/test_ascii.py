@@ -14,7 +14,6 @@ from sapflow.sanctum.widgets.env_detail_screen import EnvDetailScreen
 from sapflow.sanctum.widgets.request_dialog import RequestDialog
 from sapflow.telemetry import wording
 from sapflow.telemetry.events import EnvFailed
-from sapflow.telemetry.mailbox import Mailbox
 
 SANCTUM = Path(app_module.__file__).parent
 SOURCES = [*SANCTUM.rglob("*.py"), Path(wording.__file__)]
@@ -58,7 +57,6 @@ async def test_every_screen_is_ascii_where_the_locale_has_no_utf8(
     monkeypatch.setenv("LC_ALL", "C")
     failed = event(EnvFailed(epoch=15, error="日本語 in [red]"), 2, 10_000)
     async with sitting(tmp_path, [*demo_run(), failed], size) as now:
-        Mailbox(tmp_path).open()
         seen = []
 
         async def look(*keys: str) -> None:

@@ -10,14 +10,12 @@ from sanctum_screens import sitting
 from sapflow.sanctum.app import SanctumApp
 from sapflow.sanctum.widgets.key_bar import working_keys
 from sapflow.sanctum.widgets.request_dialog import RequestDialog
-from sapflow.telemetry.mailbox import Mailbox
 from sapflow.telemetry.stream import EventStream
 
 
 @pytest.mark.parametrize("key", ["p", "o", "x"])  # the seed is not held: r does nothing
 async def test_a_key_that_works_brings_no_warning(tmp_path: Path, key: str) -> None:
     async with sitting(tmp_path, demo_run()) as now:
-        Mailbox(tmp_path).open()
         await now.press("enter", key)
         assert isinstance(now.app.screen, RequestDialog)
         assert list(now.app._notifications) == []

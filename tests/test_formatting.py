@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from rich.cells import cell_len
 
-from sanctum_events import FakeSource, demo_run, explosion, seed, unmeasured
+from sanctum_events import START, demo_run, epoch, event, explosion, seed, unmeasured
 from sapflow.health.policy import record_band
 from sapflow.sanctum import glyphs, panels
 from sapflow.sanctum.aggregator import SanctumAggregator
@@ -21,7 +22,16 @@ from sapflow.sanctum.numbers import clock, compact, duration, humanised, ratio
 from sapflow.sanctum.plots import accuracy_trend, loss_trend, ratio_plot, sparkline
 from sapflow.sanctum.schema import EnvState, EnvStatus, Seeds, SeedState
 from sapflow.sanctum.spans import Line, clean, ends, fit, line, width_of
-from sapflow.telemetry.events import GradientHealth, SeedTelemetry
+from sapflow.telemetry.events import (
+    EnvCompleted,
+    EnvFailed,
+    GradientHealth,
+    Payload,
+    RunResumed,
+    RunStarted,
+    SeedTelemetry,
+    TelemetryEvent,
+)
 from sapflow.telemetry.source import RunState, RunStatus
 from sapflow.telemetry.vocabulary import Measurement, SeedStage
 
@@ -236,8 +246,8 @@ def test_a_taller_plot_has_two_octaves_a_row() -> None:
 
 def test_every_glyph_has_an_ascii_one_of_the_same_width() -> None:
     fold = SanctumAggregator()
-    for event in demo_run():
-        fold.apply(event)
+    for each in demo_run():
+        fold.apply(each)
     snapshot = fold.snapshot()
     drawn = [
         *header_lines(snapshot, 0.0, "a notice", 100),
@@ -350,9 +360,8 @@ def header(
     **fields: object,
 ) -> list[str]:
     fold = SanctumAggregator()
-    source = FakeSource(demo_run())
-    for event in source.read():
-        fold.apply(event)
+    for each in demo_run():
+        fold.apply(each)
     last = fold.snapshot().log[-1].time
     fold.apply_status(RunStatus(state=state, last_event_time=last, **fields))
     census = Census()
@@ -366,7 +375,8 @@ def test_the_header_tells_a_live_a_completed_and_a_cut_off_run_apart() -> None:
     assert header(RunState.LIVE)[1].startswith("● live   ")
     assert header(RunState.COMPLETED)[1].startswith("■ completed ")
     cut_off = header(RunState.ENDED)[1]
-    assert cut_off.startswith("✕ trainer gone since ")
+    assert re.match(r"✕ trainer gone since \d\d:\d\d:\d\d  ", cut_off)
+    assert re.match(r"✕ trainer gone since \d{4}-\d\d-\d\d \d\d:", header(RunState.ENDED, quiet=86_400)[1])
 
 
 def test_the_header_says_when_it_lags_when_it_is_quiet_and_when_it_is_not_of_now() -> None:
@@ -400,6 +410,49 @@ def test_what_is_urgent_is_in_the_header_at_every_width(
     assert whole or (width == 78 and trouble and moment)
     for glyph, count in (("▲", 1), ("▼", 1), ("?", 2), ("⚑", 1)):
         assert (f"{glyph} {count} " in line) is trouble
+
+
+def run_line(now: float, events: Sequence[TelemetryEvent]) -> str:
+    """How far the run of these events is, said at `now`."""
+    fold = SanctumAggregator()
+    for each in events:
+        fold.apply(each)
+    fold.apply_status(RunStatus(state=RunState.LIVE, last_event_time=now))
+    return text(header_lines(fold.snapshot(), now, "", 200)[0])
+
+
+def epochs_of(env_id: int, begin: float, first: int, last: int) -> list[TelemetryEvent]:
+    """An env's epochs, ten seconds each, the first ending at `begin`."""
+    return [
+        event(epoch(n, epochs=100), env_id, n, begin + 10 * (n - first)) for n in range(first, last + 1)
+    ]  # fmt: skip
+
+
+ASKED = event(RunStarted(task="digits", envs=2, epochs=100, rng_seed=7), None, 0, START)
+
+
+@pytest.mark.parametrize("end", [EnvCompleted(epoch=3), EnvFailed(epoch=4, error="out of memory")])
+def test_an_env_that_ended_early_holds_back_neither_the_epoch_nor_the_share(end: Payload) -> None:
+    told = [ASKED, *epochs_of(0, START + 10, 1, 3), event(end, 0, 4, START + 30), *epochs_of(1, START + 10, 1, 50)]
+    line = run_line(START + 510, told)
+    assert "epoch 50/100" in line
+    assert " 75%" in line
+    # 53 epochs took 510 s; the 50 that are still to come are those of one env.
+    assert "8:01 left" in line
+    over = [*told, *epochs_of(1, START + 520, 51, 100), event(EnvCompleted(epoch=100), 1, 101, START + 1_010)]
+    assert "epoch 100/100" in run_line(START + 1_020, over)
+    assert "100%" in run_line(START + 1_020, over)
+
+
+def test_the_time_left_is_taken_from_what_was_trained_since_the_run_last_went_on() -> None:
+    night = START + 36_000
+    before = [ASKED, *(each for env_id in (0, 1) for each in epochs_of(env_id, START + 10, 1, 50))]
+    resumed = [*before, event(RunResumed(from_epoch=48), None, 1, night)]
+    assert "--:-- left" in run_line(night + 15, resumed)  # it lives through epochs 49 and 50 once more
+    later = [*resumed, *(each for env_id in (0, 1) for each in epochs_of(env_id, night + 30, 51, 58))]
+    line = run_line(night + 100, later)
+    assert "10:01:40 elapsed" in line
+    assert "7:00 left" in line  # ten epochs took 100 s, and 42 are to come
 
 
 def test_the_time_left_is_said_of_now_alone() -> None:

@@ -61,7 +61,6 @@ async def look(now: Sitting) -> str:
 async def test_a_key_asks_and_only_yes_posts(tmp_path: Path, key: str, action: str) -> None:
     async with sitting(tmp_path, demo_run()) as now:
         mailbox = Mailbox(tmp_path)
-        mailbox.open()
         await let_mid_be(now, paused=action == "resume")
         await now.press("enter", "right", key)
         assert f"{action.capitalize()} " in now.words
@@ -84,7 +83,6 @@ async def test_a_key_asks_and_only_yes_posts(tmp_path: Path, key: str, action: s
 async def test_the_answer_is_shown_when_it_comes(tmp_path: Path, done: bool, outcome: str, shown: str) -> None:
     async with sitting(tmp_path, demo_run()) as now:
         mailbox = Mailbox(tmp_path)
-        mailbox.open()
         await now.press("enter", "right", "p", "y")
         (request,) = mailbox.pending()
         other = answer(new_request("prune", 3, "late", "late-1", 0.0), not done, "of another")
@@ -98,7 +96,6 @@ async def test_the_answer_is_shown_when_it_comes(tmp_path: Path, done: bool, out
 
 async def test_a_trainer_that_is_gone_is_said_at_once(tmp_path: Path) -> None:
     async with sitting(tmp_path, demo_run()) as now:
-        Mailbox(tmp_path).open()
         await now.press("enter", "right", "p")
         now.let_the_trainer_go()
         await now.press("y")
@@ -108,18 +105,51 @@ async def test_a_trainer_that_is_gone_is_said_at_once(tmp_path: Path) -> None:
 
 async def test_a_trainer_that_goes_without_an_answer_is_said(tmp_path: Path) -> None:
     async with sitting(tmp_path, demo_run()) as now:
-        Mailbox(tmp_path).open()
         await now.press("enter", "right", "p", "y")
         now.let_the_trainer_go()
         await now.write()
         assert "the trainer is gone: nobody will answer" in await look(now)
 
 
-async def test_a_run_that_takes_no_requests_says_so(tmp_path: Path) -> None:
+def notes(now: Sitting) -> list[str]:
+    """What was said to the person in passing."""
+    return [note.message for note in now.app._notifications]
+
+
+async def test_a_run_that_takes_no_requests_says_so_and_offers_none(tmp_path: Path) -> None:
+    async with sitting(tmp_path, demo_run(), (200, 60), takes_requests=False) as now:
+        await now.press("enter", "right")
+        assert not any(f"{key} {action}" in now.lines[-1] for key, action in ACTIONS.items())
+        for key, action in ACTIONS.items():
+            await now.press(key)
+            assert isinstance(now.app.screen, EnvDetailScreen)
+            assert notes(now)[-1] == f"cannot {action} here: this run takes no requests: nothing grows in it"
+        Mailbox(tmp_path).open()
+        await now.write()
+        assert "x stop" in now.lines[-1]
+
+
+async def test_nothing_is_asked_about_a_module_that_is_only_watched(tmp_path: Path) -> None:
+    async with sitting(tmp_path, demo_run(), (200, 60)) as now:
+        await now.press("enter", "right")
+        await let_mid_be(now, stage=SeedStage.WATCHED)
+        for key in "por":
+            await now.press(key)
+            assert notes(now)[-1].endswith("here: a watched module is measured, and nothing else is done to it")
+        assert "x stop" in now.lines[-1]
+
+
+async def test_a_question_about_a_seed_that_has_gone_meanwhile_is_not_asked_about_the_next_one(tmp_path: Path) -> None:
     async with sitting(tmp_path, demo_run()) as now:
-        await now.press("enter", "x", "y")
-        assert "not asked: " in now.words
-        assert "takes no requests" in now.words
+        await now.press("enter", "right", "p")
+        await let_mid_be(now, seed_id="mid-2", blueprint_id="lora")
+        shown = await look(now)
+        assert "Prune norm mid-1 in mid of env 03?" in shown
+        assert "it cannot be asked: the seed is gone" in shown
+        assert "mid-2 in mid of env" not in shown
+        assert "yes, ask the trainer" not in now.words
+        await now.press("y")
+        assert Mailbox(tmp_path).pending() == []
 
 
 @pytest.mark.parametrize("key", ACTIONS)
@@ -171,14 +201,12 @@ async def test_what_a_seed_cannot_be_asked_is_not_offered_and_says_why(
         for key, words in why.items():
             await now.press(key)
             assert not isinstance(now.app.screen, RequestDialog)
-            notes = [note.message for note in now.app._notifications]
-            assert any(note.startswith(f"cannot {ACTIONS[key]} here: {words}") for note in notes)
+            assert any(note.startswith(f"cannot {ACTIONS[key]} here: {words}") for note in notes(now))
 
 
 async def test_what_is_pending_is_seen_by_everybody_who_looks_at_the_env(tmp_path: Path) -> None:
     async with sitting(tmp_path, demo_run()) as now:
         mailbox = Mailbox(tmp_path)
-        mailbox.open()
         await now.press("enter")
         mailbox.post(Request(request_id="a", env_id=3, action="hold", slot_id="late", seed_id="late-1", by="ann"))
         mailbox.post(Request(request_id="b", env_id=1, action="stop", by="bob"))

@@ -35,7 +35,7 @@ from sapflow.telemetry.events import (
     SeedTelemetry,
     TelemetryEvent,
 )
-from sapflow.telemetry.mailbox import Mailbox, Request
+from sapflow.telemetry.mailbox import Request
 from sapflow.telemetry.vocabulary import EventType, Measurement, SeedStage
 
 numbers = st.floats(allow_nan=True, allow_infinity=True)
@@ -164,8 +164,6 @@ async def walk(now: Sitting) -> list[str]:
 @pytest.mark.parametrize("hostile", HOSTILE)
 async def test_strangers_walk_through_every_screen(tmp_path: Path, hostile: str) -> None:
     async with sitting(tmp_path, strangers(hostile), (80, 24)) as now:
-        mailbox = Mailbox(tmp_path)
-        mailbox.open()
         for line in await walk(now):
             assert line.isprintable()
             assert "cannot draw" not in line

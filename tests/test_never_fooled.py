@@ -139,7 +139,7 @@ def nothing_escapes(app: SanctumApp, size: tuple[int, int]) -> None:
         assert strip.cell_length == size[0]
         assert line.isprintable(), line
     assert "cannot draw" not in "\n".join(lines)
-    assert app._left_out == 0
+    assert app.shown.left_out == 0
 
 
 @given(stories(), st.sampled_from([(80, 24), (100, 30), (33, 12)]))

@@ -15,7 +15,7 @@ from sapflow.sanctum.aggregator import LOG_LIMIT, SanctumAggregator
 from sapflow.sanctum.rewind import Film, opened, recall, snapshot_at
 from sapflow.sanctum.schema import Condition, SanctumSnapshot
 from sapflow.sanctum.slot_view import HISTORY_LIMIT
-from sapflow.telemetry.events import EnvStarted, RunCompleted, RunResumed, RunStarted, SeedStageChanged
+from sapflow.telemetry.events import EnvStarted, RunCompleted, RunResumed, RunStarted, SeedStageChanged, TelemetryEvent
 from sapflow.telemetry.journal import Journal
 from sapflow.telemetry.run_directory import JOURNAL_NAME, TrainerLock
 from sapflow.telemetry.source import RunState, Source
@@ -70,6 +70,25 @@ def test_opening_shows_what_following_would(told):
         assert source.read() == []
     assert shown(snapshot) == shown(folded(events))
     assert snapshot.status.unread == 0
+
+
+def test_an_event_that_says_what_cannot_be_is_left_out_and_counted(tmp_path, monkeypatch):
+    def apply(aggregator: SanctumAggregator, each: TelemetryEvent, whole=SanctumAggregator.apply) -> None:
+        if isinstance(each.payload, EnvStarted) and each.env_id == 2:
+            raise ValueError("nobody can begin like that")
+        whole(aggregator, each)
+
+    monkeypatch.setattr(SanctumAggregator, "apply", apply)
+    monkeypatch.setattr(rewind, "WHOLE_AT_FIRST", 1)
+    with Source(finished_run(tmp_path / "run", *demo_run())) as source:
+        aggregator = opened(source)
+        assert aggregator.snapshot().left_out == 1
+        while recall(source, aggregator):
+            pass
+        film = Film(source)
+        for snapshot in (aggregator.snapshot(), film.at(3), film.at(4), snapshot_at(source, 3)):
+            assert snapshot.left_out
+            assert list(snapshot.envs) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("number", range(4))

@@ -4,7 +4,7 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.pilot import Pilot
 
-from sanctum_events import FakeSource, demo_run, epoch, event, explosion, sample, seed, unmeasured
+from sanctum_events import START, FakeSource, demo_run, epoch, event, explosion, sample, seed, unmeasured
 from sanctum_pilot import arrive, focused, sanctum, screen_lines, screen_text, shown_envs
 from sapflow.errors import JournalError
 from sapflow.sanctum.app import SanctumApp
@@ -362,6 +362,26 @@ async def test_a_damaged_journal_is_said_in_the_header_and_the_app_stays_usable(
         assert "damaged" not in screen_text(app)
 
 
+async def test_what_was_read_before_a_journal_breaks_is_not_lost() -> None:
+    class Torn(FakeSource):
+        """What follows its first event cannot be read, nor can it say how it stands."""
+
+        def stream(self, limit: int = 5_000) -> Iterator[TelemetryEvent]:
+            for each in super().stream(limit):
+                yield each
+                raise JournalError("run.journal is damaged: restore it from a copy")
+
+        def status(self) -> RunStatus:
+            raise JournalError("trainer.lock cannot be read: check its permissions")
+
+    async with SanctumApp(Torn(one_env(seed("early", 1.0))), poll_seconds=3600).run_test() as pilot:
+        assert isinstance(pilot.app, SanctumApp)
+        assert pilot.app.snapshot.envs[0].epoch == 1
+        assert pilot.app.notice.startswith("run.journal is damaged")
+        pilot.app.read_batch()
+        assert pilot.app.notice.startswith("trainer.lock cannot be read")
+
+
 async def test_a_cut_off_run_is_shown_as_ended_without_completion() -> None:
     events = demo_run()
     status = RunStatus(state=RunState.ENDED, last_event_time=events[-1].time, dropped_events=2)
@@ -369,6 +389,19 @@ async def test_a_cut_off_run_is_shown_as_ended_without_completion() -> None:
         line = screen_lines(app)[1]
         assert "✕ trainer gone since" in line
         assert "2 dropped" in line
+
+
+@pytest.mark.parametrize(
+    ("state", "quiet", "known"), [(RunState.LIVE, 2, True), (RunState.LIVE, 90, False), (RunState.ENDED, 2, False)]
+)
+async def test_the_pace_of_a_trainer_that_hangs_or_is_gone_is_not_known(
+    state: RunState, quiet: float, known: bool
+) -> None:
+    events = demo_run()
+    last = events[-1].time
+    status = RunStatus(state=state, last_event_time=last)
+    async with sanctum(events, size=(200, 30), status=status, elapsed=last - START + quiet) as (app, _, _):
+        assert ("-- passes/s" not in screen_lines(app)[1]) is known
 
 
 async def test_a_long_run_is_read_in_batches_to_its_end() -> None:
@@ -384,9 +417,9 @@ async def test_a_run_that_always_says_something_is_looked_at_no_oftener_than_any
     class Talkative(FakeSource):
         reads = 0
 
-        def read(self, limit: int = 5_000) -> list[TelemetryEvent]:
+        def stream(self, limit: int = 5_000) -> Iterator[TelemetryEvent]:
             self.reads += 1
-            return [event(epoch(self.reads, seed("early", 1.0)), 0, self.reads)]
+            yield event(epoch(self.reads, seed("early", 1.0)), 0, self.reads)
 
     source = Talkative([])
     async with SanctumApp(source, poll_seconds=3600).run_test() as pilot:

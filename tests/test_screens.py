@@ -7,8 +7,10 @@ import pytest
 from textual import events
 from textual.widgets import Input
 
+from journals import finished_run
 from sanctum_events import EPOCHS, demo_run, epoch, event, explosion, sample, seed
 from sanctum_screens import Sitting, sitting
+from sapflow.errors import JournalError
 from sapflow.sanctum.numbers import clock
 from sapflow.sanctum.slot_history import SlotHistory
 from sapflow.sanctum.widgets.alert_screen import AlertScreen
@@ -30,6 +32,7 @@ from sapflow.telemetry.events import (
     SeedStageChanged,
     TelemetryEvent,
 )
+from sapflow.telemetry.source import Source
 from sapflow.telemetry.vocabulary import SeedStage
 
 SIZES = [(80, 24), (100, 30), (200, 60)]
@@ -403,6 +406,54 @@ async def test_a_click_moves_the_cursor_and_the_wheel_too(tmp_path: Path) -> Non
         assert rows.following
         rows.action_move(-3)
         assert not rows.following
+
+
+# A journal that cannot be looked up
+
+
+def torn(*told: object, **how: object) -> None:
+    raise JournalError("journal.sqlite is truncated or damaged: restore it from a copy")
+
+
+@pytest.mark.parametrize(
+    ("keys", "look_up"),
+    [(("a",), "events"), (("t",), "events"), (("enter", "enter"), "moments"), (("c",), "envs")],
+    ids=["alerts", "time bar", "seed", "compare"],
+)
+async def test_a_look_up_that_fails_is_told_until_one_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: tuple[str, ...], look_up: str
+) -> None:
+    async with sitting(tmp_path, demo_run()) as now:
+        with monkeypatch.context() as broken:
+            broken.setattr(now.app.source, look_up, torn)
+            await now.press(*keys)
+            await now.write()
+            assert "⚑ journal.sqlite is truncated or damaged" in now.lines[2]
+        await now.write()
+        await now.write()
+        assert "damaged" not in now.text
+
+
+async def test_what_could_not_be_looked_up_is_not_told_once_nobody_looks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with sitting(tmp_path, demo_run()) as now:
+        monkeypatch.setattr(now.app.source, "events", torn)
+        await now.press("a")
+        await now.write()
+        assert "damaged" in now.lines[2]
+        await now.press("escape")
+        await now.write()
+        assert "damaged" not in now.text
+
+
+async def test_the_run_beside_is_named_where_it_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Source(finished_run(tmp_path / "beside", *demo_run(5))) as other:
+        async with sitting(tmp_path / "run", demo_run(), other=other) as now:
+            monkeypatch.setattr(other, "moment", torn)
+            await now.write()
+            await now.write()
+            assert "⚑ beside: journal.sqlite is truncated or damaged" in now.lines[2]
 
 
 # Alerts

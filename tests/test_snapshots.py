@@ -31,7 +31,6 @@ from sapflow.telemetry.events import (
     SeedTelemetry,
     TelemetryEvent,
 )
-from sapflow.telemetry.mailbox import Mailbox
 from sapflow.telemetry.stream import EventStream
 from sapflow.telemetry.vocabulary import Fault, Measurement, SeedStage, Severity
 
@@ -174,7 +173,6 @@ async def test_the_screens_look_as_they_did(tmp_path: Path, state: str, size: tu
     async with sitting(
         tmp_path, events, size, live=state not in ("gone", "replay"), clock=lambda: now, theme=theme
     ) as here:
-        Mailbox(tmp_path).open()
         if state == "replay":
             await here.press("t", "left", "left", "left", "t")
         taken = await shots(here)

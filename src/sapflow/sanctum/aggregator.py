@@ -46,6 +46,7 @@ class SanctumAggregator:
         self._states: dict[int, EnvState] = {}
         self._gaps = 0
         self._duplicates = 0
+        self._left_out = 0
         self._run_id = ""
         self._read_until = -inf
         self._log: list[LogLine] = []
@@ -53,6 +54,14 @@ class SanctumAggregator:
         self._last_run_sequence = -1
         self._run = SanctumSnapshot()
         self._run_changed = False
+
+    def take_in(self, event: TelemetryEvent) -> None:
+        """As `apply`; but an event that says what cannot be is left out, and counted: journals come from strangers."""
+        try:
+            self.apply(event)
+        except Exception:
+            self._left_out += 1
+            self._run_changed = True
 
     def apply(self, event: TelemetryEvent) -> None:
         """Takes one event in; an event that says nothing new leaves the envs as they are."""
@@ -98,6 +107,7 @@ class SanctumAggregator:
     def complete(self, env_id: int, whole: "SanctumAggregator") -> None:
         """Know of an env what another knows of it, which was told of the same events and of more before them."""
         self.brief.discard(env_id)
+        self._left_out += whole._left_out  # perhaps some of them twice, but none untold
         view = whole._envs.get(env_id)
         if view is not None:
             before = self._envs[env_id]
@@ -115,6 +125,7 @@ class SanctumAggregator:
             log=tuple(self._log),
             gaps=self._gaps,
             duplicates=self._duplicates,
+            left_out=self._left_out,
             run_id=self._run_id,
             read_until=self._read_until if self._read_until > -inf else None,
             requests=tuple(self._requests),
@@ -176,13 +187,14 @@ class SanctumAggregator:
             task=payload.task,
             rng_seed=payload.rng_seed,
             started_at=time,
+            resumed_at=time,
             expected_envs=payload.envs,
             expected_epochs=payload.epochs,
         )
 
     @_reduce_run.register
     def _(self, payload: RunResumed, time: float) -> None:
-        self._update_run(completed=False)
+        self._update_run(completed=False, resumed_at=time, resumed_from=payload.from_epoch)
 
     @_reduce_run.register
     def _(self, payload: RunCompleted, time: float) -> None:

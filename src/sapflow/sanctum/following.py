@@ -1,21 +1,23 @@
 """The half of the app that follows a run: reads what comes, holds the moment shown, and draws it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from textual.app import App
+from textual.dom import DOMNode
 from textual.screen import Screen
 from textual.timer import Timer
 
 from sapflow.errors import InputError
 from sapflow.sanctum.aggregator import SanctumAggregator
 from sapflow.sanctum.census import Census
+from sapflow.sanctum.header import QUIET, is_live, quiet_for
 from sapflow.sanctum.playhead import Playhead
 from sapflow.sanctum.rewind import recall
 from sapflow.sanctum.schema import SanctumSnapshot
 from sapflow.sanctum.widgets.shell import Subject
 from sapflow.sanctum.widgets.snapshot_screen import SnapshotScreen
-from sapflow.telemetry.events import TelemetryEvent
 from sapflow.telemetry.source import Source
 
 BATCH = 2_000  # events between two looks at the keyboard
@@ -46,7 +48,7 @@ class FollowingApp(App[None]):
         self._player: Timer | None = None
         self._error = ""
         self._failure = ""
-        self._left_out = 0
+        self._unread: dict[tuple[DOMNode, Source], str] = {}  # what could not be looked up, and for whom
         self._offered: tuple[object, ...] = ()
         self._used = time.process_time()  # when the last look was over
 
@@ -62,8 +64,9 @@ class FollowingApp(App[None]):
 
     @property
     def pace(self) -> float | None:
-        """Passes a second now, None while nothing is known."""
-        return self.snapshot.passes_per_second or None
+        """Passes a second now, None while nothing is known: of a trainer that is gone, or has been quiet for long."""
+        live = is_live(self.snapshot) and quiet_for(self.snapshot, self.clock()) <= QUIET
+        return (self.snapshot.passes_per_second or None) if live else None
 
     @property
     def lag(self) -> float:
@@ -82,10 +85,11 @@ class FollowingApp(App[None]):
 
     @property
     def notice(self) -> str:
-        """What a person should know about following the run: what just went wrong, else the source's own notice."""
-        status = self.snapshot.status
-        left_out = f"{self._left_out} events say what cannot be, and are left out" if self._left_out else ""
-        return self._error or left_out or (status.notice if status else "")
+        """What a person should know about the journal: what could not be read of it, else the source's own notice."""
+        status, left_out = self.snapshot.status, self.shown.left_out
+        unread = next((words for (asker, _), words in self._unread.items() if asker.is_running), "")
+        nonsense = f"{left_out} events say what cannot be, and are left out" if left_out else ""
+        return self._error or unread or nonsense or (status.notice if status else "")
 
     @property
     def looked_at(self) -> SnapshotScreen | None:
@@ -115,30 +119,41 @@ class FollowingApp(App[None]):
         self.set_timer(max(self.poll_seconds - (time.monotonic() - began), rest_after(used)), self.follow)
 
     def read_batch(self) -> bool:
-        """Takes in the next events, at most BATCH; returns whether there are likely to be more."""
+        """Takes in the next events as they come, at most BATCH; returns whether there are likely to be more.
+
+        What comes before an event that cannot be read is taken in, and how the run stands is asked in any case.
+        """
+        taken, self._error = 0, ""
         try:
-            events = self.source.read(limit=BATCH)
-            status = self.source.status()
-            behind = len(events) == BATCH
+            for event in self.source.stream(limit=BATCH):
+                self.aggregator.take_in(event)
+                taken += 1
             until = time.monotonic() + RECALL_SECONDS
-            while not behind and recall(self.source, self.aggregator) and time.monotonic() < until:
+            while taken < BATCH and recall(self.source, self.aggregator) and time.monotonic() < until:
                 pass
         except InputError as error:
             self._error = str(error)
-            return False
-        self._error = ""
-        for event in events:
-            self._take_in(event)
-        self.aggregator.apply_status(status)
-        return behind
-
-    def _take_in(self, event: TelemetryEvent) -> None:
-        """One event; one that says what cannot be is left out, and that is said."""
         try:
-            self.aggregator.apply(event)
-        except Exception as error:
-            self.log.error(error)
-            self._left_out += 1
+            self.aggregator.apply_status(self.source.status())
+        except InputError as error:
+            self._error = self._error or str(error)
+        return taken == BATCH
+
+    @contextmanager
+    def look_up(self, asker: DOMNode, source: Source | None = None) -> Iterator[None]:
+        """Around a look at a journal, that of the run or `source`: where it cannot be read, the look ends, and is told.
+
+        `notice` says so until a later look of the same `asker` succeeds, or it is gone.
+        """
+        source, error = source or self.source, ""
+        try:
+            yield
+        except InputError as raised:
+            error = str(raised) if source is self.source else f"{source.run_dir.name}: {raised}"
+        key = asker, source
+        self._unread = {other: told for other, told in self._unread.items() if other != key and other[0].is_running}
+        if error:
+            self._unread[key] = error
 
     async def show(self) -> None:
         """Draws the moment shown on the topmost screen that follows it; one that fails says so, and the app goes on."""

@@ -5,13 +5,13 @@ import uuid
 from collections.abc import Iterable
 from enum import Enum, auto
 
-from sapflow.sanctum.glyphs import BLUISH_GREEN, ORANGE, SKY_BLUE, VERMILLION
+from sapflow.sanctum.glyphs import BLUISH_GREEN, SKY_BLUE, VERMILLION
 from sapflow.sanctum.numbers import clock, compact, duration
 from sapflow.sanctum.schema import EnvState, EnvStatus, SanctumSnapshot, SeedState
 from sapflow.sanctum.spans import DIM, Line, Span, clean, labelled, line, padded
 from sapflow.telemetry.events import RequestAnswered
 from sapflow.telemetry.mailbox import Request
-from sapflow.telemetry.source import RunState, Source
+from sapflow.telemetry.source import RunState, RunStatus, Source
 from sapflow.telemetry.vocabulary import EventType, Measurement, SeedStage
 
 MEANINGS = {
@@ -47,13 +47,17 @@ def why_not(
         read_only: whether the hand is switched off.
     """
     env = None if env_id is None else live.envs.get(env_id)
-    state = live.status.state if live.status else RunState.LIVE
+    status = live.status or RunStatus(state=RunState.LIVE)
     if read_only:
         return "this is a read-only view"
     if moment is not None:
         return "this is the past: L goes back to what happens now"
-    if state is not RunState.LIVE:
-        return "the run is completed" if state is RunState.COMPLETED else "the trainer is gone: nobody would answer"
+    if status.state is RunState.COMPLETED:
+        return "the run is completed"
+    if status.state is RunState.ENDED:
+        return "the trainer is gone: nobody would answer"
+    if not status.takes_requests:
+        return "this run takes no requests: nothing grows in it"
     if env is None:
         return "no env is in focus"
     if env.status is not EnvStatus.TRAINING:
@@ -69,6 +73,8 @@ def _why_not_of_seed(action: str, env: EnvState, seed_id: str) -> str:
         return "the seed is gone"
     if not seed.stage.alive:
         return f"the seed is gone: the slot is {seed.stage.lower()}"
+    if seed.stage is SeedStage.WATCHED:
+        return "a watched module is measured, and nothing else is done to it"
     if seed.stage is SeedStage.FOSSILIZED:
         return "the seed is fossilized, a part of its host for good"
     if seed.paused and action == "hold":
@@ -128,13 +134,11 @@ def question_lines(action: str, env: EnvState, seed: SeedState | None, width: in
         how = (
             f"{seed.stage.lower()}{', held' if seed.paused else ''}, ratio {ratio}, Acc Δ {seed.accuracy_delta:+.2f} %"
         )
-    refused = seed is not None and seed.stage is SeedStage.FOSSILIZED
-    warning = "It is fossilized, a part of its host for good: the trainer will refuse." if refused else ""
     return [
         *labelled(("", ""), what, "bold", width),
         *labelled(("", ""), how, DIM, width),
         (),
-        *labelled(("", ""), warning or MEANINGS[action], ORANGE if refused else "", width),
+        *labelled(("", ""), MEANINGS[action], "", width),
     ]
 
 

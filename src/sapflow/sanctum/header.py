@@ -43,21 +43,17 @@ def header_lines(
 
 
 def _run_line(snapshot: SanctumSnapshot, now: float, width: int, moment: int | None) -> Line:
-    envs = snapshot.envs.values()
-    done = sum(env.epoch for env in envs)
-    asked = max(snapshot.expected_envs, len(envs)) * snapshot.expected_epochs or sum(env.epochs for env in envs)
+    done, asked = _done(snapshot)
     share = min(max(done / asked, 0.0), 1.0) if asked else 0.0
-    epochs = snapshot.expected_epochs or max((env.epochs for env in envs), default=0)
-    epoch = min((env.epoch for env in envs if env.status is not EnvStatus.FAILED), default=0)
     elapsed = _elapsed(snapshot, now)
-    left = elapsed * (1 - share) / share if share else -1.0
+    left = _left(snapshot, now, asked - done)
     task = line(("Sapflow ", f"bold {BLUISH_GREEN}"), (f" {clean(snapshot.task, 24)}", "bold"))
     run = line((f"  {clean(snapshot.run_id, 28)}", DIM))
     # The past has a share of its own, which the time elapsed until now says nothing of.
-    time_left = f"{duration(left)} left" if _is_live(snapshot) and asked and moment is None else ""
+    time_left = f"{duration(left)} left" if is_live(snapshot) and asked and moment is None else ""
     times = line((f"{duration(elapsed)} elapsed" + (f"  {time_left}" if time_left else ""), DIM))
     bar = _bar(share, min(width // 8, 40)) if asked else ()
-    how_far = line(of_epochs(epoch, epochs))
+    how_far = line(_how_far(snapshot))
     # What says the least goes first where there is no room: the run's name, then times; the task and the epoch stay.
     progress = first_that_fits(
         width - width_of(task) - 3,
@@ -67,6 +63,32 @@ def _run_line(snapshot: SanctumSnapshot, now: float, width: int, moment: int | N
         ],
     )
     return ends((*task, *run), line("  ", *progress, " "), width)
+
+
+def _how_far(snapshot: SanctumSnapshot) -> str:
+    """The epoch that every env which still trains has behind it; once none does, the last of all."""
+    envs = snapshot.envs.values()
+    epochs = snapshot.expected_epochs or max((env.epochs for env in envs), default=0)
+    last = max((env.epoch for env in envs), default=0)
+    return of_epochs(min((env.epoch for env in envs if env.status is EnvStatus.TRAINING), default=last), epochs)
+
+
+def _done(snapshot: SanctumSnapshot) -> tuple[int, int]:
+    """How many epochs of all envs need no more training, and of how many; an env that has ended needs none."""
+    envs = snapshot.envs.values()
+    asked = max(snapshot.expected_envs, len(envs)) * snapshot.expected_epochs or sum(env.epochs for env in envs)
+    return sum((snapshot.expected_epochs or env.epochs) if env.ended else env.epoch for env in envs), asked
+
+
+def _left(snapshot: SanctumSnapshot, now: float, epochs: int) -> float:
+    """Seconds that so many epochs take, by what was trained since the run last went on; negative while unknown."""
+    since = snapshot.resumed_at
+    if since is None:
+        return -1.0
+    # What an env lives through once more is not said again: as long as it has said nothing, it is no progress.
+    news = (env for env in snapshot.envs.values() if env.last_time > since)
+    trained = sum(max(env.epoch - snapshot.resumed_from, 0) for env in news)
+    return (now - since) * epochs / trained if trained else -1.0
 
 
 def of_epochs(epoch: int, epochs: int) -> str:
@@ -84,11 +106,19 @@ def _elapsed(snapshot: SanctumSnapshot, now: float) -> float:
     if snapshot.started_at is None:
         return -1.0
     last = snapshot.status.last_event_time if snapshot.status else None
-    return (now if _is_live(snapshot) or last is None else last) - snapshot.started_at
+    return (now if is_live(snapshot) or last is None else last) - snapshot.started_at
 
 
-def _is_live(snapshot: SanctumSnapshot) -> bool:
+def is_live(snapshot: SanctumSnapshot) -> bool:
+    """Whether a trainer is at work."""
     return snapshot.status is not None and snapshot.status.state is RunState.LIVE
+
+
+def quiet_for(snapshot: SanctumSnapshot, now: float) -> float:
+    """Seconds since the journal's newest event; 0.0 where there is none, or its time cannot be."""
+    last = snapshot.status.last_event_time if snapshot.status else None
+    quiet = 0.0 if last is None else now - last
+    return quiet if 0 < quiet < 1e8 else 0.0
 
 
 def _state_line(
@@ -177,16 +207,16 @@ def _journal_state(snapshot: SanctumSnapshot, now: float, lag: float) -> tuple[L
     status = snapshot.status
     if status is None:
         return _both("○ opening", "", "", DIM)
-    last = status.last_event_time
     if status.state is RunState.LIVE:
         if lag > LAGGING:
             return _both("◐ ", "live, ", f"lagging by {lag:.0f} s", f"bold {ORANGE}")
-        if last is not None and QUIET < now - last < 1e8:
-            return _both("● ", "live, ", f"quiet for {duration(now - last)}", f"bold {BLUISH_GREEN}")
+        quiet = quiet_for(snapshot, now)
+        if quiet > QUIET:
+            return _both("● ", "live, ", f"quiet for {duration(quiet)}", f"bold {BLUISH_GREEN}")
         return _both("● live", "", "", f"bold {BLUISH_GREEN}")
     if status.state is RunState.COMPLETED:
         return _both("■ completed", "", "", f"bold {SKY_BLUE}")
-    return _both("✕ trainer gone", " since", f" {clock(last)}", f"bold {VERMILLION}")
+    return _both("✕ trainer gone", " since", f" {clock(status.last_event_time, now)}", f"bold {VERMILLION}")
 
 
 def _both(begin: str, dispensable: str, rest: str, style: str) -> tuple[Line, Line]:

@@ -67,8 +67,10 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def clock(moment: float | None) -> str:
-    """Unix seconds as local time of day."""
+def clock(moment: float | None, now: float | None = None) -> str:
+    """Unix seconds as local time of day; with `now`, the date stands before it where that is another day."""
     if moment is None or not 0 <= moment < 2e11:
         return "--:--:--"
-    return time.strftime("%H:%M:%S", time.localtime(moment))
+    then = time.localtime(moment)
+    another_day = now is not None and time.localtime(now)[:3] != then[:3]
+    return time.strftime("%Y-%m-%d %H:%M:%S" if another_day else "%H:%M:%S", then)

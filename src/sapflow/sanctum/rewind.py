@@ -153,4 +153,4 @@ def _apply(source: Source, places: Iterable[int], aggregator: SanctumAggregator)
     ordered = sorted(places)
     for begin in range(0, len(ordered), LOG_LIMIT):
         for _, event in source.at(ordered[begin : begin + LOG_LIMIT]):
-            aggregator.apply(event)
+            aggregator.take_in(event)

@@ -211,6 +211,11 @@ class EnvState(Struct, frozen=True, kw_only=True, gc=False):
     gaps: int = 0
 
     @property
+    def ended(self) -> bool:
+        """Whether it trains no more, for good."""
+        return self.status in (EnvStatus.COMPLETED, EnvStatus.FAILED)
+
+    @property
     def urgency(self) -> tuple[int, int]:
         """Sorts the env that needs a look most before the others."""
         return (-self.concern, -self.octaves_off)
@@ -238,15 +243,20 @@ def octaves_off(ratio: float) -> int:
 class SanctumSnapshot(Struct, frozen=True, kw_only=True):
     """The run at one moment; `started_at` in Unix seconds, None before the run said that it began.
 
+    `resumed_at` and `resumed_from` are when it last went on after it had been cut off, and behind which epoch; where it
+    never was, its start.
     `expected_envs` and `expected_epochs` are what was asked for, 0 while unknown. `gaps` counts the places where events
-    are missing, `duplicates` the events that came again. `passes_per_second` sums the envs that train; `read_until` is
-    the time of the newest event that went in, and `requests` are the last answers of the run itself.
+    are missing, `duplicates` the events that came again, `left_out` those that say what cannot be. `passes_per_second`
+    sums the envs that train; `read_until` is the time of the newest event that went in, and `requests` are the last
+    answers of the run itself.
     """
 
     run_id: str = ""
     task: str = ""
     rng_seed: int | None = None
     started_at: float | None = None
+    resumed_at: float | None = None
+    resumed_from: int = 0
     completed: bool = False
     expected_envs: int = 0
     expected_epochs: int = 0
@@ -255,6 +265,7 @@ class SanctumSnapshot(Struct, frozen=True, kw_only=True):
     status: RunStatus | None = None
     duplicates: int = 0
     gaps: int = 0
+    left_out: int = 0
     passes_per_second: float = 0.0
     read_until: float | None = None
     requests: tuple[RequestAnswered, ...] = ()

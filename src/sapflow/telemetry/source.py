@@ -16,7 +16,7 @@ from sapflow.telemetry import codec
 from sapflow.telemetry.events import TelemetryEvent
 from sapflow.telemetry.journal_file import JournalFile
 from sapflow.telemetry.journal_layout import DROPPED_EVENTS, DROPPED_SAMPLES
-from sapflow.telemetry.run_directory import network_warning, trainer_is_alive
+from sapflow.telemetry.run_directory import REQUESTS_NAME, network_warning, trainer_is_alive
 from sapflow.telemetry.vocabulary import EventType
 
 # Journals come from strangers too: no single event and no single read may take the reader's memory.
@@ -89,8 +89,8 @@ class RunStatus(Struct, frozen=True, kw_only=True):
     """A run as a reader sees it now.
 
     `last_event_time` is in Unix seconds, None before the first event. `dropped_*` never reached the journal, `skipped`
-    this reader could not read, and about `unread` it has not come to yet. `notice` is a line for the person who looks,
-    or empty.
+    this reader could not read, and about `unread` it has not come to yet. `takes_requests`: there is a folder for what
+    people ask (see `mailbox.py`). `notice` is a line for the person who looks, or empty.
     """
 
     state: RunState
@@ -99,6 +99,7 @@ class RunStatus(Struct, frozen=True, kw_only=True):
     dropped_samples: int = 0
     skipped: int = 0
     unread: int = 0
+    takes_requests: bool = False
     notice: str = ""
 
 
@@ -256,6 +257,7 @@ class Source:
                 dropped_samples=dropped_samples,
                 skipped=self.skipped.total(),
                 unread=max(newest - self._cursor, 0),
+                takes_requests=(self.run_dir / REQUESTS_NAME).is_dir(),
                 notice=self._notice,
             )
         return self._status

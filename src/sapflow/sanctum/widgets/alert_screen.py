@@ -1,13 +1,11 @@
 """The alerts of the run, or of one env: open and closed, with what was done about each and what came of it."""
 
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from typing import ClassVar
 
 from textual.binding import Binding, BindingType
 from textual.widget import Widget
 
-from sapflow.errors import InputError
 from sapflow.sanctum.alert_history import ALERT_EVENTS, AlertLife, alert_lives
 from sapflow.sanctum.alert_panels import alert_details, alert_row
 from sapflow.sanctum.event_panels import alert_filter_line
@@ -75,7 +73,7 @@ class AlertScreen(SearchScreen[AlertLife]):
         read_for = (wanted, shell(self).moment, told[-1:], standing)
         if read_for == self._read_for:
             return
-        with suppress(InputError):  # that the journal cannot be read is said in the header
+        with shell(self).look_up(self):
             events = shell(self).source.events(
                 ALERT_EVENTS, wanted.query.env_id, last_epoch=shell(self).moment, limit=EVENT_LIMIT
             )

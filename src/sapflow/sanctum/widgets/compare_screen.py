@@ -1,13 +1,11 @@
 """Two envs, or two runs, side by side: accuracy, loss and the ratio of each slot, on one axis."""
 
-from contextlib import suppress
 from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import Input
 
-from sapflow.errors import InputError
 from sapflow.sanctum.comparison import NAMES, Side, comparison_lines, last_epoch_of, read_side, side_line
 from sapflow.sanctum.schema import SanctumSnapshot
 from sapflow.sanctum.widgets.key_bar import KeyBar
@@ -78,15 +76,18 @@ class CompareScreen(SnapshotScreen):
         return app.source, app.other or app.source
 
     def _read(self) -> None:
-        """Looks up what has changed; a journal that cannot be read is said in the header."""
-        with suppress(InputError):
-            sources = self._sources()
-            a = self._env_of(0, sources[0].envs(), 0)
-            env_ids = a, self._env_of(1, sources[1].envs(), a)
-            lasts = [last_epoch_of(each, env_ids[n], shell(self).moment) for n, each in enumerate(sources)]
-            for which, source in enumerate(sources):
-                wanted = (env_ids[which], lasts[which], min(lasts))
-                if wanted != self._read_for[which]:
+        """Looks up what has changed; where one of the runs cannot be read, both stay as they are."""
+        app, ends = shell(self), list[tuple[int, int]]()  # of each side: its env, and that one's last epoch
+        for which, source in enumerate(self._sources()):
+            with app.look_up(self, source):
+                env_id = self._env_of(which, source.envs(), ends[0][0] if which else 0)
+                ends.append((env_id, last_epoch_of(source, env_id, app.moment)))
+            if len(ends) == which:
+                return
+        for which, source in enumerate(self._sources()):
+            wanted = (*ends[which], min(last for _, last in ends))
+            if wanted != self._read_for[which]:
+                with app.look_up(self, source):
                     self._sides[which] = read_side(source, *wanted)
                     self._read_for[which] = wanted
 
@@ -114,8 +115,9 @@ class CompareScreen(SnapshotScreen):
 
     def action_turn(self, which: int, steps: int) -> None:
         """Takes another env as A or B; of one run, the one that it is compared with is passed over."""
-        with suppress(InputError):
-            envs = self._sources()[which].envs()
+        source = self._sources()[which]
+        with shell(self).look_up(self, source):
+            envs = source.envs()
             now, other = self._sides[which].env_id, self._sides[1 - which].env_id
             if shell(self).other is None and now != other:
                 envs = tuple(env_id for env_id in envs if env_id != other)
@@ -141,8 +143,9 @@ class CompareScreen(SnapshotScreen):
         if not message.value:
             return
         number = message.value.lstrip("0") or "0"
-        with suppress(InputError):
-            envs = self._sources()[self._choosing].envs()
+        source = self._sources()[self._choosing]
+        with shell(self).look_up(self, source):
+            envs = source.envs()
             env_id = next((each for each in envs if str(each) == number), None)
             if env_id is None:
                 self.notify(f"there is no env {number}", severity="warning", markup=False)

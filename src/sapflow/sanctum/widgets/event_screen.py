@@ -1,11 +1,9 @@
 """The events log of the run, or of one env: searched, filtered and followed."""
 
-from contextlib import suppress
 from typing import ClassVar
 
 from textual.binding import Binding, BindingType
 
-from sapflow.errors import InputError
 from sapflow.sanctum.event_panels import log_filter_line, log_row
 from sapflow.sanctum.log_book import LogBook, entry_key
 from sapflow.sanctum.query import KINDS, LogFilter, Query
@@ -68,9 +66,9 @@ class EventScreen(SearchScreen[LogLine]):
         return self._book
 
     def _look_back(self) -> None:
-        """Reads older entries; that the journal cannot be read is said in the header."""
+        """Reads older entries."""
         if self._book is not None:
-            with suppress(InputError):
+            with shell(self).look_up(self):
                 self._book.look_back()
 
     def on_row_list_moved(self, message: RowList.Moved) -> None:

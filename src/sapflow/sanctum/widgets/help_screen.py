@@ -32,7 +32,7 @@ _CONDITIONS = {
 _OURS = (
     ("1× ───", "the healthy band, {band.lower} to {band.upper}; in the plot a row is a factor of 4"),
     ("‖ held", "a person or a rule holds the seed in its stage; r lets it go on"),
-    ("passes/s", "of all envs, over the run's last half minute"),
+    ("passes/s", "of all envs that train, each over its last epochs; -- where none is known, or the trainer is quiet"),
     ("lagging", "how far behind the journal's newest event this screen is"),
     ("gaps", "places where events are missing; dropped: never written; skipped: not readable"),
 )

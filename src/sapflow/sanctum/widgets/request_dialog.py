@@ -1,6 +1,5 @@
 """Asks the person, then the trainer, and shows what comes of it."""
 
-from contextlib import suppress
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -10,7 +9,15 @@ from textual.screen import ModalScreen
 
 from sapflow.errors import InputError
 from sapflow.sanctum.glyphs import VERMILLION
-from sapflow.sanctum.hand import Standing, answer_to, new_request, question_lines, standing_lines, standing_of
+from sapflow.sanctum.hand import (
+    Standing,
+    answer_to,
+    new_request,
+    question_lines,
+    standing_lines,
+    standing_of,
+    why_not,
+)
 from sapflow.sanctum.schema import EnvState
 from sapflow.sanctum.spans import Line, clean, labelled
 from sapflow.sanctum.widgets.key_bar import KeyBar
@@ -39,7 +46,8 @@ class RequestDialog(ModalScreen[None]):
         self.env_id = subject.env_id
         self.request: Request | None = None
         self.answer: RequestAnswered | None = None
-        self._failure = ""
+        self._failure = ""  # of asking
+        self._obstacle = ""  # why it cannot be asked any more
 
     def compose(self) -> ComposeResult:
         """The question, its standing, and the keys."""
@@ -55,7 +63,7 @@ class RequestDialog(ModalScreen[None]):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """It is asked once."""
-        return action != "confirm" or (self.request is None and not self._failure)
+        return action != "confirm" or (self.request is None and not self._failure and not self._obstacle)
 
     def action_confirm(self) -> None:
         """Posts the request; where that cannot be done, says so at once."""
@@ -73,23 +81,35 @@ class RequestDialog(ModalScreen[None]):
         """Draws how things stand."""
         app = shell(self)
         env = app.snapshot.envs.get(self.env_id, EnvState(env_id=self.env_id))
-        seed = None if self.request_action == "stop" else env.seeds.get(self.subject.slot_id)
         if self.request is None:  # what was asked about stays as it was
+            self._ask(env)
+        standing = self._standing()
+        now = app.clock()
+        self.query_one("#standing", TallPanel).show(
+            (self.request, self._failure, self._obstacle, standing, self.answer, env.epoch, int(now)),
+            lambda width, _: self._standing_lines(standing, env, now, width),
+        )
+
+    def _ask(self, env: EnvState) -> None:
+        """Draws the question; once it cannot be asked any more, as it was last."""
+        app = shell(self)
+        obstacle = why_not(
+            self.request_action, self.env_id, self.subject.seed_id, app.snapshot, app.moment, app.read_only
+        )
+        if obstacle != self._obstacle:
+            self._obstacle = obstacle
+            self.refresh_bindings()
+        if not obstacle:
+            seed = None if self.request_action == "stop" else env.seeds.get(self.subject.slot_id)
             self.query_one("#question", TallPanel).show(
                 (env.epoch, env.status, seed),
                 lambda width, _: question_lines(self.request_action, env, seed, width),
             )
-        standing = self._standing()
-        now = app.clock()
-        self.query_one("#standing", TallPanel).show(
-            (self.request, self._failure, standing, self.answer, env.epoch, int(now)),
-            lambda width, _: self._standing_lines(standing, env, now, width),
-        )
 
     def _standing(self) -> Standing:
         app = shell(self)
         if self.request is not None and self.answer is None:
-            with suppress(InputError):  # a journal that cannot be read is said in the header
+            with app.look_up(self):
                 self.answer = answer_to(self.request, app.source)
         status = app.snapshot.status
         return standing_of(self.answer, status.state if status else RunState.LIVE)
@@ -97,6 +117,8 @@ class RequestDialog(ModalScreen[None]):
     def _standing_lines(self, standing: Standing, env: EnvState, now: float, width: int) -> list[Line]:
         if self._failure:
             return [(), *labelled(("✕ ", f"bold {VERMILLION}"), f"not asked: {clean(self._failure, 500)}", "", width)]
+        if self.request is None and self._obstacle:
+            return [(), *labelled(("✕ ", f"bold {VERMILLION}"), f"it cannot be asked: {self._obstacle}", "", width)]
         if self.request is None:
             return [()]
         return [(), *standing_lines(self.request, self.answer, standing, env, now, width)]

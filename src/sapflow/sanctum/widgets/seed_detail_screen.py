@@ -1,7 +1,6 @@
 """One slot: its ratio, pass by pass and epoch by epoch, its norms, their spread, its alerts and its life."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import ClassVar
 
 from textual import events
@@ -9,7 +8,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Grid
 
-from sapflow.errors import InputError
 from sapflow.sanctum.formatting import card_height, seed_card
 from sapflow.sanctum.schema import EnvState, EnvStatus, SanctumSnapshot, SeedState
 from sapflow.sanctum.slot_history import SlotHistory, SlotReader
@@ -87,14 +85,14 @@ class SeedDetailScreen(SnapshotScreen):
         self._draw()
 
     def _read(self) -> None:
-        """Looks up what is shown and not yet known; a journal that cannot be read is named in the header."""
+        """Looks up what is shown and not yet known."""
         first, done, live = self._epochs()
         wanted = (self.slot_id, first, done, live, self._seed.newest_sample, self._env.last_sequence, self.size.width)
         if wanted == self._read_for:
             return
         if self._reader is None:
             self._reader = SlotReader(shell(self).source, self.env_id, self.slot_id)
-        with suppress(InputError):
+        with shell(self).look_up(self):
             self.history = self._reader.read(first, done, max(self.size.width, 2), live)
             self._read_for = wanted
 

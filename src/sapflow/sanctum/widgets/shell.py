@@ -7,6 +7,7 @@ palette are made from the bindings that are active, so that what is bound is als
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol, cast
 
 from textual.dom import DOMNode
@@ -53,7 +54,13 @@ class Shell(Protocol):
 
     @property
     def notice(self) -> str:
-        """What went wrong with following the run, if anything did."""
+        """What a person should know about the journal: what could not be read of it, if anything could not."""
+
+    def look_up(self, asker: DOMNode, source: Source | None = None) -> AbstractContextManager[None]:
+        """Around a look at a journal, that of the run or `source`: where it cannot be read, the look ends, and is told.
+
+        `notice` says so until a later look of the same `asker` succeeds, or it is gone.
+        """
 
     @property
     def pace(self) -> float | None:

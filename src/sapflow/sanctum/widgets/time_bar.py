@@ -1,13 +1,11 @@
 """The time bar: any moment of the run, by keys and by clicks, while the run goes on."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import ClassVar
 
 from textual import events
 from textual.binding import Binding, BindingType
 
-from sapflow.errors import InputError
 from sapflow.sanctum.schema import SanctumSnapshot
 from sapflow.sanctum.spans import Line
 from sapflow.sanctum.time_line import MARK_LIMIT, RANKS, TimeLine, time_lines
@@ -69,7 +67,7 @@ class TimeBar(SpanView, can_focus=True):
         marked = next((entry.order for entry in reversed(live.log) if entry.kind in RANKS), (0.0,))
         if marked == self._marked:
             return False
-        with suppress(InputError):  # that the journal cannot be read is said in the header
+        with shell(self).look_up(self):
             self._marks = shell(self).source.events(RANKS, limit=MARK_LIMIT)
             self._marked = marked
         return True
