@@ -69,6 +69,8 @@ async def test_it_plays_at_several_speeds_and_goes_live_at_the_end(tmp_path: Pat
             speeds.append(now.app.speed)
         assert speeds == [2.0, 4.0, 2.0, 1.0, 0.5, 0.5, 1.0, 2.0, 4.0, 8.0, SPEEDS[-1], SPEEDS[-1]]
         assert "▶ 16 epochs/s" in now.lines[-2]
+        while not now.app.moment:
+            await now.pilot.pause(0.02)
         await now.press("space")
         assert now.app.speed == 0.0
         assert 0 < (now.app.moment or 0) < 200

@@ -56,6 +56,7 @@ def deterministic(events, env_id=0):
 
 @pytest.fixture(scope="module")
 def small_run() -> Kept:
+    torch.set_num_threads(trainer.THREADS + 1)
     return record(task="digits-mlp", envs=2, epochs=8, plants=(Plant(1, "early", "sigmoid"),))
 
 
