@@ -82,7 +82,8 @@ class Garden:
                     self.actions.observe(slot_id, health)
                     slot.state.accuracy_delta = delta
             living = [s.state.telemetry() for s in self.actions.slots.values() if s.alive]
-            self.responses.carry_out(self.epoch, self.rules.evaluate(self.epoch, living).raised)
+            raised = self.responses.say(self.epoch, self.rules.evaluate(self.epoch, living))
+            self.responses.carry_out(self.epoch, raised)
             self.decide()
             stages.append(self.slot.state.stage)
         return stages

@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from torch import nn
 from torch.nn import functional as F
 
-from sapflow.control.grower import Evaluation, Grower
+from sapflow.control.evaluation import Evaluation
+from sapflow.control.grower import Grower
 from sapflow.errors import IllegalTransitionError
 from sapflow.growth.blueprints import blueprint_for
 from sapflow.growth.host import slots_of

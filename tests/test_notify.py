@@ -14,9 +14,10 @@ import pytest
 from commands import SAPFLOW, finish
 from journals import PATIENCE
 from sapflow.control import notify
-from sapflow.control.notify import QUEUE_LIMIT, SENT_BEFORE, Notifier
+from sapflow.control.notify import QUEUE_LIMIT, Notifier
 from sapflow.errors import InputError
 from sapflow.telemetry.events import Alert
+from sapflow.telemetry.stream import EventStream
 from sapflow.telemetry.vocabulary import Severity
 
 AT_ONCE = 1.0  # hundreds of calls take a few milliseconds; a service that is waited for takes its whole time limit
@@ -92,7 +93,7 @@ def outcomes() -> Outcomes:
 def test_an_alert_reaches_an_endpoint_with_all_that_it_names(outcomes):
     with served() as endpoint:
         notifier = Notifier([endpoint.url])
-        notifier.of_env(2, "run-7").notify(alert(), outcomes)
+        notifier.notify(alert(), 2, "run-7", outcomes)
         path, body = endpoint.got.get(timeout=PATIENCE)
         assert outcomes.next() == (True, "sent")
         notifier.close(PATIENCE)
@@ -103,15 +104,21 @@ def test_an_alert_reaches_an_endpoint_with_all_that_it_names(outcomes):
     assert (notifier.sent, notifier.failed) == (1, 0)
 
 
-def test_the_same_alert_is_sent_once_and_that_of_another_env_too(outcomes):
+class Heard(list):
+    def emit(self, event):
+        self.append(event)
+
+
+def test_an_alert_that_was_cleared_and_is_raised_again_within_an_epoch_is_sent_again():
+    heard = Heard()
     with served() as endpoint:
         notifier = Notifier([endpoint.url])
-        for env_id in (0, 0, 1):
-            notifier.notify(alert(), env_id, "run", outcomes)
+        env = notifier.of_env(EventStream(heard, "run-7", 2))
+        for sequence in (5, 9):
+            env.notify(3, sequence, alert())
         notifier.close(PATIENCE)
         assert endpoint.got.qsize() == 2
-    assert sorted(outcomes.next() for _ in range(3)) == [(False, SENT_BEFORE), (True, "sent"), (True, "sent")]
-    assert (notifier.sent, notifier.failed) == (2, 0)
+    assert [(event.env_id, event.sequence, event.payload.outcome) for event in heard] == [(2, None, "sent")] * 2
 
 
 def notify_all(notifier: Notifier, outcomes: Outcomes, count: int) -> float:

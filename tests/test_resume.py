@@ -7,6 +7,7 @@ import pickle
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,14 @@ from msgspec.structs import replace
 
 from commands import Forked, finish_forked, refused
 from few_digits import few_digits
-from sapflow.telemetry.events import GradientSampled, RunResumed
+from sapflow.errors import InputError
+from sapflow.telemetry.events import ActionTaken, AlertRaised, GradientSampled, RunResumed
 from sapflow.telemetry.journal import Journal
 from sapflow.telemetry.source import RunState, Source
 from sapflow.training import recording
 from sapflow.training.checkpoint import MAGIC, UNFINISHED, Checkpoints
 from sapflow.training.trainer import Plant, RunPlan
+from test_notify import served
 
 TRIALS = 10
 # Whole, and what is in it calls a function when it is unpickled.
@@ -120,17 +123,63 @@ class Stop(BaseException):
     """What ends a trainer in the middle."""
 
 
-def stopped_after(epochs, run_dir):
+def stopped_after(epochs, run_dir, plan=PLAN):
     """A run that is stopped when env 0 has ended its epoch and env 1 has not."""
-    recording.prepare(PLAN, run_dir)
+    recording.prepare(plan, run_dir)
 
     def stop(env):
         if env.epoch == epochs and env.plan.env_id == 0:
             raise Stop
 
     with pytest.raises(Stop):
-        recording.record(PLAN, run_dir, stop)
+        recording.record(plan, run_dir, stop)
     return run_dir
+
+
+class TestPeopleAreToldOnce:
+    """Of each alert, though the trainer is killed and lives through its epoch again."""
+
+    @pytest.fixture
+    def endpoint(self, monkeypatch):
+        with served() as endpoint:
+            monkeypatch.setenv("SAPFLOW_HOOK", endpoint.url)
+            yield endpoint
+
+    def plan(self):
+        rule = 'name = "loud"\nwhen = "ratio_above"\nlevel = 20.0\nfor_epochs = 1\nactions = ["notify"]'
+        rules = f'[notify]\nurls = ["${{SAPFLOW_HOOK}}"]\n[[rules]]\n{rule}'
+        return RunPlan(task="digits-mlp", envs=1, epochs=4, plants=(Plant(0, "early", "explosive"),), rules=rules)
+
+    def resumed(self, run_dir):
+        recording.record(recording.plan_of(run_dir), run_dir, resume=True)
+        events = events_of(run_dir)
+        raised = [event for event in events if isinstance(event.payload, AlertRaised)]
+        told = [event for event in events if isinstance(event.payload, ActionTaken) and event.sequence is None]
+        return len(raised), [event.payload.outcome for event in told]
+
+    def test_where_the_journal_has_what_came_of_it(self, tmp_path, endpoint):
+        run_dir = stopped_after(2, tmp_path / "run", self.plan())  # the checkpoint is of the epoch before the alert
+        assert endpoint.got.qsize() == 1
+        raised, told = self.resumed(run_dir)
+        assert endpoint.got.qsize() == raised == len(told)
+
+    @pytest.mark.parametrize("epochs", [2, 3])  # the alert is raised again, or is behind the checkpoint
+    def test_where_the_trainer_was_killed_before_it_was_sent(self, tmp_path, endpoint, epochs):
+        run_dir = stopped_after(epochs, tmp_path / "run", self.plan())
+        endpoint.got.get_nowait()
+        with sqlite3.connect(run_dir / "journal.sqlite") as journal:
+            journal.execute("DELETE FROM events WHERE type = 'ACTION_TAKEN'")
+        journal.close()
+        raised, told = self.resumed(run_dir)
+        assert endpoint.got.qsize() == raised
+        assert told == ["sent"] * raised
+
+    def test_and_a_service_that_is_not_known_any_more_leaves_nothing_open(self, tmp_path, endpoint, monkeypatch):
+        run_dir = stopped_after(2, tmp_path / "run", self.plan())
+        monkeypatch.delenv("SAPFLOW_HOOK")
+        with pytest.raises(InputError, match="SAPFLOW_HOOK"):
+            recording.record(recording.plan_of(run_dir), run_dir, resume=True)
+        assert "sapflow-journal" not in [thread.name for thread in threading.enumerate()]
 
 
 class TestACheckpoint:

@@ -14,8 +14,9 @@ import sapflow
 from sapflow.control.actions import SlotActions
 from sapflow.control.controller import Controller
 from sapflow.control.controllers import ScheduledController
+from sapflow.control.evaluation import Evaluation
 from sapflow.control.functions import check_functions
-from sapflow.control.grower import Evaluation, Grower
+from sapflow.control.grower import Grower
 from sapflow.control.life_cycle import GrowthPlan
 from sapflow.control.notify import NOTIFYING_SECONDS, Notifier
 from sapflow.errors import InputError
@@ -108,7 +109,7 @@ def grow(
         rules=rule_file.rules,
         decide_every=rule_file.decide_every or decide_every,
         functions=functions,
-        notifier=notifier.of_env(0, keeping.env.run_id) if notifier is not None else None,
+        notifier=notifier.of_env(keeping.env) if notifier is not None else None,
         inbox=inbox,
         policy=policy,
         epochs=epochs,

@@ -1,9 +1,7 @@
 """The growth of one host: its seeds step by step, and epoch by epoch what is judged, decided, done and said."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,33 +10,26 @@ from torch import Tensor, nn
 
 from sapflow.control.actions import SlotActions
 from sapflow.control.controller import Controller, EpochOutcome
+from sapflow.control.evaluation import Evaluation, worth_of_seeds
 from sapflow.control.functions import check_functions
 from sapflow.control.requests import Requests
 from sapflow.control.responses import Notifying, Responses
 from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.gradients.sampling import Sampler
 from sapflow.growth.guard import device_of
-from sapflow.growth.seed_trainer import SeedTrainer, SeedTraining, summed_over_ranks
-from sapflow.growth.shadow import Closure, uncompiled
+from sapflow.growth.seed_trainer import SeedTrainer, SeedTraining, mean_over_ranks, summed_over_ranks
+from sapflow.growth.shadow import Closure
 from sapflow.growth.slot import SeedSlot
 from sapflow.health.policy import Policy
 from sapflow.health.rule_file import DECIDE_EVERY
-from sapflow.health.rules import DEFAULT_RULES, Outcome, Rule, RuleBook
-from sapflow.telemetry.events import Alert, AlertCleared, AlertRaised, EnvStarted, EpochCompleted
+from sapflow.health.rules import DEFAULT_RULES, Rule, RuleBook
+from sapflow.telemetry.events import Alert, EnvStarted, EpochCompleted
 from sapflow.telemetry.inbox import Inbox
 from sapflow.telemetry.stream import EventStream
 from sapflow.telemetry.vocabulary import SeedStage
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """How a host does on its validation split: accuracy in percent, loss in the task's own unit; None: not known."""
-
-    accuracy: float | None = None
-    loss: float | None = None
 
 
 class Grower:
@@ -128,7 +119,6 @@ class Grower:
         self._graphs_before = compiled_graphs()
         self._epoch_steps = 0
         self._total_passes = 0
-        self._total_alerts = 0
 
     def start(self, closure: Closure) -> None:
         """Say that the env begins, and let the controller plant what is due before the first epoch."""
@@ -154,7 +144,7 @@ class Grower:
 
         Args:
             evaluate: how the host does now; called again for each slot whose seed the host sees, without it.
-            train_loss: of the epoch.
+            train_loss: of the epoch; of several ranks, the mean is said and decided by.
         """
         self.monitor.end_open_pass()
         if self._decide_every and (rest := self._epoch_steps % self._decide_every):
@@ -162,9 +152,10 @@ class Grower:
         self._epoch_steps = 0
         self.epoch += 1
         self._observe()
+        (train_loss,) = self._mean(train_loss)
         evaluation = self._evaluate(evaluate)
         growing = [slot.state.telemetry() for slot in self.slots.values() if slot.alive]
-        raised = self._say_of_rules(self.epoch, self.rules.evaluate(self.epoch, growing))
+        raised = self.responses.say(self.epoch, self.rules.evaluate(self.epoch, growing))
         said = EpochCompleted(
             epoch=self.epoch,
             epochs=self.epochs,
@@ -177,7 +168,7 @@ class Grower:
             total_germinated=len(self.actions.lives),
             total_pruned=sum(life.pruned_epoch is not None for life in self.actions.lives),
             total_fossilized=sum(life.stage is SeedStage.FOSSILIZED for life in self.actions.lives),
-            total_alerts=self._total_alerts,
+            total_alerts=self.responses.total_alerts,
             total_shadows=self.trainer.shadows,
             total_recompiles=compiled_graphs() - self._graphs_before,
         )
@@ -199,7 +190,7 @@ class Grower:
         return {
             "epoch": self.epoch,
             "passes": self._total_passes,
-            "alerts": self._total_alerts,
+            "alerts": self.responses.total_alerts,
             "steps": self.trainer.steps,
             "shadows": self.trainer.shadows,
             "stop_reason": self.responses.stop_reason,
@@ -218,7 +209,7 @@ class Grower:
         """
         self.epoch = state["epoch"]
         self._total_passes = self.monitor.passes_before_epoch = state["passes"]
-        self._total_alerts = state["alerts"]
+        self.responses.total_alerts = state["alerts"]
         self.trainer.steps, self.trainer.shadows = state["steps"], state["shadows"]
         self.responses.stop_reason = state["stop_reason"]
         self.responses.held_by_hand = set(state.get("held_by_hand", ()))
@@ -242,7 +233,7 @@ class Grower:
             for slot_id, health in self.monitor.close_window().items()
         ]
         outcome = self.rules.evaluate_window(epoch, passes, window)
-        self.responses.carry_out(epoch, self._say_of_rules(epoch, outcome))
+        self.responses.carry_out(epoch, self.responses.say(epoch, outcome))
 
     def _seed_in(self, slot_id: str) -> tuple[str, str]:
         state = self.slots[slot_id].state
@@ -264,35 +255,21 @@ class Grower:
         """Over all ranks that train together: what is decided by must be the same on each."""
         return summed_over_ranks(values, self._process_group, device_of(self.host))
 
-    def _mean(self, evaluation: Evaluation) -> Evaluation:
-        """Over all ranks: each may validate on its own share."""
-        if self._process_group is None or evaluation.accuracy is None:
-            return evaluation
-        accuracy, loss, ranks = self._summed([evaluation.accuracy, evaluation.loss or 0.0, 1.0])
-        return Evaluation(accuracy=accuracy / ranks, loss=None if evaluation.loss is None else loss / ranks)
+    def _mean(self, *values: float | None) -> list[float | None]:
+        return mean_over_ranks(values, self._process_group, device_of(self.host))
 
     def _evaluate(self, evaluate: Callable[[], Evaluation]) -> Evaluation:
-        """How the host does, and what each seed that it sees gives it: the accuracy that it loses without the seed."""
-        evaluation = self._mean(evaluate())
-        if evaluation.accuracy is None:
-            return evaluation
-        for slot in self.slots.values():
-            if slot.host_sees:
-                with _bypassed(slot):
-                    without = self._mean(evaluate()).accuracy
-                assert without is not None
-                self.actions.weigh(slot.state.slot_id, evaluation.accuracy - without)
-        return evaluation
+        """How the host does over all ranks, each of which may validate on its own share; seeds are weighed, too."""
 
-    def _say_of_rules(self, epoch: int, outcome: Outcome) -> list[Alert]:
-        """Say what the rules found, let go what they held, and give the alerts that are new."""
-        self._total_alerts += len(outcome.raised)
-        for alert in outcome.raised:
-            self.stream.emit(AlertRaised(epoch=epoch, alert=alert))
-        for alert in outcome.cleared:
-            self.stream.emit(AlertCleared(epoch=epoch, alert=alert, reason="back to normal"))
-        self.responses.clear(epoch, outcome.cleared)
-        return outcome.raised
+        def of_all_ranks() -> Evaluation:
+            own = evaluate()
+            accuracy, loss = self._mean(own.accuracy, own.loss)
+            return Evaluation(accuracy=accuracy, loss=loss)
+
+        evaluation = of_all_ranks()
+        for slot_id, worth in worth_of_seeds(of_all_ranks, evaluation.accuracy, self.slots.values()).items():
+            self.actions.weigh(slot_id, worth)
+        return evaluation
 
 
 def compiled_graphs() -> int:
@@ -302,14 +279,3 @@ def compiled_graphs() -> int:
     from torch._dynamo.utils import counters
 
     return int(counters["stats"]["unique_graphs"])
-
-
-@contextmanager
-def _bypassed(slot: SeedSlot) -> Iterator[None]:
-    """The counterfactual: inside, the host is as if nothing grew in the slot; nothing is compiled for it."""
-    slot.bypassed = True
-    try:
-        with uncompiled():
-            yield
-    finally:
-        slot.bypassed = False

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from sapflow.errors import InputError, MissingExtraError
-from sapflow.telemetry.events import Alert
+from sapflow.telemetry.events import ActionTaken, Alert
+from sapflow.telemetry.resuming import NOTIFY, WhatIsNew
+from sapflow.telemetry.stream import EventStream
 from sapflow.telemetry.vocabulary import Severity
 
 if TYPE_CHECKING:
@@ -24,8 +26,6 @@ Outcome = Callable[[bool, str], None]
 """Told what came of an alert: whether every service took it, and in words."""
 
 QUEUE_LIMIT = 256
-REMEMBERED = 4096  # alerts that are not sent a second time
-SENT_BEFORE = "not sent again: it was sent before"
 SECONDS_TO_CONNECT = 5.0
 SECONDS_TO_ANSWER = 5.0
 NOTIFYING_SECONDS = 5.0  # that alerts have to get away when the training is over
@@ -46,25 +46,43 @@ class _Message:
 
 
 class EnvNotifier:
-    """A notifier as an env has it: it knows which env of which run its alerts are of."""
+    """A notifier as an env has it: what came of an alert it says in the stream, aside, since no run determines it.
 
-    def __init__(self, notifier: "Notifier", env_id: int, run_id: str) -> None:
-        self._notifier, self._env_id, self._run_id = notifier, env_id, run_id
+    An alert goes by the number of its ALERT_RAISED. A resumed env raises again what it raised after its checkpoint, by
+    the same numbers; of those, it passes over what the journal has an outcome of.
+    """
 
-    def notify(self, alert: Alert, on_outcome: Outcome) -> None:
-        """See `Notifier.notify`."""
-        self._notifier.notify(alert, self._env_id, self._run_id, on_outcome)
+    def __init__(self, notifier: "Notifier", stream: EventStream, known: WhatIsNew | None) -> None:
+        self._notifier, self._stream, self._known = notifier, stream, known
+
+    def notify(self, epoch: int, sequence: int, alert: Alert) -> None:
+        """Have an alert sent that was raised in this epoch, and with this number; unless people were told before."""
+
+        def say(done: bool, outcome: str) -> None:
+            self._stream.emit_aside(ActionTaken(epoch=epoch, alert=alert, action=NOTIFY, done=done, outcome=outcome))
+
+        if self._known is None or not self._known.told(self._stream.env_id, sequence):
+            env_id = self._stream.env_id
+            assert env_id is not None
+            self._notifier.notify(alert, env_id, self._stream.run_id, say)
+
+    def catch_up(self) -> None:
+        """Have sent what was raised before the env goes on, and of which the journal has no outcome."""
+        untold = self._known.untold if self._known is not None else {}
+        for (env_id, sequence), raised in untold.items():
+            if env_id == self._stream.env_id and sequence < self._stream.next_sequence:
+                self.notify(raised.epoch, sequence, raised.alert)
 
 
 class Notifier:
     """Sends alerts to every service, one after the other; never blocks, never raises.
 
-    An alert (a rule, a seed, since an epoch of an env) is sent once. A service that is down, slow or unwilling costs
-    its own time limits, in the notifier's thread; an alert that finds the queue full is not sent. The first failure is
-    logged, all are counted.
+    A service that is down, slow or unwilling costs its own time limits, in the notifier's thread; an alert that finds
+    the queue full is not sent. The first failure is logged, all are counted.
 
     Args:
         urls: of services, as apprise reads them; `${SAPFLOW_NAME}` in one stands for that environment variable.
+        known: what the journal had already, where the run was resumed.
 
     Attributes:
         sent: alerts that every service took.
@@ -75,14 +93,14 @@ class Notifier:
         MissingExtraError: apprise is not installed.
     """
 
-    def __init__(self, urls: Iterable[str]) -> None:
+    def __init__(self, urls: Iterable[str], known: WhatIsNew | None = None) -> None:
+        self._known = known
         self.sent = 0
         self.failed = 0
         self._secrets: set[str] = set()
         self._services = [self._service(number, url) for number, url in enumerate(urls, start=1)]
         self._queue: deque[_Message] = deque()
         self._sending: _Message | None = None
-        self._taken: dict[tuple[object, ...], None] = {}  # in the order in which they came
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="sapflow-notify", daemon=True)
@@ -99,16 +117,16 @@ class Notifier:
         """
         message = _Message(alert, env_id, run_id, on_outcome)
         with self._changed:
-            refusal = self._refusal(message)
+            refusal = self._refusal()
             if not refusal:
                 self._queue.append(message)
                 self._changed.notify_all()
         if refusal:
             self._conclude(message, False, refusal)
 
-    def of_env(self, env_id: int, run_id: str) -> EnvNotifier:
-        """The notifier of one env."""
-        return EnvNotifier(self, env_id, run_id)
+    def of_env(self, stream: EventStream) -> EnvNotifier:
+        """The notifier of the env of this stream."""
+        return EnvNotifier(self, stream, self._known)
 
     def close(self, seconds: float) -> None:
         """Send what waits, for at most so long; what has not been sent by then counts as failed, and is told so."""
@@ -123,20 +141,11 @@ class Notifier:
         for message in unsent:
             self._conclude(message, False, f"not sent within {seconds:g} s of the end")
 
-    def _refusal(self, message: _Message) -> str:
-        """Why the alert is not going to be sent, if it is not; else it is remembered."""
-        alert = message.alert
-        key = (message.run_id, message.env_id, alert.rule, alert.seed_id, alert.since_epoch)
+    def _refusal(self) -> str:
+        """Why no further alert is going to be sent; empty if one is."""
         if self._closing:
             return "not sent: the run is over"
-        if key in self._taken:
-            return SENT_BEFORE
-        if len(self._queue) >= QUEUE_LIMIT:
-            return f"not sent: {QUEUE_LIMIT} alerts wait already"
-        self._taken[key] = None
-        if len(self._taken) > REMEMBERED:
-            del self._taken[next(iter(self._taken))]
-        return ""
+        return f"not sent: {QUEUE_LIMIT} alerts wait already" if len(self._queue) >= QUEUE_LIMIT else ""
 
     def _run(self) -> None:
         while (message := self._next()) is not None:
@@ -176,10 +185,9 @@ class Notifier:
 
     def _conclude(self, message: _Message, done: bool, detail: str) -> None:
         with self._changed:
-            repeated = detail == SENT_BEFORE
             self.sent += done
-            self.failed += not done and not repeated
-            first = not done and not repeated and self.failed == 1
+            self.failed += not done
+            first = not done and self.failed == 1
         if first:
             log.warning("an alert reached nobody, or not everybody: %s (said once; the events have all)", detail)
         try:

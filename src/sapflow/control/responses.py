@@ -1,4 +1,4 @@
-"""What is done about an alert: the actions that its rule asks for, carried out once, in step, and said."""
+"""What is said and done about alerts: the actions that their rules ask for, carried out once, in step."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -6,19 +6,21 @@ from typing import Protocol
 
 from sapflow.control.actions import SlotActions
 from sapflow.growth.slot import SeedSlot
-from sapflow.telemetry.events import ActionTaken, Alert
+from sapflow.health.rules import Outcome
+from sapflow.telemetry.events import ActionTaken, Alert, AlertCleared, AlertRaised
 from sapflow.telemetry.stream import EventStream
 
 log = logging.getLogger("sapflow.control")
 
-Outcome = Callable[[bool, str], None]
+Numbered = tuple[int, Alert]
+"""An alert, and the number of the event that it was raised by."""
 
 
 class Notifying(Protocol):
     """Who tells people: never blocks and never raises; whether it arrived is said later, from another thread."""
 
-    def notify(self, alert: Alert, on_outcome: Outcome) -> None:
-        """Take the alert, and say of it what came of it."""
+    def notify(self, epoch: int, sequence: int, alert: Alert) -> None:
+        """Take the alert that was raised in this epoch, and with this number."""
 
 
 class Responses:
@@ -40,19 +42,32 @@ class Responses:
     ) -> None:
         self.stop_reason = ""  # why the env is to end after this epoch
         self.held_by_hand: set[str] = set()  # seeds that no rule lets go
+        self.total_alerts = 0
         self._actions = actions
         self._stream = stream
         self._functions = functions or {}
         self._notifier = notifier
 
-    def carry_out(self, epoch: int, alerts: Iterable[Alert]) -> None:
-        """Do what these alerts ask for, which have just been raised."""
-        for alert in alerts:
-            for action in alert.actions:
-                self._respond(epoch, alert, action)
+    def say(self, epoch: int, outcome: Outcome) -> list[Numbered]:
+        """Say what the rules found, let go what they held, and give the alerts that are new, to be carried out."""
+        raised: list[Numbered] = []
+        for alert in outcome.raised:
+            raised.append((self._stream.next_sequence, alert))
+            self._stream.emit(AlertRaised(epoch=epoch, alert=alert))
+        for alert in outcome.cleared:
+            self._stream.emit(AlertCleared(epoch=epoch, alert=alert, reason="back to normal"))
+        self._let_go(epoch, outcome.cleared)
+        self.total_alerts += len(raised)
+        return raised
 
-    def clear(self, epoch: int, alerts: Iterable[Alert]) -> None:
-        """Let go what these alerts held, which have just been cleared, unless another or a person still holds it."""
+    def carry_out(self, epoch: int, raised: Iterable[Numbered]) -> None:
+        """Do what these alerts ask for, which have just been raised."""
+        for sequence, alert in raised:
+            for action in alert.actions:
+                self._respond(epoch, sequence, alert, action)
+
+    def _let_go(self, epoch: int, alerts: Iterable[Alert]) -> None:
+        """What these alerts held, which have just been cleared, unless another or a person still holds it."""
         for alert in alerts:
             slot = self._slot_of(alert)
             if "hold" not in alert.actions or slot is None or not slot.state.paused:
@@ -62,11 +77,10 @@ class Responses:
                 self._actions.resume(slot)
                 self._say(epoch, alert, "resume", True, "the alert was cleared")
 
-    def _respond(self, epoch: int, alert: Alert, action: str) -> None:
+    def _respond(self, epoch: int, sequence: int, alert: Alert, action: str) -> None:
         kind, _, argument = action.partition(":")
         if kind == "notify" and self._notifier is not None:
-            # Whether it arrives is not determined by the run, so it is said aside.
-            self._notifier.notify(alert, lambda done, outcome: self._say_aside(epoch, alert, action, done, outcome))
+            self._notifier.notify(epoch, sequence, alert)
             return
         try:
             outcome = self._perform(epoch, alert, kind, argument)
@@ -109,6 +123,3 @@ class Responses:
 
     def _say(self, epoch: int, alert: Alert, action: str, done: bool, outcome: str) -> None:
         self._stream.emit(ActionTaken(epoch=epoch, alert=alert, action=action, done=done, outcome=outcome))
-
-    def _say_aside(self, epoch: int, alert: Alert, action: str, done: bool, outcome: str) -> None:
-        self._stream.emit_aside(ActionTaken(epoch=epoch, alert=alert, action=action, done=done, outcome=outcome))

@@ -1,6 +1,6 @@
 """The seeds' side of a training step: shadows for those that incubate, blend weights, and optimizers of their own."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -174,6 +174,15 @@ def summed_over_ranks(values: list[float], group: "ProcessGroup | None", device:
     total = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(total, group=group)
     return [float(value) for value in total.tolist()]
+
+
+def mean_over_ranks(
+    values: Sequence[float | None], group: "ProcessGroup | None", device: torch.device
+) -> list[float | None]:
+    """The mean of each value over the ranks that know it, the same on all; None where no rank does."""
+    sums = summed_over_ranks([value or 0.0 for value in values], group, device)
+    known = summed_over_ranks([float(value is not None) for value in values], group, device)
+    return [total / ranks if ranks else None for total, ranks in zip(sums, known, strict=True)]
 
 
 def broadcast_from_first(tensors: list[Tensor], group: "ProcessGroup") -> None:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from sapflow.control.actions import SlotActions
 from sapflow.control.controller import Controller
+from sapflow.control.evaluation import Evaluation
 from sapflow.control.functions import Function
-from sapflow.control.grower import Evaluation, Grower
+from sapflow.control.grower import Grower
 from sapflow.control.responses import Notifying
 from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.growth.blending import Schedule

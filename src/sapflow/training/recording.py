@@ -110,9 +110,10 @@ def record(
             sink, run_id = known.before(journal), known.run_id or run_id
         kept = (known.last_sequence if known is not None else {}) if resume else None
         urls = plan.rule_file().notify
-        notifier = Notifier(urls) if urls else None
-        inbox = Inbox(run_dir, journal.flush, known)
+        notifier = None
         try:
+            notifier = Notifier(urls, known) if urls else None
+            inbox = Inbox(run_dir, journal.flush, known)
             completed = run(
                 plan, run_id, sink, on_epoch, token=run_directory.token_of(run_dir), checkpoints=checkpoints,
                 notifier=notifier, inbox=inbox, resumed=kept,

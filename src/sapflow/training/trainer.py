@@ -161,6 +161,9 @@ def run(
         stream.emit(_started(plan, task, token))
     if envs is None:
         envs = _begun(make, streams)
+    elif notifier is not None:
+        for env_stream in streams.values():
+            notifier.of_env(env_stream).catch_up()
     for epoch in range(done + 1, plan.epochs + 1):
         for env_id, env in list(envs.items()):
             if env.stopped:
@@ -224,6 +227,8 @@ def _restored(
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             log.warning("the checkpoint of epoch %d does not fit this run (%s); an older one may", epoch, reason)
         else:
+            for env_id in streams.keys() - envs.keys():  # they have failed, and said all that they had to say
+                streams[env_id].next_sequence = kept.get(env_id, -1) + 1
             return epoch, envs
     return 0, None
 
@@ -257,6 +262,6 @@ def _make_env(plan: RunPlan, task: Task, notifier: Notifier | None, inbox: Inbox
         rules=rules.rules,
         decide_every=rules.decide_every,
         functions=registered_functions(rules.rules),
-        notifier=notifier.of_env(env_id, stream.run_id) if notifier is not None else None,
+        notifier=notifier.of_env(stream) if notifier is not None else None,
         inbox=inbox,
     )
