@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sapflow import GradientMonitor
 from sapflow.errors import InputError
-from sapflow.gradients.pass_sums import PAGE_ROWS, _Page
+from sapflow.gradients.cells import PAGE_ROWS, Page
 from sapflow.gradients.structures import map_tensors
 from sapflow.telemetry.vocabulary import Measurement
 
@@ -450,7 +450,7 @@ def _an_epoch(every_activation: bool) -> dict[str, object]:
 def test_cells_that_the_host_cannot_write_hold_the_same(monkeypatch, every_activation):
     """On an accelerator cells are tensors only; here the same is made to be so on the CPU."""
     on_host = _an_epoch(every_activation)
-    monkeypatch.setattr(_Page, "_find_memory", lambda page: setattr(page, "memory", None))
+    monkeypatch.setattr(Page, "_find_memory", lambda page: setattr(page, "memory", None))
     elsewhere = _an_epoch(every_activation)
     assert (on_host["0"].passes, on_host["0"].non_finite_passes) == (4, 1)
     for name in (str(number) for number in range(PAGE_ROWS + 2)):

@@ -247,3 +247,30 @@ def test_large_gradients_are_no_origin_though_their_squares_overflow(host):
         watcher.epoch()
         assert all(parameter.grad.isfinite().all() for parameter in host.parameters())
         assert list(watcher.non_finite) == []
+
+
+def test_nan_after_a_pass_whose_squares_overflow_is_named(host):
+    with watched(host, ["blocks.*", "head"]) as watcher:
+        (host(torch.randn(4, 8)).mean() * 1e25).backward()
+        watcher.step()
+        run(host, 1, fault=host.blocks[1].fault, at=1)
+        watcher.epoch()
+        (origin,) = watcher.non_finite
+        assert (origin.slot_id, origin.passes, origin.parameter) == ("blocks.1", 2, "second.weight")
+
+
+def test_a_sparse_gradient_that_is_not_finite_is_named_and_the_backward_goes_on():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(10, 4, sparse=True), nn.Linear(4, 1)
+
+        def forward(self, tokens):
+            return self.head(self.embedding(tokens))
+
+    model = Tokens()
+    with watched(model, "*") as watcher:
+        (model(torch.tensor([1, 2])).sum() * math.inf).backward()
+        watcher.step()
+        watcher.epoch()
+        assert len(watcher.non_finite) == 1

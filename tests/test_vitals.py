@@ -65,6 +65,81 @@ def test_modules_without_trained_parameters_or_gradients_have_no_liveness(policy
     assert unused.weight.grad is None
 
 
+def test_sparse_gradients_close_their_pass_and_are_alive_where_they_are_looked_up(policy):
+    embedding, head = nn.Embedding(10, 4, sparse=True), nn.Linear(4, 1)
+    monitor = GradientMonitor({"embedding": embedding, "head": head}, policy=policy)
+    for _ in range(3):
+        head(embedding(torch.tensor([1, 1, 2]))).sum().backward()
+        monitor.step()
+    health = monitor.close_epoch()
+    assert (health["head"].passes, policy.readings[0].parameter_liveness) == (3, 1.0)
+    assert embedding.weight.grad.is_sparse
+
+
+def test_norms_of_half_precision_parameters_do_not_overflow(policy):
+    large, small = nn.Linear(64, 64, bias=False).half(), nn.Linear(4, 4).half()
+    monitor = GradientMonitor({"large": large, "small": small}, policy=policy)
+    for module in (large, small):
+        for parameter in module.parameters():
+            parameter.grad = torch.full_like(parameter, 6e4 if module is large else 1.0)  # 64 times 6e4 is infinite
+    large(torch.ones(1, 64, dtype=torch.half, requires_grad=True)).sum().backward()
+    monitor.step()
+    assert [flow.parameter_liveness for flow in monitor.close_epoch().values()] == [1.0, 0.0]
+
+
+def test_what_cannot_be_noted_is_said_once_and_the_pass_closes(policy, monkeypatch, caplog):
+    def broken(*args, **kwargs):
+        raise RuntimeError("no norms on this device")
+
+    monkeypatch.setattr("torch._foreach_norm", broken)
+    layer = scaled_orthogonal(1.0)
+    monitor = GradientMonitor({"m": layer}, policy=policy)
+    for _ in range(4):
+        layer(torch.randn(2, 8, requires_grad=True)).sum().backward()
+        monitor.step()
+    health = monitor.close_epoch()["m"]
+    assert (health.passes, health.parameter_liveness) == (4, None)
+    assert "no norms on this device" in health.measurement_reason
+    assert len(caplog.records) == 1
+
+
+def test_a_module_that_nothing_was_routed_to_is_not_dead(policy):
+    experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+    monitor = GradientMonitor({"0": experts[0], "1": experts[1]}, policy=policy)
+    for routed in (1, 0):  # both are passes to note vital signs on
+        experts.zero_grad()
+        experts[routed](torch.randn(2, 4, requires_grad=True)).sum().backward()
+        monitor.step()
+    assert [flow.parameter_liveness for flow in monitor.close_epoch().values()] == [1.0, 1.0]
+
+
+def test_what_was_frozen_or_replaced_meanwhile_is_not_dead(policy):
+    frozen, replaced, half = (nn.Linear(4, 4) for _ in range(3))
+    monitor = GradientMonitor({"frozen": frozen, "replaced": replaced, "half": half}, policy=policy)
+    frozen.requires_grad_(False)
+    half.weight.requires_grad_(False)
+    replaced.load_state_dict({name: torch.ones_like(p) for name, p in replaced.named_parameters()}, assign=True)
+    for _ in range(2):
+        half(replaced(frozen(torch.randn(2, 4, requires_grad=True)))).sum().backward()
+        monitor.step()
+    health = monitor.close_epoch()
+    assert {name: flow.parameter_liveness for name, flow in health.items()} == {
+        "frozen": None,
+        "replaced": 1.0,
+        "half": 1.0,
+    }
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_one_gradient_that_is_not_finite_makes_no_other_module_dead(policy, value):
+    bad, live = nn.Linear(4, 4), nn.Linear(4, 4)
+    monitor = GradientMonitor({"bad": bad, "live": live}, policy=policy)
+    x = torch.randn(2, 4, requires_grad=True)
+    (bad(x).sum() * value + live(x).sum()).backward()
+    monitor.step()
+    assert [flow.parameter_liveness for flow in monitor.close_epoch().values()] == [1.0, 1.0]
+
+
 def test_what_has_moved_since_it_was_attached(policy):
     layer = scaled_orthogonal(1.0)
     with torch.no_grad():

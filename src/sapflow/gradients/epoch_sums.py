@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sapflow.gradients.pass_sums import ENTERING, GIVEN, LEAVING, TAKEN
+from sapflow.gradients.cells import ENTERING, GIVEN, LEAVING, TAKEN
 from sapflow.telemetry.events import HISTOGRAM_BINS, HISTOGRAM_HIGHEST_OCTAVE, HISTOGRAM_LOWEST_OCTAVE
 
 Floats = NDArray[np.float64]

@@ -2,25 +2,25 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sapflow.errors import InputError
 from sapflow.gradients import closing
 from sapflow.gradients.decisions import Decisions
 from sapflow.gradients.epoch_sums import EpochSums
-from sapflow.gradients.origin import Origin, OriginSearch, Place
+from sapflow.gradients.origin import Origin, OriginSearch
 from sapflow.gradients.pass_samples import PassSample, Unsampled
-from sapflow.gradients.pass_sums import TAKEN, PassSums, Row, expected_device
-from sapflow.gradients.probe import Probe
+from sapflow.gradients.pass_sums import PassSums
 from sapflow.gradients.ranks import Ranks
-from sapflow.gradients.reading import Watched, health_of
-from sapflow.gradients.vitals import Vitals, VitalSigns, note_liveness, signs_of, vitals_due
+from sapflow.gradients.reading import health_of
+from sapflow.gradients.roster import Roster
+from sapflow.gradients.vitals import Rounds, VitalSigns, signs_of
 from sapflow.health.policy import OVERFLOWS_IN_A_ROW, HealthPolicy, Need, Policy
 from sapflow.telemetry.events import GradientHealth
 
@@ -102,23 +102,22 @@ class GradientMonitor:
         self._epoch = EpochSums(self._sums.rows)
         self._windows = windows
         self._decisions = Decisions(self._ranks, windows=windows)
-        self._watched: dict[str, Watched] = {}
-        self._retired_rows: list[Row] = []
+        self._roster = Roster(self._sums)
         self._keep_passes = keep_passes
         self._unsampled = Unsampled()
         self._closers = ExitStack()
         self._closers.callback(closing.arranged(grad_scaler, optimizer, root, self._close_pass, self._close_at_root))
         self._root_closes = True
         self._alarmed = self._failed = False
-        self._age = 0  # passes since a module was attached
-        self._choose_vitals()
+        self._rounds = Rounds(self._sums)
+        self._rounds.choose()
         for name, module in (modules or {}).items():
             self.attach(name, module)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The modules that are measured, in the order they were attached."""
-        return tuple(self._watched)
+        return tuple(self._roster)
 
     @property
     def passes(self) -> int:
@@ -131,22 +130,15 @@ class GradientMonitor:
         Raises:
             InputError: the name is taken.
         """
-        if name in self._watched:
-            raise InputError(f"the name {name!r} is being measured already: detach it first, or choose another")
-        row = self._sums.take_row(expected_device(module))
+        vitals = Need.PARAMETER_LIVENESS in self.policy.needs
+        self._roster.attach(name, module, self.policy.new_memory(name), vitals=vitals)
         if self._sums.rows > self._epoch.rows:
             self._epoch.grow(self._sums.rows)
-        probe = Probe(module, self._sums, row)
-        vitals = Vitals(module) if Need.PARAMETER_LIVENESS in self.policy.needs else None
-        self._watched[name] = Watched(module, probe, row, self.policy.new_memory(name), vitals)
-        self._age = 0
-        self._choose_vitals()
+        self._rounds.begin_young()
 
     def detach(self, name: str) -> None:
         """Stop measuring a module and leave nothing on it; what its epoch had so far is gone."""
-        watched = self._watched.pop(name)
-        self._retired_rows.append(watched.row)
-        watched.probe.remove()
+        self._roster.detach(name)
 
     def step(self) -> None:
         """Close the pass; from the first call on, the root's forward no longer does."""
@@ -161,24 +153,15 @@ class GradientMonitor:
         if self._sums.fired or self._sums.skipped or (self._sums.compiled and self._sums.anything_added()):
             self._end_pass()
 
-    @contextmanager
-    def only(self, name: str) -> Iterator[None]:
+    def only(self, name: str) -> AbstractContextManager[None]:
         """Let one module's probe listen and no other, for a forward whose loss is that module's alone."""
-        others = [watched.probe for other, watched in self._watched.items() if other != name]
-        was_muted = [probe.muted for probe in others]
-        for probe in others:
-            probe.muted = True
-        try:
-            yield
-        finally:
-            for probe, muted in zip(others, was_muted, strict=True):
-                probe.muted = muted
+        return self._roster.only(name)
 
     def health(self) -> dict[str, GradientHealth]:
         """The epoch so far, of every module; waits for the device."""
         self._sums.send()
         self._receive(wait=True)
-        return self._verdicts(self._epoch, signs_of(self._vital_numbers()), remember=False)
+        return self._verdicts(self._epoch, signs_of(self._roster.vital_numbers()), remember=False)
 
     def latest_health(self) -> dict[str, GradientHealth]:
         """The epoch so far, up to the last passes that have reached the host, without its parameters; never waits."""
@@ -191,7 +174,7 @@ class GradientMonitor:
         """
         self._sums.send()
         self._receive(wait=wait)
-        return self._unsampled.take({name: watched.row.index for name, watched in self._watched.items()})
+        return self._unsampled.take(self._roster.rows())
 
     def close_window(self) -> dict[str, GradientHealth]:
         """Judge the passes since the last window of the epoch, or its beginning; waits for the device, and ranks meet.
@@ -200,7 +183,7 @@ class GradientMonitor:
         epochs.
         """
         window, signs = self._decide()
-        self._choose_vitals(window_begins=True)
+        self._rounds.choose(window_begins=True)
         return self._verdicts(window, signs)
 
     def close_epoch(self) -> dict[str, GradientHealth]:
@@ -211,21 +194,15 @@ class GradientMonitor:
         self._epoch = EpochSums(self._sums.rows)
         self.passes_before_epoch += self._sums.passes_closed
         self._sums.passes_closed = self._sums.passes_measured = self.closings = 0
-        self._choose_vitals()
+        self._rounds.choose()
         self._unsampled = Unsampled()
-        while self._retired_rows:
-            self._sums.give_back(self._retired_rows.pop())
-        for watched in self._watched.values():
-            watched.probe.begin_epoch()
-            if watched.vitals is not None:
-                watched.vitals.begin_epoch()
+        self._roster.begin_epoch()
         return health
 
     def _decide(self) -> tuple[EpochSums, dict[str, VitalSigns]]:
         self._sums.send()
         self._receive(wait=True)
-        rows = {name: watched.row.index for name, watched in self._watched.items()}
-        window, numbers = self._decisions.take(self._sums, rows, self._vital_numbers())
+        window, numbers = self._decisions.take(self._sums, self._roster.rows(), self._roster.vital_numbers())
         return window, signs_of(numbers)
 
     def stay_local(self) -> None:
@@ -261,33 +238,24 @@ class GradientMonitor:
                 self._sums.send()
                 self._receive(wait=False)
         except Exception:
-            if not self._failed:
-                log.exception("what follows a pass failed; training goes on, and what fails again is not logged")
-            self._failed = True
+            self._say_failure()
         if self.on_closing is not None:
             self.on_closing()
 
-    def _end_pass(self) -> None:
-        for watched in self._watched.values():
-            if watched.probe.open_calls:
-                watched.probe.forget_open_calls()
-        if self.closings & (self.closings - 1) == 0:  # it takes a while, and the 1st, 2nd, 4th, 8th … of an epoch tell
-            for watched in self._watched.values():
-                watched.probe.end_pass()
-        if not (self._sums.open or (self._ranks.together and self._watched)):  # a pass on one rank is one on all
-            return
-        if self._vitals_due and not self._sums.paused:
-            note_liveness([watched.vitals for watched in self._watched.values() if watched.vitals is not None])
-        self._age += not self._sums.paused
-        self._sums.close_pass()
-        self._choose_vitals()
-        self._sums.paused = (self.passes_before_epoch + self._sums.passes_closed) % self._every != 0
+    def _say_failure(self) -> None:
+        if not self._failed:
+            log.exception("what follows a pass failed; training goes on, and what fails again is not logged")
+        self._failed = True
 
-    def _choose_vitals(self, *, window_begins: bool = False) -> None:
-        """Whether the next pass shows its parameters' gradients and its activations."""
-        self._vitals_due = window_begins or vitals_due(self._sums.passes_measured, self._age)
-        due = self._sums.every_activation or self._vitals_due
-        self._sums.sees_activations = due and self._sums.columns > TAKEN
+    def _end_pass(self) -> None:
+        # To look takes a while, and the 1st, 2nd, 4th, 8th … closing of an epoch tell.
+        self._roster.end_pass(look=self.closings & (self.closings - 1) == 0)
+        if not (self._sums.open or (self._ranks.together and self._roster)):  # a pass on one rank is one on all
+            return
+        self._rounds.end_pass(self._roster.vitals)
+        self._sums.close_pass()
+        self._rounds.choose()
+        self._sums.paused = (self.passes_before_epoch + self._sums.passes_closed) % self._every != 0
 
     def _receive(self, *, wait: bool) -> None:
         for block in self._sums.receive(wait=wait):
@@ -298,25 +266,22 @@ class GradientMonitor:
                 self._unsampled.add(block.pass_index, squares)
             numbers = [(index, self.passes_before_epoch + index + 1) for index in block.pass_index]
             closed = self.passes_before_epoch + self._sums.passes_closed
-            for origin in self._search.follow(squares, numbers, self._places(), closed):
+            for origin in self._search.follow(squares, numbers, self._roster.places(), closed):
                 if self.on_origin is not None:
                     self.on_origin(origin)
 
-    def _places(self) -> list[Place]:
-        return [Place(name, watched.module, watched.row.index) for name, watched in self._watched.items()]
-
     def _glance_at_open_pass(self) -> None:
         passes = self.passes_before_epoch + self._sums.passes_closed + 1
-        self._alarmed |= self._search.glance(passes, self._places())
-
-    def _vital_numbers(self) -> dict[str, Tensor]:
-        return {name: watched.vitals.numbers() for name, watched in self._watched.items() if watched.vitals is not None}
+        try:
+            self._alarmed |= self._search.glance(passes, self._roster.places(), any_nan=self._sums.any_nan())
+        except Exception:  # in the midst of the user's backward
+            self._say_failure()
 
     def _verdicts(
         self, sums: EpochSums, signs: Mapping[str, VitalSigns], *, remember: bool = True
     ) -> dict[str, GradientHealth]:
         health = {}
-        for name, watched in self._watched.items():
+        for name, watched in self._roster.items():
             memory = watched.memory if remember else copy.deepcopy(watched.memory)
             reading = watched.read(sums, signs.get(name, VitalSigns()), loss_scaled=self._loss_scaled)
             health[name] = health_of(reading, self.policy.judge(reading, memory))

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from sapflow.gradients.cells import NEVER_FIRED
 from sapflow.gradients.parts import held_part
-from sapflow.gradients.pass_sums import NEVER_FIRED
 from sapflow.gradients.structures import map_tensors
 
 # A flat fp32 norm loses digits on large tensors (seen on CPU: 3e-4 at 4e6 elements); the norm of the norms of rows
@@ -20,10 +20,7 @@ def norm_of(gradient: Tensor) -> Tensor:
     """‖gradient‖₂ as a scalar on its device, in fp32 (fp64 of fp64), whatever its dtype or layout."""
     if gradient.requires_grad:  # under create_graph the sums must not become part of the graph
         gradient = gradient.detach()
-    if gradient.is_sparse:
-        gradient = gradient.coalesce().values()
-    if gradient.is_complex():
-        gradient = torch.view_as_real(gradient)
+    gradient = numbers_of(gradient)
     dtype = torch.float64 if gradient.dtype == torch.float64 else torch.float32
     if gradient.numel() <= LARGE:
         return cast(Tensor, vector_norm(gradient, dtype=dtype))
@@ -33,6 +30,13 @@ def norm_of(gradient: Tensor) -> Tensor:
         return cast(Tensor, vector_norm(vector_norm(flat.view(-1, ROW), dim=-1, dtype=dtype)))
     norms = vector_norm(flat[:-remainder].view(-1, ROW), dim=-1, dtype=dtype)
     return cast(Tensor, vector_norm(torch.cat((norms, vector_norm(flat[-remainder:], dtype=dtype).view(1)))))
+
+
+def numbers_of(gradient: Tensor) -> Tensor:
+    """The real numbers that it consists of, in a tensor that is dense."""
+    if gradient.is_sparse:
+        gradient = gradient.coalesce().values()
+    return torch.view_as_real(gradient) if gradient.is_complex() else gradient
 
 
 def _flat(tensor: Tensor) -> Tensor:

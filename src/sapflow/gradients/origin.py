@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from sapflow.gradients.cells import ENTERING, GIVEN, LEAVING, TAKEN, fired_cells
+from sapflow.gradients.norms import numbers_of
 from sapflow.gradients.parts import held_part
-from sapflow.gradients.pass_sums import ENTERING, GIVEN, LEAVING, TAKEN, fired_cells
 
 OUTSIDE = ""
 
@@ -58,19 +59,25 @@ class OriginSearch:
     def __init__(self, patience: int) -> None:
         self.patience = patience
         self._run = 0  # non-finite passes in a row, among those followed
-        self._glanced: list[int] = []  # a run of non-finite passes, by their number, among those glanced at
+        self._glanced_run = 0  # likewise, among those glanced at …
+        self._glanced_last = 0  # … up to the pass of this number
         self._glances: dict[int, dict[str, Glance]] = {}  # by pass and module, from before anybody clipped
 
-    def glance(self, passes: int, places: list[Place]) -> bool:
-        """Look at the parameters as they stand at the end of a non-finite backward; whether it may be one to tell."""
-        if self._glanced and passes > self._glanced[-1] + 1:
-            self._glanced.clear()
-        if passes not in self._glanced:
-            self._glanced.append(passes)
-        to_tell = len(self._glanced) <= self.patience
-        if to_tell:
+    def glance(self, passes: int, places: list[Place], *, any_nan: bool) -> bool:
+        """Look at the parameters as they stand at the end of a non-finite backward; whether it may be one to tell.
+
+        Where no square is NaN and no gradient of a parameter is bad, only squares have overflowed: that is no run.
+        """
+        if passes > self._glanced_last + 1:
+            self._glanced_run = 0
+        fresh = passes != self._glanced_last
+        if self._glanced_run + fresh <= self.patience:
             self._glances[passes] = _glances(places)
-        return to_tell
+            if not any_nan and not any(glance.gradient for glance in self._glances[passes].values()):
+                return False
+        self._glanced_last = passes
+        self._glanced_run += fresh
+        return self._glanced_run <= self.patience
 
     def follow(
         self, squares: Tensor, pass_numbers: Sequence[tuple[int, int]], places: list[Place], closed: int
@@ -100,13 +107,14 @@ class OriginSearch:
         if not any(_bad(squares, place) for place in places):
             self._run = 0
             return None
+        if glances is not None and _overflowed(squares, glances):
+            self._run = 0
+            return None
         self._run += 1
         if self._run != self.patience:
             return None
         if glances is None:
             glances = _unclipped(squares, places) if gradients_stand else {}
-        elif _overflowed(squares, glances):
-            return None
         name, in_forward, words = _birth(squares, places, glances)
         parameter = glances[name].gradient or glances[name].value if name in glances and not in_forward else ""
         first = f"; the first parameter with a non-finite gradient: {parameter}" if parameter else ""
@@ -129,7 +137,7 @@ def _glances(places: list[Place]) -> dict[str, Glance]:
 def _first_bad(tensors: Mapping[str, Tensor]) -> str:
     """Of those that are not finite, the one that a backward pass comes to first: the last layer's, its weight."""
     parts = {name: held_part(tensor.detach()) for name, tensor in tensors.items()}  # without a word to other ranks
-    bad = [name for name, part in parts.items() if part is not None and not bool(part.isfinite().all())]
+    bad = [name for name, part in parts.items() if part is not None and not bool(numbers_of(part).isfinite().all())]
     layers = [name.rpartition(".")[0] for name in bad]
     return bad[layers.index(layers[-1])] if bad else ""
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from sapflow.gradients.pass_sums import ENTERING, LEAVING, fired_cells
+from sapflow.gradients.cells import ENTERING, LEAVING, fired_cells
 
 # Blocks of passes that wait: more, by far, than come between two samples of somebody who samples.
 MOST_BLOCKS = 64

@@ -15,11 +15,12 @@ from torch.autograd.graph import Node
 from torch.compiler import is_dynamo_compiling
 from torch.utils.hooks import RemovableHandle
 
+from sapflow.gradients.cells import ENTERING, LEAVING, Row
 from sapflow.gradients.frames import never_compiled_alone, run_at_compile_time
 from sapflow.gradients.nodes import NodeHook, alias_of, listen, node_of
 from sapflow.gradients.norms import add_mean_squares, has_numbers, norm_of
 from sapflow.gradients.parts import part_of
-from sapflow.gradients.pass_sums import ENTERING, LEAVING, PassSums, Row
+from sapflow.gradients.pass_sums import PassSums
 from sapflow.gradients.structures import StandIns, map_tensors
 from sapflow.gradients.taps import changes_in_place, inputs_to_tap, tap_inputs, tap_outputs
 

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sapflow.errors import InputError
+from sapflow.gradients.cells import NEVER_FIRED, TAKEN
 from sapflow.gradients.parts import is_a, part_of
-from sapflow.gradients.pass_sums import NEVER_FIRED, TAKEN
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

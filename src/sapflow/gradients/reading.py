@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
+from sapflow.gradients.cells import ENTERING, LEAVING, Row
 from sapflow.gradients.epoch_sums import EpochSums
-from sapflow.gradients.pass_sums import ENTERING, LEAVING, Row
 from sapflow.gradients.probe import Probe
 from sapflow.gradients.vitals import Vitals, VitalSigns
 from sapflow.health.policy import Reading, Verdict
@@ -35,6 +35,8 @@ class Watched:
         """The reading over the passes that `epoch` holds; the fields are described in `Reading`."""
         row = self.row.index
         measurement, reason = _measurement(epoch, row, self.probe)
+        if not reason and self.vitals is not None and self.vitals.failure:
+            reason = f"whether its parameters are alive is not known: {self.vitals.failure}"
         passes = int(epoch.passes[row]) if measurement is Measurement.MEASURED else 0
         return Reading(
             measurement=measurement,

@@ -4,17 +4,24 @@ Noted on few passes (`vitals_due`), so that the others pay nothing. Nothing sync
 and nothing communicates: of what ranks hold together, each counts its part.
 """
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
+from sapflow.gradients.cells import TAKEN
+from sapflow.gradients.norms import numbers_of
 from sapflow.gradients.parts import held_part
+from sapflow.gradients.pass_sums import PassSums
 
 VITALS_EVERY = 64
 # A parameter tensor is alive when the norm of its gradient exceeds this share of the largest among all watched ones.
 ALIVE_SHARE = 1e-4
+
+log = logging.getLogger("sapflow.gradients")
 
 
 def vitals_due(passes: int, age: int) -> bool:
@@ -28,16 +35,23 @@ def vitals_due(passes: int, age: int) -> bool:
 
 
 class Vitals:
-    """What is known of the trainable parameters of one module."""
+    """What is known of the trainable parameters of one module, whichever they are at the time."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self._versions = [parameter._version for parameter in self.parameters]
+        self._module = module
+        self._versions = WeakTensorKeyDictionary()  # of each parameter, when it was first seen
+        self._has_moved = False
+        self._look_whether_moved()
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
         """Forget the epoch before."""
-        self.norms: Tensor | None = None  # of the gradients of `parameters`, when last seen
+        self.norms: Tensor | None = None  # of the gradients of the parameters, when last seen
+        self.failure = ""  # why they could not be seen
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Those that are trained now: others than before, where some were frozen or replaced."""
+        return [parameter for parameter in self._module.parameters() if parameter.requires_grad]
 
     def numbers(self) -> Tensor:
         """What the vital signs of the epoch so far follow from (`signs_of`); waits for the device.
@@ -45,10 +59,13 @@ class Vitals:
         float64 (2 + parameters,): whether parameters moved, whether gradients were seen, and the squares of the
         gradients' norms. Those of several ranks add up.
         """
-        moved = any(p._version != before for p, before in zip(self.parameters, self._versions, strict=True))
-        norms = torch.zeros(len(self.parameters)) if self.norms is None else self.norms
-        flags = torch.tensor([moved, self.norms is not None], dtype=torch.float64)
-        return torch.cat((flags, norms.double().cpu().square()))
+        norms = torch.zeros(len(self.parameters())) if self.norms is None else self.norms
+        self._look_whether_moved()
+        flags = torch.tensor([self._has_moved, self.norms is not None], dtype=torch.float64)
+        return torch.cat((flags, norms.cpu().double().square()))
+
+    def _look_whether_moved(self) -> None:
+        self._has_moved |= any(p._version != self._versions.setdefault(p, p._version) for p in self.parameters())
 
 
 class VitalSigns(NamedTuple):
@@ -61,11 +78,12 @@ class VitalSigns(NamedTuple):
 def signs_of(numbers: Mapping[str, Tensor]) -> dict[str, VitalSigns]:
     """The vital signs of each module from what `Vitals.numbers` gave, of all modules that are watched."""
     squares = torch.cat([of_one[2:] for of_one in numbers.values()]) if numbers else torch.zeros(0)
-    largest = squares.max() if len(squares) else 0.0
+    largest = squares[squares.isfinite()].max() if squares.isfinite().any() else 0.0
     signs = {}
     for name, of_one in numbers.items():
         moved, seen = of_one[:2].tolist()
-        alive = of_one[2:] > ALIVE_SHARE**2 * largest
+        # What is not finite is no gradient worth the name, but it is not dead.
+        alive = (of_one[2:] > ALIVE_SHARE**2 * largest) | of_one[2:].isnan()
         trained = len(alive) > 0
         liveness = float(alive.double().mean()) if trained and seen else None
         signs[name] = VitalSigns(liveness, moved > 0 if trained else None)
@@ -75,15 +93,81 @@ def signs_of(numbers: Mapping[str, Tensor]) -> dict[str, VitalSigns]:
 def note_liveness(vitals: Iterable[Vitals]) -> None:
     """Note the norms of each module's gradients, on the device; of those that ranks hold together, this one's part.
 
-    Gradients must still stand on the parameters, as they do right after an optimizer's step; where none does, nothing
-    is noted. A parameter without a gradient is dead.
+    Gradients must still stand on the parameters, as they do right after an optimizer's step. Of a module none of whose
+    parameters has one (an expert that nothing was routed to) nothing is noted; beside others, one without is dead.
     """
-    trained = [vital for vital in vitals if vital.parameters]
-    gradients = [p.grad if p.grad is None else held_part(p.grad) for vital in trained for p in vital.parameters]
-    there = [gradient for gradient in gradients if gradient is not None]
-    if not there:
+    gradients = {vital: [_numbers(parameter.grad) for parameter in vital.parameters()] for vital in vitals}
+    reached = {vital: parts for vital, parts in gradients.items() if any(part is not None for part in parts)}
+    if not reached:
         return
-    norms, none = iter(torch._foreach_norm(there)), torch.zeros((), device=there[0].device)
-    aligned = torch.stack([none if gradient is None else next(norms).float() for gradient in gradients])
-    for vital, of_one in zip(trained, aligned.split([len(vital.parameters) for vital in trained]), strict=True):
+    norms = _norms({id(part): part for parts in reached.values() for part in parts if part is not None})
+    none = torch.zeros_like(next(iter(norms.values())))
+    of_all = torch.stack([none if part is None else norms[id(part)] for parts in reached.values() for part in parts])
+    for vital, of_one in zip(reached, of_all.split([len(parts) for parts in reached.values()]), strict=True):
         vital.norms = of_one
+
+
+def _numbers(gradient: Tensor | None) -> Tensor | None:
+    """Those that this rank holds, if it does."""
+    if gradient is None:
+        return None
+    part = held_part(gradient.detach() if gradient.requires_grad else gradient)
+    return None if part is None else numbers_of(part)
+
+
+def _norms(tensors: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """Of each its norm, fp32, on the device of the first."""
+    kinds: dict[tuple[torch.device, torch.dtype], dict[int, Tensor]] = {}
+    for key, tensor in tensors.items():
+        kinds.setdefault((tensor.device, tensor.dtype), {})[key] = tensor
+    home, _ = next(iter(kinds))
+    norms: dict[int, Tensor] = {}
+    for (device, dtype), of_kind in kinds.items():
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        of_each = torch._foreach_norm(list(of_kind.values()), dtype=wide)
+        if device != home or wide != torch.float32:
+            of_each = torch.stack(of_each).to(home, torch.float32).unbind()
+        norms.update(zip(of_kind, of_each, strict=True))
+    return norms
+
+
+class Rounds:
+    """Which passes show the vital signs: the parameters' gradients, and the activations.
+
+    Args:
+        sums: counts the passes, and is told of whether the open one shows its activations.
+    """
+
+    def __init__(self, sums: PassSums) -> None:
+        self._sums = sums
+        self._age = 0  # passes since a module was attached
+        self._due = False
+        self._failed = False
+
+    def begin_young(self) -> None:
+        """A module was attached."""
+        self._age = 0
+        self.choose()
+
+    def choose(self, *, window_begins: bool = False) -> None:
+        """Whether the next pass is one."""
+        self._due = window_begins or vitals_due(self._sums.passes_measured, self._age)
+        due = self._sums.every_activation or self._due
+        self._sums.sees_activations = due and self._sums.columns > TAKEN
+
+    def end_pass(self, vitals: Callable[[], Iterable[Vitals]]) -> None:
+        """Note the gradients of a pass that ends, if it is one; what fails is said, not raised into training."""
+        if self._sums.paused:
+            return
+        self._age += 1
+        if not self._due:
+            return
+        watched = list(vitals())
+        try:
+            note_liveness(watched)
+        except Exception as error:
+            for vital in watched:
+                vital.failure = f"{type(error).__name__}: {error}".splitlines()[0]
+            if not self._failed:
+                log.exception("whether parameters are alive cannot be told; training goes on")
+            self._failed = True

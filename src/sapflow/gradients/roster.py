@@ -1,0 +1,101 @@
+"""Who is measured: the watched modules by name, in the order they were attached, each with its probe and its row."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from sapflow.errors import InputError
+from sapflow.gradients.cells import Row
+from sapflow.gradients.origin import Place
+from sapflow.gradients.pass_sums import PassSums, expected_device
+from sapflow.gradients.probe import Probe
+from sapflow.gradients.reading import Watched
+from sapflow.gradients.vitals import Vitals
+
+
+class Roster(Mapping[str, Watched]):
+    """The watched modules; those that leave give their rows back when the epoch is over that these have passes in.
+
+    Args:
+        sums: where their rows are.
+    """
+
+    def __init__(self, sums: PassSums) -> None:
+        self._sums = sums
+        self._watched: dict[str, Watched] = {}
+        self._retired_rows: list[Row] = []
+
+    def __getitem__(self, name: str) -> Watched:
+        return self._watched[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._watched)
+
+    def __len__(self) -> int:
+        return len(self._watched)
+
+    def attach(self, name: str, module: nn.Module, memory: Any, *, vitals: bool) -> None:
+        """Measure `module` from its next forward on.
+
+        Raises:
+            InputError: the name is taken.
+        """
+        if name in self._watched:
+            raise InputError(f"the name {name!r} is being measured already: detach it first, or choose another")
+        row = self._sums.take_row(expected_device(module))
+        probe = Probe(module, self._sums, row)
+        self._watched[name] = Watched(module, probe, row, memory, Vitals(module) if vitals else None)
+
+    def detach(self, name: str) -> None:
+        """Stop measuring a module and leave nothing on it."""
+        watched = self._watched.pop(name)
+        self._retired_rows.append(watched.row)
+        watched.probe.remove()
+
+    @contextmanager
+    def only(self, name: str) -> Iterator[None]:
+        """Let one module's probe listen and no other."""
+        others = [watched.probe for other, watched in self._watched.items() if other != name]
+        was_muted = [probe.muted for probe in others]
+        for probe in others:
+            probe.muted = True
+        try:
+            yield
+        finally:
+            for probe, muted in zip(others, was_muted, strict=True):
+                probe.muted = muted
+
+    def rows(self) -> dict[str, int]:
+        """The row of each."""
+        return {name: watched.row.index for name, watched in self._watched.items()}
+
+    def places(self) -> list[Place]:
+        """Each as the search for an origin wants to know it."""
+        return [Place(name, watched.module, watched.row.index) for name, watched in self._watched.items()]
+
+    def vitals(self) -> list[Vitals]:
+        """Of those whose parameters are asked for."""
+        return [watched.vitals for watched in self._watched.values() if watched.vitals is not None]
+
+    def vital_numbers(self) -> dict[str, Tensor]:
+        """What `Vitals.numbers` gives, of each that has vital signs; waits for the device."""
+        return {name: one.vitals.numbers() for name, one in self._watched.items() if one.vitals is not None}
+
+    def end_pass(self, *, look: bool) -> None:
+        """A pass has ended; `look` at whether it reached the parameters, which takes a while."""
+        for watched in self._watched.values():
+            if watched.probe.open_calls:
+                watched.probe.forget_open_calls()
+            if look:
+                watched.probe.end_pass()
+
+    def begin_epoch(self) -> None:
+        """Forget what was noted of the epoch before."""
+        while self._retired_rows:
+            self._sums.give_back(self._retired_rows.pop())
+        for watched in self._watched.values():
+            watched.probe.begin_epoch()
+            if watched.vitals is not None:
+                watched.vitals.begin_epoch()
