@@ -137,6 +137,23 @@ def hostile_run(run_dir: Path) -> Path:
     )
 
 
+def strange_run(run_dir: Path) -> Path:
+    """Numbers that no run has, and some that a run that went wrong may have, in every field, beside a sound seed."""
+    inf, nan = float("inf"), float("nan")
+    numbers = (nan, inf, -inf, -1.0, 5e-324, 1e308, -1e308)
+    fields = ("entering_norm", "leaving_norm", "grad_ratio", "min_ratio", "accuracy_delta", "alpha")
+    odd = tuple(seed(str(number), stage=SeedStage.BLENDING, **dict.fromkeys(fields, number)) for number in numbers)
+    counts = {"passes": -1, "non_finite_passes": -(2**62), "masked_values": 2**62, "epochs_in_stage": -5}
+    bins = (seed("more bins", ratio_histogram=(1,) * 40), seed("no counts", ratio_histogram=(1, -1), **counts))
+    return run_of(
+        run_dir, germinated("sound"), epoch(2, seed("sound"), *odd, *bins),
+        *((0, EpochCompleted(epoch=at, epochs=-1, seeds=(seed("sound"),), accuracy=number, validation_loss=number))
+          for at, number in enumerate((*numbers, 50.0), 3)),
+        epoch(0, seed("sound")), epoch(2**31 - 1, seed("sound")), moved("sound", SeedStage.GERMINATED,
+        SeedStage.TRAINING, -1), alert("sound", 2, since_epoch=2**31 - 1, value=nan), pruned("sound", 0, -inf),
+    )  # fmt: skip
+
+
 def large_run(run_dir: Path, envs: int, epochs: int) -> Path:
     """Three slots in each env, whose seeds wander; every now and then one is pruned, and another is planted."""
     chance = random.Random(0)

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sapflow
-from journals import PATIENCE, event, finished_run, killed_run
+from journals import PATIENCE, add_rows, event, finished_run, killed_run
 from sanctum_events import demo_run
 from sapflow.errors import InputError, JournalError
 from sapflow.telemetry.events import (
@@ -343,6 +343,15 @@ def test_a_killed_run_opens(tmp_path):
         assert run.summary.state is RunState.ENDED
     assert epochs == list(range(1, len(epochs) + 1))
     assert len(epochs) >= 100
+
+
+def test_a_run_of_more_envs_than_sqlite_takes_parameters(tmp_path):
+    count = 33_000
+    run_dir = finished_run(tmp_path / "run", event(RunStarted(task="gym", envs=0, epochs=0), env=None))
+    add_rows(run_dir, *(grown(env=env) for env in range(count)))
+    with sapflow.open_run(run_dir) as run:
+        assert run.seeds(columns=["env"]).column("env").to_pylist() == list(range(count))
+        assert run.summary.envs == count  # which the run itself did not say
 
 
 def test_a_big_table_is_a_stream_of_small_batches(tmp_path):

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from msgspec.structs import replace
 
 import sapflow
 from commands import SAPFLOW, Terminal, finish, refused, started, wait_until, without
@@ -104,6 +106,20 @@ def test_live_and_unreadable_runs_are_listed_too(elsewhere, tmp_path):
     assert "unreadable" in row
     assert "is no journal" in row
     refused(elsewhere.sap("runs", "missing"), "there is no run under missing")
+
+
+@pytest.mark.parametrize(
+    ("zone", "seconds", "shown"),
+    [("UTC+12", -62_135_590_000.0, "1-01-01 01:53"), ("UTC-12", 253_402_300_000.0, "9999-12-31 23:46")],
+)
+def test_a_time_at_an_end_of_the_calendar_is_shown_in_utc(elsewhere, tmp_path, monkeypatch, zone, seconds, shown):
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    finished_run(tmp_path / "odd", replace(event(RunStarted(task="now", envs=1, epochs=0), env=None), time=seconds))
+    text = elsewhere.answer("runs", ".") + elsewhere.answer("show", "odd")
+    monkeypatch.undo()
+    time.tzset()
+    assert text.count(shown) == 3
 
 
 def test_runs_are_listed_without_pyarrow(home):

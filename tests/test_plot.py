@@ -139,6 +139,14 @@ def test_distribution_counts_every_pass_once(run):
         assert sum(values.values()) == pytest.approx(100)
 
 
+def test_bins_of_another_layout_are_counted_and_counts_that_are_none_are_not(tmp_path):
+    odd = seed("odd", ratio_histogram=(1,) * 40), seed("none", ratio_histogram=(1, -1))
+    with sapflow.open_run(run_of(tmp_path / "run", epoch(2, *odd))) as run:
+        rows = plot.distribution(run).data.to_pylist()
+    assert sum(row["passes"] for row in rows if row["slot"] == "odd") == 40
+    assert [(row["octave"], row["passes"]) for row in rows if row["slot"] == "none"] == [("below 2⁻¹⁶", 1)]
+
+
 def test_alerts_are_bars_from_since_to_cleared(run):
     chart = plot.alerts(run)
     (axes,) = chart.axes

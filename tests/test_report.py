@@ -10,6 +10,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
+from msgspec.structs import replace
 
 import sapflow
 from commands import SAPFLOW, finish, refused
@@ -24,15 +25,16 @@ from history_runs import (
     pruned,
     run_of,
     seed,
+    strange_run,
 )
-from journals import killed_run
+from journals import event, finished_run, killed_run
 from sapflow.errors import InputError
 from sapflow.history.report.comparing import comparison_page
 from sapflow.history.report.groups import groups_of
 from sapflow.history.report.page import run_page
 from sapflow.history.report.story import Mark, story
 from sapflow.history.rolling import roll
-from sapflow.telemetry.events import EnvFailed, RunCompleted, SeedStageChanged
+from sapflow.telemetry.events import EnvFailed, RunCompleted, RunStarted, SeedStageChanged
 from sapflow.telemetry.run_directory import TrainerLock
 from sapflow.telemetry.vocabulary import Measurement, SeedStage, Severity
 
@@ -264,6 +266,22 @@ def test_every_run_gives_a_sensible_page(kind, tmp_path):
         assert "env 0 layers.0 (Linear) vanishes, ratio 0.3" in text
     else:
         assert words[kind] in str(told["text"])
+
+
+def test_a_clock_that_was_set_back_is_said(tmp_path):
+    path = finished_run(
+        tmp_path / "run",
+        replace(event(RunStarted(task="t", envs=1, epochs=9), env=None), time=1_700_007_200.0),
+        event(epoch(1, seed("s"))[1]),
+    )
+    assert "began 2023-11-15 00:13 UTC, ended before that: a clock was set back" in lines_of(path)[0][1]
+
+
+def test_no_number_breaks_a_page(tmp_path):
+    with sapflow.open_run(strange_run(tmp_path / "run")) as run:
+        single, several = checked(run_page(run)), checked(comparison_page({"a": [run], "b": [run, run]}))
+    assert "Measured epochs with a norm that has no place here, such as infinity: 7." in single
+    assert "runs compared" in several
 
 
 def test_names_are_text_wherever_they_stand(tmp_path):

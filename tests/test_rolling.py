@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -309,10 +310,12 @@ def test_damage_is_said_in_one_line(demo):
     ):
         run.gradients()
     assert "\n" not in str(caught.value)
+    whole = (demo / ROLLED_NAME / MANIFEST_NAME).read_text()
     for text, words in [
         ('{"format": 99}', "newer Sapflow"),
         ('{"format": 1}', "is damaged"),
         ("nonsense", "is damaged"),
+        (re.sub(r'("started": ".*)Z"', r'\1"', whole), "is damaged"),  # a time in no time zone
         ("x" * (2**20 + 1), "too large"),
     ]:
         (demo / ROLLED_NAME / MANIFEST_NAME).write_text(text)

@@ -1,6 +1,7 @@
 """`sapflow runs`: what there is; `sapflow show`: one of them."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -142,4 +143,9 @@ def _print(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def _when(time: datetime | None) -> str:
-    return "" if time is None else time.astimezone().strftime("%Y-%m-%d %H:%M")
+    """In this machine's time zone, unless that is beyond the calendar."""
+    if time is None:
+        return ""
+    with suppress(OverflowError):
+        time = time.astimezone()
+    return time.strftime("%Y-%m-%d %H:%M")

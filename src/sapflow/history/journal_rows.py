@@ -1,6 +1,9 @@
 """The rows of a journal in the order they were written, some by index, in pages: bounded, however large the run is."""
 
+import json
 import sqlite3
+from array import array
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Generator, Iterator
 from contextlib import closing
@@ -27,6 +30,7 @@ _SELECT = f"""
         iif(typeof(body) = 'blob' AND length(body) <= {MAX_EVENT_BYTES}, body, NULL)
     FROM events
 """
+_SELECT_BY_ID = f"{_SELECT} WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id"
 
 
 class Row(NamedTuple):
@@ -93,12 +97,13 @@ class JournalRows(JournalFile):
             epochs: the first and the last, both included; an event without an epoch is in none.
             after: where to begin.
         """
-        last = self.last_id()
-        condition, parameters = self._condition(types, env, epochs)
-        sql = f"{_SELECT} WHERE id > ? AND id <= ? {condition} ORDER BY id LIMIT {PAGE_ROWS}"
-        while page := self._page(sql, after, last, *parameters):
+        samples_alone = types is not None and set(types) == {EventType.GRADIENT_SAMPLED}
+        if env is None and epochs is None and (types is None or samples_alone):  # most of the rows, or all
+            pages = self._scanned("" if types is None else f"AND +type = '{EventType.GRADIENT_SAMPLED}'", after)
+        else:
+            pages = self._looked_up(types, env, epochs, after)
+        for page in pages:
             yield from page
-            after = page[-1].id
 
     def readable(self, *selection: Any) -> Iterator[tuple[int, TelemetryEvent]]:
         """Like `select`, decoded, with their ids; what cannot be read is passed over."""
@@ -146,22 +151,30 @@ class JournalRows(JournalFile):
                     break
         return page
 
-    def _condition(
-        self, types: Collection[EventType] | None, env: int | None, epochs: tuple[int, int] | None
-    ) -> tuple[str, list[object]]:
-        """In SQL, with its parameters; by index, unless most of the rows are asked for."""
-        samples_alone = types is not None and set(types) == {EventType.GRADIENT_SAMPLED}
-        if env is None and epochs is None and (types is None or samples_alone):
-            return ("", []) if types is None else ("AND +type = ?", [EventType.GRADIENT_SAMPLED.value])
-        envs = self.envs() if env is None else (env,)
-        terms, parameters = [f"env IN ({_marks(envs)})"], list[object](envs)
+    def _scanned(self, condition: str, after: int) -> Iterator[list[Row]]:
+        """The rows behind `after`, one after another."""
+        last = self.last_id()
+        sql = f"{_SELECT} WHERE id > ? AND id <= ? {condition} ORDER BY id LIMIT {PAGE_ROWS}"
+        while page := self._page(sql, after, last):
+            yield page
+            after = page[-1].id
+
+    def _looked_up(
+        self, types: Collection[EventType] | None, env: int | None, epochs: tuple[int, int] | None, after: int
+    ) -> Iterator[list[Row]]:
+        """The rows behind `after` that the index finds; it is asked once, and takes 8 bytes a row."""
+        lists: dict[str, Collection[object]] = {"env": self.envs() if env is None else [env]}
         if types is not None:
-            terms.append(f"type IN ({_marks(types)})")
-            parameters += [event_type.value for event_type in types]
-        if epochs is not None:
-            terms.append("epoch BETWEEN ? AND ?")
-            parameters += epochs
-        return f"AND id IN (SELECT id FROM events WHERE {' AND '.join(terms)})", parameters
+            lists["type"] = [event_type.value for event_type in types]
+        terms = [f"{column} IN (SELECT value FROM json_each(?))" for column in lists]
+        terms += [] if epochs is None else ["epoch BETWEEN ? AND ?"]
+        sql = f"SELECT id FROM events WHERE {' AND '.join(terms)} AND id > ? ORDER BY id"
+        found = self.rows(sql, *map(json.dumps, lists.values()), *(epochs or ()), after)
+        ids = array("q", (event_id for (event_id,) in found))
+        place = 0
+        while page := self._page(_SELECT_BY_ID, json.dumps(ids[place : place + PAGE_ROWS].tolist())):
+            yield page
+            place = bisect_right(ids, page[-1].id)
 
     def _open(self, how: str) -> sqlite3.Connection:
         connection = super()._open(how)
@@ -172,10 +185,6 @@ class JournalRows(JournalFile):
 def is_time(seconds: float) -> bool:
     """Whether a calendar has such a time."""
     return FIRST_SECOND <= seconds < LAST_SECOND
-
-
-def _marks(values: Collection[object]) -> str:
-    return ", ".join("?" * len(values))
 
 
 def _in_range(event: TelemetryEvent) -> bool:

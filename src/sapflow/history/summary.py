@@ -3,13 +3,16 @@
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from sapflow.history.journal_rows import JournalRows, is_time
 from sapflow.telemetry.events import RunStarted, TelemetryEvent
 from sapflow.telemetry.source import RunState, Source
 from sapflow.telemetry.vocabulary import EventType
+
+Moment = Annotated[datetime, Meta(tz=True)]
 
 
 class RunSummary(Struct, frozen=True, kw_only=True):
@@ -23,8 +26,8 @@ class RunSummary(Struct, frozen=True, kw_only=True):
     run_id: str = ""
     task: str = ""
     state: RunState
-    started: datetime | None = None
-    ended: datetime | None = None
+    started: Moment | None = None
+    ended: Moment | None = None
     envs: int = 0
     epochs: int = 0
     rng_seed: int | None = None
@@ -55,7 +58,7 @@ def summarize(run_dir: Path, rows: JournalRows, skipped: Counter[str] | None = N
         state=status.state,
         started=None if start is None else moment(start.time),
         ended=None if status.state is RunState.LIVE else moment(status.last_event_time),
-        envs=len(rows.envs()) if began is None else began.envs,
+        envs=began.envs if began is not None and began.envs else len(rows.envs()),  # 0: nobody knew how many
         epochs=0 if began is None else began.epochs,
         rng_seed=None if began is None else began.rng_seed,
         versions={} if began is None else began.versions,

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from sapflow.history.arrow import pa
 from sapflow.history.plot.chart import Chart, by_epoch, data_of, legend_below, new_chart, say_nothing_to_draw, styled
 from sapflow.history.plot.palette import INK, LOOKS, shown
-from sapflow.history.plot.places import Life, Row, lives_of, most_telling, panels_of, the_only
+from sapflow.history.plot.places import Life, Row, as_drawn, lives_of, most_telling, panels_of, the_only
 from sapflow.history.plot.thinning import thinned
 from sapflow.history.run import Run
 from sapflow.telemetry.vocabulary import SeedStage
@@ -55,7 +55,7 @@ def _hosts(run: Run, envs: Collection[int] | None) -> dict[int, dict[int, float]
     hosts: dict[int, dict[int, float]] = {}
     for row in run.epochs(columns=["env", "epoch", "accuracy"], env=the_only(envs)).to_pylist():
         if row["accuracy"] is not None and (envs is None or row["env"] in envs):
-            hosts.setdefault(row["env"], {})[row["epoch"]] = row["accuracy"]
+            hosts.setdefault(row["env"], {})[row["epoch"]] = as_drawn(row["accuracy"])
     return hosts
 
 
@@ -85,4 +85,4 @@ def _is_known(row: Row) -> bool:
 
 
 def _without(row: Row) -> float:
-    return math.nan if row["accuracy"] is None else float(row["accuracy"] - row["accuracy_delta"])
+    return math.nan if row["accuracy"] is None else as_drawn(row["accuracy"] - row["accuracy_delta"])

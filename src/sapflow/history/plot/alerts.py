@@ -79,6 +79,6 @@ def _draw(axes: Axes, kept: list[Row], now: int) -> None:
     axes.set_ylim(len(kept) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     axes.grid(axis="x", linewidth=0.6)
-    axes.set_xlim(left=min(alert["since_epoch"] for alert in kept) - 0.5)
+    axes.set_xlim(left=min(min(alert["since_epoch"], alert["raised_epoch"]) for alert in kept) - 0.5)
     by_epoch(axes)
     legend_below(axes, list(handles.values()), list(handles))

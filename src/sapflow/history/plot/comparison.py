@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from sapflow.history.arrow import pa
 from sapflow.history.plot.chart import Chart, by_epoch, data_of, legend_below, new_chart, say_nothing_to_draw, styled
 from sapflow.history.plot.palette import LOOKS, shown
-from sapflow.history.plot.places import Row, lives_of, not_measured
+from sapflow.history.plot.places import Row, as_drawn, lives_of, not_measured
 from sapflow.history.plot.ratio_axis import RatioAxis
 from sapflow.history.run import Run
 from sapflow.telemetry.vocabulary import Measurement, SeedStage
@@ -56,12 +56,15 @@ def _by_env(run: Run, column: str) -> Curves:
     curves: dict[int, dict[int, float]] = {}
     for row in run.epochs(columns=["env", "epoch", column]).to_pylist():
         if row[column] is not None and not math.isnan(row[column]):
-            curves.setdefault(row["env"], {})[row["epoch"]] = row[column]
+            curves.setdefault(row["env"], {})[row["epoch"]] = as_drawn(row[column])
     return list(curves.values())
 
 
 def _ratio(run: Run) -> Curves:
-    return _over_seeds(run, lambda rows: [row["ratio"] for row in rows if row["status"] == Measurement.MEASURED])
+    def measured(rows: list[Row]) -> list[float]:
+        return [row["ratio"] for row in rows if row["status"] == Measurement.MEASURED and row["ratio"] >= 0]
+
+    return _over_seeds(run, measured)
 
 
 def _not_flagged(run: Run) -> Curves:

@@ -53,12 +53,13 @@ def _slots(lives: list[Life]) -> tuple[list[str], int]:
 
 
 def _summed(lives: list[Life], slot: str) -> list[int]:
+    """A stranger's histogram may have other bins, and counts that are none."""
     bins = [0] * HISTOGRAM_BINS
     for life in lives:
         if life.slot == slot:
             for row in life.rows:
                 for number, count in enumerate(row["histogram"] or ()):
-                    bins[number] += count
+                    bins[min(number, HISTOGRAM_BINS - 1)] += max(count, 0)
     return bins
 
 

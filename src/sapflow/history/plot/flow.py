@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from sapflow.history.arrow import pa
 from sapflow.history.plot.chart import Chart, data_of, legend_below, new_chart, say_nothing_to_draw, styled
 from sapflow.history.plot.palette import BLUISH_GREEN, INK, MUTED, ORANGE, VERMILLION
-from sapflow.history.plot.places import Row, lives_of, not_measured
+from sapflow.history.plot.places import LARGEST_DRAWN, Row, lives_of, not_measured
 from sapflow.history.plot.ratio_axis import power_label
 from sapflow.history.plot.thinning import thinned
 from sapflow.history.run import Run
@@ -24,6 +24,7 @@ LOOKS = {"exploding": (VERMILLION, "^"), "vanishing": (ORANGE, "v"), "not flagge
 GAINS = ((0.5, (0, (4, 2))), (1.0, "-"), (2.0, (0, (1.5, 1.5))))
 MOST_POINTS = 3_000
 MANY_DECADES = 300.0
+SMALLEST_DRAWN = 1e-100
 
 
 @styled
@@ -34,7 +35,9 @@ def flow(run: Run, *, envs: Collection[int] | None = None, slots: Collection[str
     those with the smallest and the largest ratio.
     """
     lives = lives_of(run, NEEDED, envs, slots)
-    rows = [_judged(row) for life in lives for row in thinned(life.rows) if row["status"] == Measurement.MEASURED]
+    measured = [row for life in lives for row in thinned(life.rows) if row["status"] == Measurement.MEASURED]
+    rows = [_judged(row) for row in measured if _has_place(row["entering"]) and _has_place(row["leaving"])]
+    nowhere = len(measured) - len(rows)
     unmeasured = sum(not_measured(row) for life in lives for row in life.rows)
     points = _bounded(rows)
     left_out = len(rows) - len(points)
@@ -43,14 +46,19 @@ def flow(run: Run, *, envs: Collection[int] | None = None, slots: Collection[str
         "Norm of the gradient that leaves a seed against the norm of what enters it, a point an epoch and seed, on "
         "logarithmic axes, with the lines of gain 0.5, 1 and 2. Where nothing leaves, the point stands on the rail at "
         f"0. Epochs without a measurement, which have no point: {unmeasured}."
+        + (f" Measured epochs with a norm that has no place here, such as infinity: {nowhere}." if nowhere else "")
         + (f" Points left out, evenly, but for the extremes: {left_out}." if left_out else "")
     )
     chart.data = data_of(points, COLUMNS)
     if not points:
-        say_nothing_to_draw(axes, "nothing was measured")
+        say_nothing_to_draw(axes, "nothing was measured that has a place here" if nowhere else "nothing was measured")
         return chart
     _draw(axes, points)
     return chart
+
+
+def _has_place(norm: float) -> bool:
+    return norm == 0 or SMALLEST_DRAWN <= norm <= LARGEST_DRAWN
 
 
 def _judged(row: Row) -> Row:

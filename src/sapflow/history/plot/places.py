@@ -1,5 +1,6 @@
 """What grows where: the lives of a run with their epochs, and how they are shared out over panels."""
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,6 +14,7 @@ T = TypeVar("T")
 
 SERIES_A_PANEL = 6  # as many as there are looks
 MOST_PANELS = 24
+LARGEST_DRAWN = 1e100
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,11 @@ def most_telling(panels: Sequence[Panel], lives: Iterable[Life], most: int = MOS
         troubles[place] = troubles.get(place, 0) + trouble(life)
     kept = sorted(panels, key=lambda panel: -sum(troubles[panel.env, slot] for slot in panel.slots))[:most]
     return [panel for panel in panels if panel in kept]
+
+
+def as_drawn(value: float) -> float:
+    """The value; infinity, which has no place in a picture, where Matplotlib's own products of it would overflow."""
+    return math.copysign(math.inf, value) if abs(value) > LARGEST_DRAWN else value
 
 
 def not_measured(row: Row) -> bool:

@@ -107,7 +107,8 @@ def headline(facts: Facts) -> Line:
     if summary.started is not None:
         text += f"; began {summary.started:%Y-%m-%d %H:%M} UTC"
         if summary.ended is not None:
-            text += f", took {_duration(summary.ended - summary.started)}"
+            span = summary.ended - summary.started
+            text += f", took {_duration(span)}" if span >= timedelta() else ", ended before that: a clock was set back"
     accuracies = _final_accuracies(facts)
     if accuracies:
         low, high = min(accuracies), max(accuracies)
@@ -236,8 +237,7 @@ def complete(facts: Facts) -> Line | None:
     """That nothing is missing is worth a word, too."""
     if lost(facts) is not None or unmeasured(facts) is not None or not facts.lives:
         return None
-    measured = sum(len(life.rows) for life in facts.lives)
-    epochs = _count(measured, "epoch")
+    epochs = _count(sum(len(life.rows) for life in facts.lives), "epoch")
     return Line(Mark.GOOD, f"Nothing is missing: all {epochs} of seeds were measured, no event was dropped.")
 
 
