@@ -17,7 +17,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -136,6 +136,7 @@ ROWS = st.lists(
 )
 
 
+@example(rows=[(2, -(2**63), 64, "UNHEARD_OF", -5e-324, b"")])
 @given(rows=ROWS)
 @settings(
     max_examples=25,

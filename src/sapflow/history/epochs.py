@@ -126,7 +126,7 @@ def line(payload: Payload) -> str:
 
 def _integer(value: object, highest: int = MAX_INT64) -> int | None:
     """SQLite's columns take anything."""
-    return value if isinstance(value, int) and abs(value) <= highest else None
+    return value if isinstance(value, int) and -highest - 1 <= value <= highest else None
 
 
 def _text(value: object) -> str:
