@@ -10,6 +10,8 @@ import re
 import resource
 import threading
 import tomllib
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from importlib import import_module
 from pathlib import Path
 
@@ -188,6 +190,31 @@ def test_of_a_batch_only_the_events_at_fault_are_dropped_and_counted(tmp_path_fa
     progress = follow(run_dir, backend)
     assert backend.taken == [one for one in DEMO if one not in poison]
     assert progress.dropped == ({"ZeroDivisionError": len(poison)} if poison else {})
+
+
+def test_what_was_dropped_of_a_batch_that_comes_again_is_counted_once(run_dir):
+    class Picky(Backend):
+        def export(self, events):
+            if DEMO[0] in events:
+                raise ZeroDivisionError("a bug")
+            super().export(events)
+
+    with pytest.raises(BackendAwayError):
+        follow(run_dir, Picky(BackendAwayError("away")), patience=0.0)
+    assert read(path_of(run_dir, "mine")).dropped == {}  # it is not done with
+    assert follow(run_dir, Picky()).dropped == {"ZeroDivisionError": 1}
+
+
+def test_what_a_backend_refuses_of_what_it_takes_is_counted(run_dir, monkeypatch):
+    monkeypatch.setattr(follower, "BATCH_EVENTS", len(DEMO) // 2 + 1)
+
+    class Choosy(Backend):
+        def export(self, events):
+            super().export(events)
+            return {"data points": 3, "log records": 0}
+
+    progress = follow(run_dir, Choosy(BackendAwayError("away"), None, None))
+    assert (progress.dropped, progress.exported) == ({"data points": 6}, len(DEMO))
 
 
 def test_an_exporter_s_bug_is_logged_once(run_dir, caplog):
@@ -502,6 +529,32 @@ def test_what_an_answer_means(code, error):
             assert raised.value.retry_after == 7.0
 
 
+NOW = datetime.now(UTC)
+
+
+@pytest.mark.parametrize(
+    ("header", "least", "most"),
+    [
+        (format_datetime(NOW + timedelta(hours=3), usegmt=True), 3_600.0, 10_800.0),
+        (format_datetime(NOW - timedelta(days=1), usegmt=True), 0.0, 0.0),
+    ],
+)
+def test_retry_after_may_be_a_date(header, least, most):
+    with receiver() as server:
+        server.always, server.headers_back = 503, {"Retry-After": header}
+        with pytest.raises(BackendAwayError) as raised:
+            open_webhook(server.url).export(DEMO[:2])
+    assert least <= raised.value.retry_after <= most
+
+
+def test_a_retry_after_that_is_neither_is_passed_over():
+    with receiver() as server:
+        server.always, server.headers_back = 503, {"Retry-After": "soon"}
+        with pytest.raises(BackendAwayError) as raised:
+            open_webhook(server.url).export(DEMO[:2])
+    assert raised.value.retry_after is None
+
+
 def test_a_server_that_is_slow_or_away_is_away():
     slow = threading.Event()
     with receiver() as server:
@@ -694,7 +747,7 @@ def test_the_page_names_only_metrics_that_are_exported():
     named = set(re.findall(r"`(sapflow_\w+)`", page))
     made = {prometheus.metric_name(one) for one in (*series.SEED_SERIES, *series.ENV_GAUGES)}
     made |= {prometheus.metric_name(one, "total") for one in series.ENV_COUNTERS}
-    state = {"sapflow_alert_open", "sapflow_run_info", "sapflow_run_completed", "sapflow_envs",
-             "sapflow_last_event_timestamp_seconds", "sapflow_seeds_left_out"}  # fmt: skip
+    state = {"sapflow_alert_open", "sapflow_run_info", "sapflow_run_state", "sapflow_envs",
+             "sapflow_last_event_timestamp_seconds", "sapflow_seeds_left_out", "sapflow_envs_left_out"}  # fmt: skip
     assert named <= made | state
     assert state <= named

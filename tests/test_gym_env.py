@@ -140,14 +140,17 @@ def test_what_is_chosen_is_what_happens(tmp_path):
 
 
 def test_episodes_are_envs_of_one_run(tmp_path):
-    env = made(epochs=1, run_dir=tmp_path / "run")
+    env = made(epochs=2, run_dir=tmp_path / "run")
     for seed in range(3):
         env.reset(seed=seed)
         env.step(waiting(env))
     env.close()
     env.close()
     with Source(tmp_path / "run") as source:
-        assert {event.env_id for event in source.read()} == {None, 0, 1, 2}
+        events = source.read()
+    assert {event.env_id for event in events} == {None, 0, 1, 2}
+    ended = [event.env_id for event in events if isinstance(event.payload, EnvCompleted)]
+    assert ended == [0, 1, 2]  # also those that were broken off
 
 
 def test_rules_act_beside_the_agent_and_end_an_episode():

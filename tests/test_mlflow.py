@@ -20,6 +20,7 @@ from sapflow.exporters.exporter import Setting
 from sapflow.exporters.ledger import path_of, read
 from sapflow.exporters.run_identity import RunIdentity
 from sapflow.telemetry.events import EpochCompleted, TelemetryEvent
+from sapflow.telemetry.run_directory import TrainerLock
 from sapflow.telemetry.vocabulary import Measurement
 
 pytest.importorskip("mlflow")
@@ -73,10 +74,10 @@ def client(server):
     return MlflowClient(server)
 
 
-def open_it(uri: str, experiment: str, run_id: str = RUN_ID, token: str = ""):
+def open_it(uri: str, experiment: str, run_id: str = RUN_ID, token: str = "", run_dir: Path = Path()):
     options = {"tracking_uri": uri, "experiment": experiment}
     return registry.open_exporter(
-        Setting(name="mlflow", run_dir=Path(), run=RunIdentity(run_id, token), options=options)
+        Setting(name="mlflow", run_dir=run_dir, run=RunIdentity(run_id, token), options=options)
     )
 
 
@@ -128,10 +129,11 @@ def test_two_runs_of_one_name_are_two(server, client):
     assert [run.info.run_name for run in runs_of(client, "namesakes")] == [RUN_ID, RUN_ID]
 
 
-def test_a_run_that_was_cut_off_says_so_and_odd_names_and_numbers_are_taken(server, client):
+def test_a_run_that_was_cut_off_says_so_and_odd_names_and_numbers_are_taken(server, client, tmp_path):
     odd = seed('a/b "c"\n{d}', math.inf, max_ratio=math.nan)
     event = TelemetryEvent(run_id="o'dd", env_id=0, sequence=0, time=1.5, payload=epoch(1, odd))
-    exporter = open_it(server, "odd", run_id='o\'dd "run"')
+    run_dir = finished_run(tmp_path / "run", event)
+    exporter = open_it(server, "odd", run_id='o\'dd "run"', run_dir=run_dir)
     exporter.export([event])
     exporter.close()
     (run,) = runs_of(client, "odd")
@@ -141,6 +143,40 @@ def test_a_run_that_was_cut_off_says_so_and_odd_names_and_numbers_are_taken(serv
     ((_, largest),) = history(client, run, "env-0/a:b _c___d_/gradient.gain_max")
     assert gain == sys.float_info.max  # as MLflow keeps infinity
     assert math.isnan(largest)
+
+
+def test_a_run_that_is_followed_no_longer_and_goes_on_is_running(server, client, tmp_path):
+    run_dir = finished_run(tmp_path / "run", *DEMO[:-1])
+    with TrainerLock(run_dir):
+        exporter = open_it(server, "left", run_dir=run_dir)
+        exporter.export(DEMO[:-1])
+        exporter.close()
+    (run,) = runs_of(client, "left")
+    assert run.info.status == "RUNNING"
+
+
+def test_an_experiment_that_was_deleted_is_for_a_person_to_restore(server, client):
+    client.delete_experiment(client.create_experiment("gone"))
+    with pytest.raises(ExporterRefusedError, match="active"):
+        open_it(server, "gone")
+
+
+def test_an_experiment_that_another_follower_makes_at_the_same_time_is_taken(server, client, monkeypatch):
+    """Both look for it, neither finds it, and the other is quicker."""
+    from mlflow import MlflowClient
+
+    look, looks = MlflowClient.get_experiment_by_name, []
+
+    def look_before_the_other_has_made_it(self, name: str):
+        looks.append(name)
+        if len(looks) == 1:
+            client.create_experiment(name)
+            return None
+        return look(self, name)
+
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", look_before_the_other_has_made_it)
+    open_it(server, "race").export(DEMO[:60])
+    assert len(runs_of(client, "race")) == 1
 
 
 def test_a_server_that_is_away_is_tried_again_and_one_that_refuses_is_not(tmp_path, monkeypatch):

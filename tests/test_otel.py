@@ -3,12 +3,14 @@
 import statistics
 
 import pytest
+from msgspec.structs import replace
 
 from receivers import Receiver, receiver
 from sanctum_events import RUN_ID, demo_run, epoch, explosion, seed
 from sapflow.errors import BackendAwayError, ExporterRefusedError
 from sapflow.exporters import registry
 from sapflow.exporters.exporter import Setting, event_key
+from sapflow.exporters.http import BatchAtFaultError
 from sapflow.exporters.run_identity import RunIdentity
 from sapflow.telemetry.events import AlertRaised, EnvFailed, EpochCompleted, GradientSampled, TelemetryEvent
 from sapflow.telemetry.vocabulary import Measurement
@@ -189,6 +191,49 @@ def test_a_batch_that_comes_again_is_the_same_to_the_bit(tmp_path):
     assert logs
 
 
+def test_a_batch_that_is_taken_in_parts_says_what_it_would_have_said_whole(tmp_path):
+    half = len(DEMO) // 2
+    with receiver() as whole:
+        open_it(tmp_path, endpoint=whole.url, per_seed=True).export(DEMO)
+    with receiver() as parts:
+        parts.answers = [413]
+        exporter = open_it(tmp_path, endpoint=parts.url, per_seed=True)
+        with pytest.raises(BatchAtFaultError):
+            exporter.export(DEMO)
+        exporter.export(DEMO[:half])
+        exporter.export(DEMO[half:])
+    assert points(parts) == points(whole)
+
+
+def sums(found: dict) -> dict[str, float]:
+    """The last value of each series without attributes."""
+    return {name: value for (name, attributes, _), value in found.items() if not attributes}
+
+
+def test_the_deaths_after_the_last_epoch_are_counted(tmp_path):
+    with receiver() as server:
+        open_it(tmp_path, endpoint=server.url).export(DEMO)
+    assert sums(points(server))["sapflow.seeds.pruned"] == 1
+
+
+def test_what_the_envs_of_a_process_share_is_not_added_up(tmp_path):
+    compiled = replace(DEMO[-1], env_id=0, sequence=50, payload=epoch(7, total_recompiles=5))
+    with receiver() as server:
+        open_it(tmp_path, endpoint=server.url).export([compiled, replace(compiled, env_id=1)])
+    assert sums(points(server))["sapflow.recompiles"] == 5
+
+
+def test_the_variable_for_the_service_s_name_goes_before_the_resource_s(tmp_path, monkeypatch):
+    names = []
+    for variable, value in (("OTEL_RESOURCE_ATTRIBUTES", "service.name=garden"), ("OTEL_SERVICE_NAME", "nursery")):
+        monkeypatch.setenv(variable, value)
+        with receiver() as server:
+            open_it(tmp_path, endpoint=server.url).export(DEMO)
+        (request,) = metric_requests(server)
+        names.append(plain(request.resource_metrics[0].resource.attributes)["service.name"])
+    assert names == ["garden", "nursery"]
+
+
 def test_started_again_it_goes_on_with_the_same_state(tmp_path):
     from journals import finished_run
 
@@ -226,10 +271,11 @@ def test_refused_credentials_and_partial_successes_are_said(tmp_path, caplog):
         answer.partial_success.error_message = "too old"
         server.says = answer.SerializeToString()
         exporter = open_it(tmp_path, endpoint=server.url)
-        exporter.export(DEMO[:50])
+        refused = exporter.export(DEMO[:50])
         exporter.export(DEMO[50:])
         server.says = b"<html>taken</html>"
         exporter.export(DEMO[:9])
+    assert refused == {"data points": 3, "log records": 3}  # which the follower counts
     assert [record.getMessage() for record in caplog.records] == [
         "otel: the receiver took all but 3: too old (said once)"
     ]

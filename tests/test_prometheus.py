@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -29,7 +30,7 @@ from sapflow.health.conditions import Condition, Finding
 from sapflow.health.rule import Rule
 from sapflow.health.rule_words import sentence
 from sapflow.health.rules import DEFAULT_RULES
-from sapflow.telemetry.events import EpochCompleted, TelemetryEvent
+from sapflow.telemetry.events import EnvCompleted, EnvStarted, EpochCompleted, TelemetryEvent
 from sapflow.telemetry.vocabulary import Measurement, SeedStage
 
 pytest.importorskip("prometheus_client")
@@ -158,7 +159,9 @@ def test_a_real_server_scrapes_a_live_run_and_fires_its_alerts(tmp_path):
             wait_until(lambda: expected <= firing(), f"{expected}")
             trainer.stdin.close()
             assert follower.wait(PATIENCE) == 0  # when the end was scraped, long before it stops lingering
-            wait_until(lambda: query(base, "last_over_time(sapflow_run_completed[1m])")[0][1] == 1.0, "the end")
+            wait_until(
+                lambda: query(base, 'last_over_time(sapflow_run_state{state="completed"}[1m])')[0][1] == 1.0, "the end"
+            )
 
 
 # The endpoint
@@ -220,6 +223,56 @@ def test_series_are_bounded_and_what_is_left_out_is_counted():
     alive = sum(one.stage.alive for event in DEMO[-4:] for one in getattr(event.payload, "seeds", ()))
     assert value(found, "sapflow_seeds_left_out") > 0
     assert alive == 0 or value(found, "sapflow_seeds_left_out") + 3 >= alive
+
+
+def test_envs_are_bounded_too_and_those_that_had_ended_when_another_began_are_one_sum():
+    story = []
+    for env_id in range(5):
+        about = {"run_id": RUN_ID, "env_id": env_id, "time": 1.0}
+        began = EnvStarted(host="cnn", host_params=9, slot_ids=("stem",), epochs=1)
+        story.append(TelemetryEvent(sequence=0, payload=began, **about))
+        if env_id < 4:
+            done = EpochCompleted(epoch=1, epochs=1, seeds=(seed("stem", 0.9),), total_passes=10)
+            story.append(TelemetryEvent(sequence=1, payload=done, **about))
+        if env_id < 2:
+            story.append(TelemetryEvent(sequence=2, payload=EnvCompleted(epoch=1), **about))
+    with serving(story, max_envs=2) as url:
+        found = samples(get(url))
+    states = {state: value(found, "sapflow_envs", state=state) for state in ("training", "completed")}
+    assert states == {"training": 3.0, "completed": 2.0}
+    passes = {dict(labels)["env"]: count for (name, labels), count in found.items() if name == "sapflow_passes_total"}
+    assert passes == {"earlier": 20.0, "2": 10.0, "3": 10.0}
+    assert value(found, "sapflow_envs_left_out") == 1.0
+    assert value(found, "sapflow_gradient_measured", env="0") is None
+
+
+def test_the_deaths_after_the_last_epoch_are_counted():
+    with serving() as url:
+        found = samples(get(url))
+    assert value(found, "sapflow_seeds_pruned_total", env="1") == 1.0
+
+
+def test_a_run_that_was_cut_off_is_served_as_such_until_that_was_scraped(tmp_path):
+    run_dir = finished_run(tmp_path / "killed", *DEMO)
+    options = {"port": 0, "linger": PATIENCE}
+    setting = Setting(name="prometheus", run_dir=run_dir, run=RunIdentity(RUN_ID), options=options)
+    exporter = registry.open_exporter(setting)
+    exporter.export(DEMO)
+    url = f"http://127.0.0.1:{exporter.port}/metrics"
+    assert value(samples(get(url)), "sapflow_run_state", state="live") == 1.0  # nobody has said that it is over
+    closing = threading.Thread(target=exporter.close)
+    closing.start()
+    found = {}
+    while closing.is_alive():  # it waits for a scrape that has the last of it
+        with contextlib.suppress(OSError):
+            found = samples(get(url))
+    states = [value(found, "sapflow_run_state", state=state) for state in ("live", "completed", "cut_off")]
+    assert states == [0.0, 0.0, 1.0]
+
+
+def test_it_does_not_promise_to_linger_for_longer_than_it_may():
+    with pytest.raises(ExporterRefusedError, match="between 0 and 100 seconds"), serving(linger=101.0):
+        pass
 
 
 def test_started_again_it_knows_what_it_knew(tmp_path):
@@ -303,7 +356,7 @@ def test_rules_are_what_promtool_takes(tmp_path):
         path.write_text(rule_file(rules, 30.0))
         checked = subprocess.run(["promtool", "check", "rules", path], capture_output=True, text=True, check=False)
         assert checked.returncode == 0, checked.stdout + checked.stderr
-        assert f"{len(rules) + 3} rules found" in checked.stdout
+        assert f"{len(rules) + 4} rules found" in checked.stdout
 
 
 def every_condition():
@@ -400,6 +453,60 @@ def test_a_rule_holds_for_as_many_epochs_and_goes_on_through_a_change_of_stage(t
     }
     (tmp_path / "test.yml").write_text(
         json.dumps({"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": [test]})
+    )
+    checked = subprocess.run(
+        ["promtool", "test", "rules", tmp_path / "test.yml"], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@promtool
+def test_a_run_that_hangs_and_one_that_was_cut_off_fire_and_one_that_goes_on_does_not(tmp_path):
+    """A minute a sample. At 20 three runs are at their ends, and their endpoints gone; one of them is resumed."""
+    (tmp_path / "rules.yml").write_text(rule_file((), epoch_seconds=30.0))
+
+    def state(run: str, name: str, values: str) -> dict[str, str]:
+        return {"series": f'sapflow_run_state{{run="{run}",state="{name}"}}', "values": values}
+
+    series = [
+        {"series": 'sapflow_last_event_timestamp_seconds{run="hung"}', "values": "0x60"},
+        {"series": 'sapflow_last_event_timestamp_seconds{run="busy"}', "values": "0+60x60"},
+        {"series": 'sapflow_last_event_timestamp_seconds{run="killed"}', "values": "0+60x20 stale"},
+        *(state(run, "live", "1x60") for run in ("hung", "busy")),
+        state("killed", "live", "1x19 0 stale"),
+        state("killed", "cut_off", "0x19 1 stale"),
+        state("resumed", "cut_off", "0x19 1 _ 0 0 0"),
+        state("done", "completed", "0x19 1 stale"),
+        state("done", "cut_off", "0x20 stale"),
+    ]
+    cut_off = {
+        "exp_labels": {"state": "cut_off", "severity": "critical", "run": "killed"},
+        "exp_annotations": {
+            "summary": "Run killed was cut off",
+            "description": "Its trainer was stopped or killed; this is told for 10 minutes.",
+        },
+    }
+    stalled = {
+        "exp_labels": {"run": "hung", "severity": "warning"},
+        "exp_annotations": {
+            "summary": "Run hung has said nothing for 40m 0s",
+            "description": "Its trainer is there and hangs, or an epoch takes that long.",
+        },
+    }
+    tests = [
+        {"alertname": "SapflowRunCutOff", "eval_time": "19m", "exp_alerts": []},
+        {"alertname": "SapflowRunCutOff", "eval_time": "25m", "exp_alerts": [cut_off]},
+        {"alertname": "SapflowRunCutOff", "eval_time": "31m", "exp_alerts": []},
+        {"alertname": "SapflowRunStalled", "eval_time": "40m", "exp_alerts": [stalled]},
+    ]
+    (tmp_path / "test.yml").write_text(
+        json.dumps(
+            {
+                "rule_files": ["rules.yml"],
+                "evaluation_interval": "1m",
+                "tests": [{"interval": "1m", "input_series": series, "alert_rule_test": tests}],
+            }
+        )
     )
     checked = subprocess.run(
         ["promtool", "test", "rules", tmp_path / "test.yml"], capture_output=True, text=True, check=False

@@ -12,7 +12,7 @@ from sapflow.errors import BackendAwayError, ExporterRefusedError
 from sapflow.exporters import registry
 from sapflow.exporters.exporter import Setting
 from sapflow.exporters.run_identity import RunIdentity
-from sapflow.telemetry.events import AlertRaised, EpochCompleted, TelemetryEvent
+from sapflow.telemetry.events import AlertRaised, EnvCompleted, EpochCompleted, RequestAnswered, TelemetryEvent
 from sapflow.telemetry.vocabulary import Measurement
 
 pytest.importorskip("tensorboard")
@@ -150,6 +150,18 @@ def test_a_full_disk_is_waited_for_and_nothing_is_there_twice(tmp_path, monkeypa
     for env in range(4):
         steps = [step for step, _, _ in scalars(logdir / f"env-{env}", "env/accuracy")]
         assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_env_that_has_ended_holds_no_file_open_and_what_is_said_of_it_later_is_there(tmp_path):
+    exporter = open_it(tmp_path)
+    answered = RequestAnswered(epoch=1, slot_id="", request_id="7", action="stop", done=False, outcome="it has ended")
+    files_open = len(list(Path("/proc/self/fd").iterdir()))
+    for env in range(9):
+        exporter.export([event(epoch(1, seed("stem", 0.9)), env), event(EnvCompleted(epoch=1), env)])
+    assert len(list(Path("/proc/self/fd").iterdir())) == files_open
+    exporter.export([event(answered, 8)])
+    exporter.close()
+    assert [step for step, _, _ in scalars(tmp_path / "exporters" / "tensorboard" / "env-8", "env/accuracy")] == [1]
 
 
 def test_nobody_s_folder_is_written_into(tmp_path):

@@ -109,7 +109,55 @@ def test_the_run_has_its_name_its_configuration_and_its_outcome(offline):
     last = {one.env_id: one.payload for one in DEMO if isinstance(one.payload, EpochCompleted)}
     assert summary["state"] == "completed"
     assert summary["alerts.open"] == 1
+    assert summary["seeds.pruned"] == 1  # after the last epoch
     assert summary["accuracy.best"] == max(one.accuracy for one in last.values())
+
+
+# Kills the process that W&B keeps beside the exporter's, between two batches, until that is noticed.
+KILLER = """
+import os, signal, sys
+from pathlib import Path
+from sanctum_events import RUN_ID
+from test_wandb import DEMO, TOKEN
+from sapflow.errors import BackendAwayError
+from sapflow.exporters import registry
+from sapflow.exporters.exporter import Setting
+from sapflow.exporters.run_identity import RunIdentity
+
+setting = Setting(name="wandb", run_dir=Path(sys.argv[1]), run=RunIdentity(RUN_ID, TOKEN), options={"mode": "offline"})
+exporter = registry.open_exporter(setting)
+half = len(DEMO) // 2
+exporter.export(DEMO[:half])
+for children in Path("/proc/self/task").glob("*/children"):
+    for child in children.read_text().split():
+        if b"wandb-core" in Path(f"/proc/{child}/cmdline").read_bytes():
+            os.kill(int(child), signal.SIGKILL)
+for _ in range(1_000):
+    try:
+        exporter.export(DEMO[half:])
+    except BackendAwayError as error:
+        print(error)
+        break
+exporter.export(DEMO[half:])
+exporter.close()
+"""
+
+
+def test_when_its_own_service_is_killed_it_is_started_again_and_nothing_is_dropped(tmp_path):
+    run_dir = finished_run(tmp_path / "run", *DEMO)
+    (run_dir / "exporters").mkdir()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, run_dir], env=environment, capture_output=True, text=True, timeout=PATIENCE,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "W&B's own service is gone" in done.stdout
+    last = max(run_dir.glob("exporters/wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime_ns)
+    rows = [items(one.item) for one in of_kind(list(records(last)), "history")]
+    half = len(DEMO) // 2
+    expected = [one for one in DEMO[half:] if isinstance(one.payload, EpochCompleted)]
+    assert [row["key"] for row in rows] == [event_key(one, f"{RUN_ID}-{TOKEN}") for one in expected]
 
 
 def test_what_the_service_refuses_is_one_line(tmp_path):

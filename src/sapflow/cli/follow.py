@@ -104,5 +104,5 @@ def _follow_with(name: str, options: dict[str, Any], run_dir: Path, patience: fl
     if not dropped:
         return 0
     causes = ", ".join(f"{count} {cause}" for cause, count in progress.dropped.items())
-    complain(f"{name}: {dropped} events were dropped (of the whole run: {causes}); they do not come again")
+    complain(f"{name}: {dropped} were dropped (of the whole run: {causes}); they do not come again")
     return EXIT_FAILED

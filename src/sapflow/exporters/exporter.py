@@ -21,8 +21,11 @@ class Exporter(Protocol):
     the last ones come again. `Setting.key_of` lets the receiver drop what it has.
     """
 
-    def export(self, events: Sequence[TelemetryEvent]) -> None:
+    def export(self, events: Sequence[TelemetryEvent]) -> Mapping[str, int] | None:
         """Hand the events over; when this returns they are the backend's, or on a disk from which they will get there.
+
+        Returns:
+            How much of it the backend has refused for good, by what it was; nothing where it took all.
 
         Raises:
             BackendAwayError: the same events are to be brought again, later.

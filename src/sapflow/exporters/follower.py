@@ -5,7 +5,8 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sapflow.errors import BackendAwayError, ExporterRefusedError, JournalError, RunDirectoryError, SapflowError
@@ -55,6 +56,7 @@ class Follower:
         self._progress = ledger.progress
         self._patience = patience
         self._wait = wait
+        self._dropping: Counter[str] = Counter()  # of the batch that is not done with yet
         self._bug_was_logged = False
         self._ledger_failed = False
         self._closing = False
@@ -104,8 +106,7 @@ class Follower:
         over = _is_over(source)  # asked first: then nothing comes behind what is read
         before = source.cursor
         events = source.read(BATCH_EVENTS, BATCH_BYTES)
-        for cause, count in (source.skipped - skipped).items():
-            self._drop(f"unreadable: {cause}", count)
+        self._dropping = Counter({f"unreadable: {cause}": n for cause, n in (source.skipped - skipped).items()})
         if source.cursor == before:
             if over and source.at_end():
                 return False
@@ -113,6 +114,8 @@ class Follower:
             return True
         self._deliver(events, source)
         self._progress.cursor = source.cursor
+        for cause, count in self._dropping.items():  # no sooner, or what is brought again would be counted again
+            self._progress.dropped[cause] = self._progress.dropped.get(cause, 0) + count
         self._note("following")
         return True
 
@@ -121,7 +124,7 @@ class Follower:
         if not events:
             return
         try:
-            self._bring(events, source)
+            refused = self._bring(events, source)
         except (BackendAwayError, ExporterRefusedError):
             raise
         except Exception as error:  # the exporter is somebody else's code, and so is what it calls
@@ -130,15 +133,16 @@ class Follower:
                 self._deliver(events[len(events) // 2 :], source)
                 return
             self._note_bug(events[0], error)
-            self._drop(type(error).__name__)
+            self._dropping[type(error).__name__] += 1
         else:
             self._progress.exported += len(events)
+            self._dropping.update({what: count for what, count in refused.items() if count})
 
-    def _bring(self, events: Sequence[TelemetryEvent], source: Source) -> None:
+    def _bring(self, events: Sequence[TelemetryEvent], source: Source) -> Mapping[str, int]:
         pause, tries, over_since = FIRST_PAUSE_SECONDS, 0, None
         while True:
             try:
-                self._exporter.export(events)
+                refused = self._exporter.export(events) or {}
             except BackendAwayError as error:
                 if over_since is None and _is_over(source):
                     over_since = time.monotonic()
@@ -151,7 +155,7 @@ class Follower:
             else:
                 if tries:
                     log.warning("%s: taken again, after %d tries", self._ledger.path.stem, tries)
-                return
+                return refused
 
     def _close(self, seconds: float) -> None:
         """Close the exporter; one that hangs is left behind, in a thread that does not outlive the process."""
@@ -186,9 +190,6 @@ class Follower:
                 "%s: a %s is not taken and is dropped, as others like it will be without a further line (%s: %s)",
                 self._ledger.path.stem, event.type, type(error).__name__, error,
             )  # fmt: skip
-
-    def _drop(self, cause: str, count: int = 1) -> None:
-        self._progress.dropped[cause] = self._progress.dropped.get(cause, 0) + count
 
     def _note(self, state: str) -> None:
         self._progress.state = state

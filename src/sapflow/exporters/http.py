@@ -3,9 +3,11 @@
 import http.client
 import re
 import ssl
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -84,7 +86,19 @@ class Sender:
             return BatchAtFaultError(said)
         if code in MISPLACED or code < 400:
             return ExporterRefusedError(f"{said}: check the URL and the credentials")
-        return BackendAwayError(said, float(retry_after) if retry_after and retry_after.isdecimal() else None)
+        return BackendAwayError(said, _seconds(retry_after))
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """From now until the time that the header asks for, in one of its two forms (RFC 9110, section 10.2.3)."""
+    if retry_after is None:
+        return None
+    if retry_after.isdecimal():
+        return float(retry_after)
+    try:
+        return max(parsedate_to_datetime(retry_after).timestamp() - time.time(), 0.0)
+    except (ValueError, OverflowError):
+        return None
 
 
 def check_url(url: str) -> str:

@@ -21,7 +21,8 @@ class Progress(msgspec.Struct, kw_only=True):
     Attributes:
         cursor: behind the last event that is done with.
         exported: events that the backend took, those that it took twice included.
-        dropped: events that it did not, by cause: refused by it, or unreadable in the journal.
+        dropped: what it did not, by cause: events that it refused or that are unreadable in the journal, and what an
+            exporter made of events (see `Exporter.export`).
         retries: times that a batch had to be brought again.
         opened: the exporter has been open once, so what it has left behind is its own.
         state: "opening", "following", "retrying", "done", or "stopped".

@@ -11,10 +11,10 @@ import msgspec
 
 from sapflow.errors import BackendAwayError, ExporterRefusedError
 from sapflow.exporters.exporter import Setting
-from sapflow.exporters.run_identity import RunIdentity
-from sapflow.exporters.run_view import RunView, view_before
+from sapflow.exporters.run_view import state_of, view_before
 from sapflow.exporters.series import ENV_COUNTERS, ENV_GAUGES, SEED_SERIES
 from sapflow.telemetry.events import AlertRaised, EpochCompleted, RunStarted, TelemetryEvent
+from sapflow.telemetry.source import RunState
 from sapflow.telemetry.wording import describe_alert
 
 if TYPE_CHECKING:
@@ -44,11 +44,12 @@ class MLflow:
     A metric that comes again has the same key, step, time and value, and a tracking server keeps it once.
     """
 
-    def __init__(self, client: "MlflowClient", experiment: str, run: RunIdentity, view: RunView) -> None:
+    def __init__(self, client: "MlflowClient", experiment: str, setting: Setting) -> None:
         self._client = client
         self._experiment = experiment
-        self._run = run
-        self._view = view
+        self._setting = setting
+        self._run = setting.run
+        self._view = view_before(setting)
         self._begun = ""
 
     def begin(self) -> str:
@@ -57,8 +58,13 @@ class MLflow:
         Raises:
             BackendAwayError, ExporterRefusedError: the server.
         """
+        from mlflow.exceptions import MlflowException
+
         if not self._begun:
-            self._begun = _asked(self._find_or_make)
+            try:
+                self._begun = _asked(self._find_or_make)
+            except MlflowException as error:  # no event is at fault: none has been brought yet
+                raise ExporterRefusedError(f"MLflow: {_in_short(error)}") from error
         return self._begun
 
     def export(self, events: Sequence[TelemetryEvent]) -> None:
@@ -81,17 +87,17 @@ class MLflow:
             _asked(partial(self._client.log_batch, run, metrics=metrics[start : start + METRICS_AT_ONCE]))
 
     def close(self) -> None:
-        """Say how the run ended: KILLED stands for cut off."""
-        if self._begun:
-            failed = "failed" in self._view.ended.values()
-            status = "KILLED" if not self._view.completed else "FAILED" if failed else "FINISHED"
+        """Say how the run ended, if it has: KILLED stands for cut off."""
+        cut_off = state_of(self._setting) is RunState.ENDED
+        if self._begun and (self._view.completed or cut_off):
+            failed = self._view.states()["failed"]
+            status = "KILLED" if cut_off else "FAILED" if failed else "FINISHED"
             end = int(self._view.last_time * 1_000)
             _asked(partial(self._client.set_terminated, self._begun, status=status, end_time=end))
 
     def _find_or_make(self) -> str:
         client = self._client
-        found = client.get_experiment_by_name(self._experiment)
-        experiment = found.experiment_id if found else client.create_experiment(self._experiment)
+        experiment = self._experiment_id()
         tag = re.sub(r"[^\w.-]", "-", self._run.key, flags=re.ASCII)  # it stands in a query
         runs = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{tag}'", max_results=1)
         if runs:
@@ -99,6 +105,20 @@ class MLflow:
             return str(runs[0].info.run_id)
         made = client.create_run(experiment, tags={RUN_TAG: tag}, run_name=self._run.run_id)
         return str(made.info.run_id)
+
+    def _experiment_id(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        client, name = self._client, self._experiment
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return str(client.create_experiment(name))
+            except MlflowException:
+                found = client.get_experiment_by_name(name)  # another follower may have been quicker
+                if found is None:
+                    raise
+        return str(found.experiment_id)
 
     def _log_parameters(self, run: str, started: RunStarted) -> None:
         from mlflow.entities import Param
@@ -146,7 +166,7 @@ def _asked(request: Callable[[], T]) -> T:
     try:
         return request()
     except MlflowException as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = _in_short(error)
         answered: Any = error  # whose methods have no types
         code = answered.get_http_status_code()
         if code in REFUSED:
@@ -155,7 +175,11 @@ def _asked(request: Callable[[], T]) -> T:
             raise
         raise BackendAwayError(f"MLflow: {reason}") from error
     except OSError as error:  # of requests, too
-        raise BackendAwayError(f"MLflow: {' '.join(str(error).split())[:300]}") from error
+        raise BackendAwayError(f"MLflow: {_in_short(error)}") from error
+
+
+def _in_short(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def open_exporter(setting: Setting) -> MLflow:
@@ -176,8 +200,8 @@ def open_exporter(setting: Setting) -> MLflow:
     try:
         client = MlflowClient(uri)
     except MlflowException as error:
-        raise ExporterRefusedError(f"MLflow: {' '.join(str(error).split())[:300]}") from error
-    exporter = MLflow(client, experiment, setting.run, view_before(setting))
+        raise ExporterRefusedError(f"MLflow: {_in_short(error)}") from error
+    exporter = MLflow(client, experiment, setting)
     with suppress(BackendAwayError):  # it is tried again with the first batch
         exporter.begin()
     return exporter

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from urllib.parse import unquote
 
@@ -33,7 +33,8 @@ class Options(msgspec.Struct, frozen=True):
 class OpenTelemetry:
     """Posts, for each batch, one request with metrics and one with log records.
 
-    What comes again has the same time and attributes, to the bit, and log records have `sapflow.event.key`.
+    What comes again has the same time and attributes, to the bit, and log records have `sapflow.event.key`. A part of a
+    batch that was not taken says what the run was at its own beginning, whatever the rest of the batch has told.
     """
 
     def __init__(self, metrics: Sender, logs: Sender, setting: Setting, resource: dict[str, str]) -> None:
@@ -43,38 +44,50 @@ class OpenTelemetry:
         self._resource = resource
         self._view = view_before(setting)
         self._per_seed = setting.options_as(Options).per_seed
+        self._batch: dict[str, TelemetryEvent] = {}  # by key; the view is that of its beginning
         self._made_of: tuple[str, ...] = ()
         self._made = (b"", b"")
         self._rejection_was_logged = False
 
-    def export(self, events: Sequence[TelemetryEvent]) -> None:
+    def export(self, events: Sequence[TelemetryEvent]) -> Mapping[str, int]:
         """See `Exporter.export`."""
         keys = tuple(map(self._setting.key_of, events))
-        if keys != self._made_of:  # a batch that is brought again says what it said: the view has moved on since
-            self._made = self._requests(events)
+        if keys != self._made_of:
+            self._made = self._requests(keys, events)
             self._made_of = keys
         metrics, logs = self._made
+        refused: dict[str, int] = {}
         if metrics:
-            self._note_rejections(otel_messages.rejected_points(self._metrics.post(metrics)))
+            refused["data points"] = self._refused(otel_messages.rejected_points(self._metrics.post(metrics)))
         if logs:
-            self._note_rejections(otel_messages.rejected_records(self._logs.post(logs)))
+            refused["log records"] = self._refused(otel_messages.rejected_records(self._logs.post(logs)))
+        return refused
 
     def close(self) -> None:
         """See `Exporter.close`."""
 
-    def _requests(self, events: Sequence[TelemetryEvent]) -> tuple[bytes, bytes]:
-        points = otel_messages.Points()
+    def _requests(self, keys: Sequence[str], events: Sequence[TelemetryEvent]) -> tuple[bytes, bytes]:
+        if keys[0] not in self._batch:
+            for event in self._batch.values():
+                self._view.take(event)
+            self._batch = dict(zip(keys, events, strict=True))
+        view, points = self._view.copy(), otel_messages.Points()
+        for key, event in self._batch.items():
+            if key == keys[0]:
+                break
+            view.take(event)
         for event in events:
-            self._view.take(event)
-            points.take(self._view, event, per_seed=self._per_seed)
+            view.take(event)
+            points.take(view, event, per_seed=self._per_seed)
         records = otel_messages.log_request(events, self._resource, self._setting.run.key, time.time_ns())
         return points.request(self._resource), records
 
-    def _note_rejections(self, rejected: tuple[int, str]) -> None:
+    def _refused(self, rejected: tuple[int, str]) -> int:
         count, reason = rejected
         if count and not self._rejection_was_logged:
             self._rejection_was_logged = True
             log.warning("otel: the receiver took all but %d: %s (said once)", count, reason or "no reason given")
+        return count
 
 
 def open_exporter(setting: Setting) -> OpenTelemetry:
@@ -83,9 +96,10 @@ def open_exporter(setting: Setting) -> OpenTelemetry:
     if not 0 < options.timeout <= 600:
         raise ExporterRefusedError("the timeout of exporter otel must be between 0 and 600 seconds")
     resource = {
-        "service.name": os.environ.get("OTEL_SERVICE_NAME", "sapflow"),
+        "service.name": "sapflow",
         "service.version": version("sapflow"),
         **_pairs("OTEL_RESOURCE_ATTRIBUTES"),
+        **({"service.name": name} if (name := os.environ.get("OTEL_SERVICE_NAME")) else {}),
         "sapflow.run.id": setting.run.run_id,
     }
     metrics, logs = (_sender(options, signal) for signal in ("metrics", "logs"))

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 from sapflow.exporters.exporter import event_key
 from sapflow.exporters.run_view import RunView
 from sapflow.exporters.series import ENV_COUNTERS, ENV_GAUGES, GAIN, SEED_SERIES, Series
-from sapflow.telemetry.events import AlertRaised, EnvFailed, EpochCompleted, NonFiniteOrigin, TelemetryEvent
+from sapflow.telemetry.events import (
+    AlertRaised,
+    EnvFailed,
+    EpochCompleted,
+    NonFiniteOrigin,
+    SeedFossilized,
+    SeedGerminated,
+    SeedPruned,
+    TelemetryEvent,
+)
 from sapflow.telemetry.vocabulary import Severity
 from sapflow.telemetry.wording import describe
 
@@ -22,6 +31,8 @@ UNITS = {"ratio": "1", "": "{count}"}
 UNITLESS = frozenset({"train_loss", "validation_loss", "gradient.entering_norm", "gradient.leaving_norm"})
 INFO, WARN, ERROR = 9, 13, 17  # severity numbers of the data model for logs
 
+TOLD = (EpochCompleted, SeedGerminated, SeedPruned, SeedFossilized)
+
 Attributes = dict[str, str | int | float]
 
 
@@ -32,15 +43,20 @@ class Points:
         self._metrics: dict[str, Metric] = {}
 
     def take(self, view: RunView, event: TelemetryEvent, *, per_seed: bool) -> None:
-        """The points at the end of an epoch, from the view that has just taken in `event`; other events have none."""
-        done = event.payload
-        if not isinstance(done, EpochCompleted):
+        """The points at `event`, from the view that has just taken it in: at the ends of epochs, births and deaths.
+
+        What is done after the last epoch is told by no end of an epoch.
+        """
+        if not isinstance(event.payload, TOLD):
             return
         now, began = _nanoseconds(event.time), _nanoseconds(view.first_time)
         self._take_run(view, now, began)
         if per_seed:
             assert event.env_id is not None
-            self._take_env(event.env_id, done, now, began)
+            done = view.envs[event.env_id].done
+            self._take_counts(event.env_id, done, now, began)
+            if isinstance(event.payload, EpochCompleted):
+                self._take_env(event.env_id, event.payload, now)
 
     def request(self, resource: dict[str, str]) -> bytes:
         """As the body of a request; empty without a point."""
@@ -77,16 +93,18 @@ class Points:
             attributes = {"sapflow.alert.severity": severity.value}
             text = "Alerts that stand."
             self._gauge("alerts.open", "{alert}", text, severities[severity], attributes, now)
+        totals = view.totals()
         for counter in ENV_COUNTERS:
-            total = sum(counter.base(done) or 0.0 for done in view.epochs.values())
-            self._sum(counter, total, {}, now, began)
+            self._sum(counter, counter.base(totals) or 0.0, {}, now, began)
 
-    def _take_env(self, env_id: int, done: EpochCompleted, now: int, began: int) -> None:
+    def _take_counts(self, env_id: int, done: EpochCompleted, now: int, began: int) -> None:
+        for counter in ENV_COUNTERS:
+            self._sum(counter, counter.base(done) or 0.0, {"sapflow.env.id": env_id}, now, began, prefix="env.")
+
+    def _take_env(self, env_id: int, done: EpochCompleted, now: int) -> None:
         of_env: Attributes = {"sapflow.env.id": env_id}
         for gauge in ENV_GAUGES:
             self._gauge_of(gauge, done, of_env, now, prefix="env.")
-        for counter in ENV_COUNTERS:
-            self._sum(counter, counter.base(done) or 0.0, of_env, now, began, prefix="env.")
         for seed in done.seeds:
             if seed.stage.alive:
                 place: Attributes = {

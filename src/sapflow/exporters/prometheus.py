@@ -16,9 +16,10 @@ import msgspec
 
 from sapflow.errors import ExporterRefusedError
 from sapflow.exporters.exporter import Setting
-from sapflow.exporters.run_view import RunView, view_before
+from sapflow.exporters.run_view import NOTHING_YET, RunView, state_of, view_before
 from sapflow.exporters.series import ENV_COUNTERS, ENV_GAUGES, SEED_SERIES, Series
 from sapflow.telemetry.events import SeedTelemetry, TelemetryEvent
+from sapflow.telemetry.source import RunState
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -26,24 +27,27 @@ if TYPE_CHECKING:
 PATH = "/metrics"
 TOKEN_VARIABLE = "SAPFLOW_PROMETHEUS_TOKEN"
 REQUEST_SECONDS = 10.0
+LONGEST_LINGER = 100.0  # seconds: less than a follower gives an exporter to close
 POLL_SECONDS = 0.1  # until it notices that it is to stop serving
 
 log = logging.getLogger("sapflow.exporters")
 
 SEED_LABELS = ("run", "env", "slot", "blueprint", "stage")
 ENV_LABELS = ("run", "env")
+EARLIER = "earlier"  # in place of an env: those that had ended when another began, together
 ALERT_LABELS = ("run", "env", "slot", "blueprint", "rule", "severity")
 
 WSGI = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
 
 class Options(msgspec.Struct, frozen=True):
-    """Where to serve, for how many seconds after the end for a last scrape, and at most how many seeds."""
+    """Where to serve, for how many seconds after the end for a last scrape, and at most how many seeds and envs."""
 
     host: str = "127.0.0.1"
     port: int = 9464
-    linger: float = 60.0
+    linger: float = 90.0
     max_seeds: int = 2_000
+    max_envs: int = 2_000
 
 
 def metric_name(series: Series[Any], kind: str = "") -> str:
@@ -54,10 +58,12 @@ def metric_name(series: Series[Any], kind: str = "") -> str:
 class Prometheus:
     """Keeps the state of the run and serves it; a scrape costs the trainer nothing."""
 
-    def __init__(self, options: Options, token: str, view: RunView) -> None:
+    def __init__(self, options: Options, token: str, setting: Setting) -> None:
         from prometheus_client import CollectorRegistry
 
-        self._view = view
+        self._setting = setting
+        self._view = view_before(setting)
+        self._cut_off = False
         self._options = options
         self._lock = threading.Lock()
         self._scraped = threading.Event()  # since the last change
@@ -77,7 +83,11 @@ class Prometheus:
             self._scraped.clear()
 
     def close(self) -> None:
-        """Wait for a last scrape, for `linger` seconds, and stop serving."""
+        """Wait for a last scrape, for `linger` seconds, and stop serving; of a run that was cut off it tells that."""
+        if state_of(self._setting) is RunState.ENDED:
+            with self._lock:
+                self._cut_off = True
+                self._scraped.clear()
         self._scraped.wait(self._options.linger)
         self._server.shutdown()
         self._server.server_close()
@@ -89,14 +99,14 @@ class Prometheus:
     def collect(self) -> Iterable["Metric"]:
         """All metrics; called by a scrape."""
         with self._lock:
-            metrics = list(_run_metrics(self._view))
-            metrics += _env_metrics(self._view)
+            metrics = list(_run_metrics(self._view, cut_off=self._cut_off))
+            metrics += _env_metrics(self._view, self._options.max_envs)
             metrics += _seed_metrics(self._view, self._options.max_seeds)
             self._scraped.set()
         return metrics
 
 
-def _run_metrics(view: RunView) -> Iterator["Metric"]:
+def _run_metrics(view: RunView, *, cut_off: bool) -> Iterator["Metric"]:
     from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 
     if not view.run_id:
@@ -106,17 +116,21 @@ def _run_metrics(view: RunView) -> Iterator["Metric"]:
     info = InfoMetricFamily("sapflow_run", "The run: what was asked for, and with which version.", labels=["run"])
     info.add_metric([view.run_id], {"task": asked.task if asked else "", "version": versions.get("sapflow", "")})
     yield info
-    for name, text, value in (
-        ("sapflow_run_completed", "1 when every env came to its end.", float(view.completed)),
-        ("sapflow_last_event_timestamp_seconds", "When the newest event happened.", view.last_time),
-    ):
-        family = GaugeMetricFamily(name, text, labels=["run"])
-        family.add_metric([view.run_id], value)
-        yield family
+    text = "1 for how the run stands: cut_off is not completed, and no trainer holds it."
+    stands = GaugeMetricFamily("sapflow_run_state", text, labels=["run", "state"])
+    now = "completed" if view.completed else "cut_off" if cut_off else "live"
+    for state in ("live", "completed", "cut_off"):
+        stands.add_metric([view.run_id, state], float(state == now))
+    yield stands
+    newest = GaugeMetricFamily(
+        "sapflow_last_event_timestamp_seconds", "When the newest event happened.", labels=["run"]
+    )
+    newest.add_metric([view.run_id], view.last_time)
+    yield newest
     envs = GaugeMetricFamily("sapflow_envs", "Envs that have begun, by state.", labels=["run", "state"])
-    states = [view.ended.get(env_id, "training") for env_id in view.epochs.keys() | view.ended.keys()]
+    states = view.states()
     for state in ("training", "completed", "failed"):
-        envs.add_metric([view.run_id, state], states.count(state))
+        envs.add_metric([view.run_id, state], states[state])
     yield envs
     alerts = GaugeMetricFamily("sapflow_alert_open", "1 for each alert of Sapflow's that stands.", labels=ALERT_LABELS)
     for env_id, alert in view.alerts():
@@ -125,19 +139,25 @@ def _run_metrics(view: RunView) -> Iterator["Metric"]:
     yield alerts
 
 
-def _env_metrics(view: RunView) -> Iterator["Metric"]:
+def _env_metrics(view: RunView, limit: int) -> Iterator["Metric"]:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+    shown = [(str(env_id), env.done) for env_id, env in islice(sorted(view.envs.items()), limit)]
+    left_out = GaugeMetricFamily("sapflow_envs_left_out", "Envs beyond max_envs.", labels=["run"])
+    left_out.add_metric([view.run_id], len(view.envs) - len(shown))
+    yield left_out
     for series in ENV_GAUGES:
         gauge = GaugeMetricFamily(metric_name(series), series.help, labels=ENV_LABELS)
-        for env_id, done in view.epochs.items():
+        for env, done in shown:
             if (value := series.base(done)) is not None:
-                gauge.add_metric([view.run_id, str(env_id)], value)
+                gauge.add_metric([view.run_id, env], value)
         yield gauge
+    if view.earlier is not NOTHING_YET:
+        shown.append((EARLIER, view.earlier))
     for series in ENV_COUNTERS:
         counter = CounterMetricFamily(metric_name(series), series.help, labels=ENV_LABELS)
-        for env_id, done in view.epochs.items():
-            counter.add_metric([view.run_id, str(env_id)], series.base(done) or 0.0)
+        for env, done in shown:
+            counter.add_metric([view.run_id, env], series.base(done) or 0.0)
         yield counter
 
 
@@ -213,7 +233,9 @@ def open_exporter(setting: Setting) -> Prometheus:
         raise ExporterRefusedError(
             f"serving on {options.host} shows the run to others: set {TOKEN_VARIABLE}, and have Prometheus send it"
         )
-    return Prometheus(options, token, view_before(setting))
+    if not 0 <= options.linger <= LONGEST_LINGER:
+        raise ExporterRefusedError(f"prometheus.linger must be between 0 and {LONGEST_LINGER:g} seconds")
+    return Prometheus(options, token, setting)
 
 
 def _is_loopback(host: str) -> bool:

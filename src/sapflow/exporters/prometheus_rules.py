@@ -12,6 +12,7 @@ from sapflow.health.rule import Rule
 from sapflow.health.rule_words import sentence
 
 STALLED_SECONDS = 600
+CUT_OFF_MINUTES = 10
 METRIC = {series.name: metric_name(series) for series in SEED_SERIES}
 COMPARED = {
     Condition.RATIO_BELOW: "gradient.gain",
@@ -135,10 +136,18 @@ def _watchdogs() -> Iterator[list[str]]:
     age = "time() - sapflow_last_event_timestamp_seconds"
     yield _entry(
         "SapflowRunStalled",
-        f"{age} > {STALLED_SECONDS} and on (run) sapflow_run_completed == 0",
+        f'{age} > {STALLED_SECONDS} and on (run) sapflow_run_state{{state="live"}} == 1',
         labels={"severity": "warning"},
         summary="Run {{ $labels.run }} has said nothing for {{ $value | humanizeDuration }}",
-        description="Its trainer hangs, or was killed, or an epoch takes that long.",
+        description="Its trainer is there and hangs, or an epoch takes that long.",
+    )
+    # The endpoint is gone soon after the run: the last scrape has to do.
+    yield _entry(
+        "SapflowRunCutOff",
+        f'last_over_time(sapflow_run_state{{state="cut_off"}}[{CUT_OFF_MINUTES}m]) == 1',
+        labels={"severity": "critical"},
+        summary="Run {{ $labels.run }} was cut off",
+        description=f"Its trainer was stopped or killed; this is told for {CUT_OFF_MINUTES} minutes.",
     )
     yield _entry(
         "SapflowEnvFailed",

@@ -17,6 +17,9 @@ from sapflow.exporters.run_view import events_before
 from sapflow.exporters.series import ENV_GAUGES, SEED_SERIES
 from sapflow.telemetry.events import (
     HISTOGRAM_LOWEST_OCTAVE,
+    EnvCompleted,
+    EnvFailed,
+    EnvStarted,
     EpochCompleted,
     GradientSampled,
     SeedTelemetry,
@@ -87,6 +90,7 @@ class TensorBoard:
             for file in self._files.values():
                 file.flush()
             self._keep(events)
+            self._let_go(events)
         except OSError as error:
             self._give_up_files()
             raise BackendAwayError(f"{self._logdir} cannot be written ({error.strerror})") from error
@@ -118,6 +122,16 @@ class TensorBoard:
                 kept.clear()
             if not kept or kept[0].epoch == event.epoch:
                 kept.append(event)
+
+    def _let_go(self, events: Iterable[TelemetryEvent]) -> None:
+        """Of the files of envs that have ended; and, once another begins, of what was kept of them."""
+        for event in events:
+            match event.payload:
+                case EnvCompleted() | EnvFailed() if event.env_id in self._files:
+                    self._files.pop(event.env_id).close()
+                case EnvStarted():
+                    for env_id in self._last_epochs.keys() - self._files.keys():
+                        del self._last_epochs[env_id]
 
     def _give_up_files(self) -> None:
         """Their ends may be torn; the next try begins new ones, and TensorBoard drops what those repeat."""

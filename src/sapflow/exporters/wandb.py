@@ -13,9 +13,10 @@ import msgspec
 from sapflow.errors import BackendAwayError, ExporterRefusedError
 from sapflow.exporters.exporter import Setting
 from sapflow.exporters.ledger import FOLDER
-from sapflow.exporters.run_view import RunView, view_before
+from sapflow.exporters.run_view import RunView, state_of, view_before
 from sapflow.exporters.series import ENV_COUNTERS, ENV_GAUGES, SEED_SERIES
 from sapflow.telemetry.events import AlertRaised, EpochCompleted, RunStarted, TelemetryEvent
+from sapflow.telemetry.source import RunState
 from sapflow.telemetry.vocabulary import Severity
 from sapflow.telemetry.wording import describe_alert
 
@@ -46,7 +47,7 @@ class WeightsAndBiases:
 
     def __init__(self, begin: Callable[[], "wandb.Run"], setting: Setting) -> None:
         self._begin = begin
-        self._key_of = setting.key_of
+        self._setting = setting
         self._begun: wandb.Run | None = None
         self._view = view_before(setting)
         self._envs: set[int] = set()
@@ -56,6 +57,15 @@ class WeightsAndBiases:
     def export(self, events: Sequence[TelemetryEvent]) -> None:
         """See `Exporter.export`."""
         run = self._begun = self._begun or self._begin()
+        try:
+            self._hand_over(run, events)
+        except OSError as error:
+            self._begun = None
+            self._envs.clear()
+            _forget_service()
+            raise BackendAwayError(f"W&B's own service is gone ({error}): it is started again") from error
+
+    def _hand_over(self, run: "wandb.Run", events: Sequence[TelemetryEvent]) -> None:
         for event in events:
             self._view.take(event)
             payload = event.payload
@@ -67,14 +77,14 @@ class WeightsAndBiases:
                     settings.update(config | more, allow_val_change=True)
                 case EpochCompleted() if event.env_id is not None:
                     self._define(run, event.env_id)
-                    run.log({"key": self._key_of(event), **dict(_row(event, event.env_id, payload))})
+                    run.log({"key": self._setting.key_of(event), **dict(_row(event, event.env_id, payload))})
                 case AlertRaised():
                     _alert(run, event, payload)
 
     def close(self) -> None:
         """Say what came of the run, and wait until W&B has sent what it keeps."""
         if self._begun is not None:
-            for name, value in _outcome(self._view).items():
+            for name, value in _outcome(self._view, state_of(self._setting)).items():
                 self._begun.summary[name] = value
             self._begun.finish()
 
@@ -84,6 +94,14 @@ class WeightsAndBiases:
             self._envs.add(env_id)
             run.define_metric(f"env-{env_id}/epoch", hidden=True)
             run.define_metric(f"env-{env_id}/*", step_metric=f"env-{env_id}/epoch")
+
+
+def _forget_service() -> None:
+    """W&B keeps a process beside this one, to which all is handed; without this a dead one would be spoken to again."""
+    import wandb
+
+    with contextlib.suppress(Exception):
+        wandb.teardown()
 
 
 def _alert(run: "wandb.Run", event: TelemetryEvent, payload: AlertRaised) -> None:
@@ -107,16 +125,17 @@ def _row(event: TelemetryEvent, env_id: int, done: EpochCompleted) -> Iterator[t
                     yield f"{prefix}/{_plain(seed.slot_id)}/{one.name}", value
 
 
-def _outcome(view: RunView) -> dict[str, Any]:
+def _outcome(view: RunView, state: RunState | None) -> dict[str, Any]:
     """What stands in the summary beside the last row: of all envs together."""
-    last = view.epochs.values()
-    accuracies = [done.accuracy for done in last if done.accuracy is not None and not math.isnan(done.accuracy)]
+    totals = view.totals()
+    last = (env.done.accuracy for env in view.envs.values())
+    accuracies = [*view.accuracies, *(one for one in last if one is not None and not math.isnan(one))]
     return {
-        "state": "completed" if view.completed else "cut off",
-        "seeds.germinated": sum(done.total_germinated for done in last),
-        "seeds.pruned": sum(done.total_pruned for done in last),
-        "seeds.fossilized": sum(done.total_fossilized for done in last),
-        "alerts": sum(done.total_alerts for done in last),
+        "state": "completed" if view.completed else "cut off" if state is RunState.ENDED else "live",
+        "seeds.germinated": totals.total_germinated,
+        "seeds.pruned": totals.total_pruned,
+        "seeds.fossilized": totals.total_fossilized,
+        "alerts": totals.total_alerts,
         "alerts.open": sum(1 for _ in view.alerts()),
         **({"accuracy.best": max(accuracies), "accuracy.worst": min(accuracies)} if accuracies else {}),
     }

@@ -121,6 +121,7 @@ class GrowthEnv(gymnasium.Env[Observation, Action]):
     ) -> tuple[Observation, dict[str, Any]]:
         """A new host, by a random seed that `seed` determines; see `gymnasium.Env.reset`."""
         super().reset(seed=seed)
+        self._leave_episode()
         rng_seed = int(self.np_random.integers(2**63))
         stream = EventStream(self._keeping.run.sink, self._keeping.run.run_id, self._episodes)
         self._episodes += 1
@@ -159,14 +160,24 @@ class GrowthEnv(gymnasium.Env[Observation, Action]):
         """Write what is left of the telemetry; again: nothing."""
         if not self._closed:
             self._closed = True
+            self._leave_episode()
             self._keeping.run.emit(RunCompleted(completed_envs=self._episodes))
             self._keeping.close()
 
     @property
+    def _is_running(self) -> bool:
+        return self._env is not None and not self._env.stopped and self._env.epoch < self.epochs
+
+    @property
     def _running(self) -> Env:
-        if self._env is None or self._env.stopped or self._env.epoch >= self.epochs:
+        if self._env is None or not self._is_running:
             raise ResetNeeded("no episode is running: call reset() first")
         return self._env
+
+    def _leave_episode(self) -> None:
+        """An episode that is broken off is over, too: whoever looks at the run is not to wait for more of it."""
+        if self._env is not None and self._is_running:
+            self._env.complete()
 
     def _carry_out(self, action: Action) -> dict[str, str]:
         """Do what was chosen and is legal; what was refused, by slot_id, and why."""
