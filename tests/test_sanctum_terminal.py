@@ -155,19 +155,17 @@ def test_keys_that_leave_leave_the_terminal_as_it_was(run_dir: Path, opens: str,
 def test_a_lost_terminal_ends_sanctum(run_dir: Path, closed: bool) -> None:
     ours, theirs = os.openpty()
     process = subprocess.Popen(
-        (sys.executable, "-c", "import os, sys; os.setsid(); import fcntl, termios;"
-         " fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])",
-         *SAPFLOW, "sanctum", str(run_dir)),
-        stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm-256color"},
+        (*SAPFLOW, "sanctum", str(run_dir)), stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        env={**os.environ, "TERM": "xterm-256color"},
     )  # fmt: skip
     os.close(theirs)
     try:
         shown = b""
         while b"env 03" not in shown:
             shown += os.read(ours, 65_536)
-        if closed:  # as a closed window or a broken ssh does it
+        if closed:  # and nobody says so: the terminal does not control the process
             os.close(ours)
-        else:  # it hangs up while nobody reads what is drawn, and before the terminal goes
+        else:  # as a closed window or a broken ssh does it, while nobody reads what is drawn
             os.write(ours, b"v" * 200)
             process.send_signal(signal.SIGHUP)
         wait_until(lambda: process.poll() is not None, "the end of a Sanctum without a terminal")

@@ -1,6 +1,8 @@
 """The terminal app: what can be done while a run is followed, by keys and by the palette, and in which colours."""
 
 import gc
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -37,6 +39,7 @@ from sapflow.sanctum.widgets.span_view import SpanView
 from sapflow.telemetry.source import Source
 
 PLAYED = 2.0  # epochs a second
+MINDING_SECONDS = 5.0  # between two looks whether the terminal is there
 GC_THRESHOLD = 50_000  # objects: a look at a large run makes as many, and next to none of them lie in cycles
 
 
@@ -102,6 +105,8 @@ class SanctumApp(FollowingApp):
     async def on_ready(self) -> None:
         """Begins to follow."""
         self.theme_changed_signal.subscribe(self, self._recolour)
+        if not (self.is_headless or self.is_web):
+            self.set_interval(MINDING_SECONDS, _mind_the_terminal)
         # After Ctrl-Z and fg the terminal's other screen is empty, and Textual draws only what changes.
         self.app_resume_signal.subscribe(self, lambda _: self.refresh(layout=True))
         if self.other is not None:
@@ -221,6 +226,12 @@ class SanctumApp(FollowingApp):
         for key in working_keys(screen):
             if key.action != "command_palette":
                 yield SystemCommand(key.sentence, f"key {key.keys[0]}", partial(self.run_action, key.action, key.node))
+
+
+def _mind_the_terminal() -> None:
+    """Hangs up where the terminal did so unheard: a process that was detached from it is not told."""
+    if sys.__stdin__ is None or not sys.__stdin__.isatty():
+        signal.raise_signal(signal.SIGHUP)
 
 
 def as_textual(theme: Theme) -> TextualTheme:
