@@ -15,9 +15,7 @@ from sapflow.telemetry.events import EpochCompleted, SeedGerminated, TelemetryEv
 from sapflow.telemetry.vocabulary import Measurement
 from sapflow.training.trainer import Plant, RunPlan, run
 
-ENVS = 12
-EPOCHS = 30
-TASKS = ("digits-cnn", "digits-mlp")
+SIZES = {"digits-cnn": (12, 30), "digits-mlp": (12, 30), "characters": (6, 20)}  # envs and epochs, by task
 SICK = ("sigmoid", "explosive")
 
 
@@ -29,7 +27,8 @@ class Events(list[TelemetryEvent]):
 def lives(task: str, rng_seed: int, plants: tuple[Plant, ...]) -> dict[tuple[bool, str], list[list[float]]]:
     """The epoch ratios of every seed, by whether it was planted and its blueprint."""
     events = Events()
-    run(RunPlan(task=task, envs=ENVS, epochs=EPOCHS, rng_seed=rng_seed, plants=plants), "prune-levels", events)
+    envs, epochs = SIZES[task]
+    run(RunPlan(task=task, envs=envs, epochs=epochs, rng_seed=rng_seed, plants=plants), "prune-levels", events)
     planted = {
         (event.env_id, event.payload.seed_id) for event in events
         if isinstance(event.payload, SeedGerminated) and event.payload.planted
@@ -63,10 +62,12 @@ def row(task: str, kind: str, seeds: list[list[float]]) -> str:
 
 
 def main() -> None:
+    sizes = ", ".join(f"{envs} envs of {task} for {epochs} epochs" for task, (envs, epochs) in SIZES.items())
     print(
         f"""# The levels beyond which a seed is pruned
 
-Made by `python benchmarks/prune_levels.py > docs/prune-levels.md`: {ENVS} envs of each task for {EPOCHS} epochs,
+Made by `python benchmarks/prune_levels.py > docs/prune-levels.md`:
+{sizes};
 rng seeds 0 (healthy) and 1 (every env with one sick seed planted). A prune rule asks for a ratio beyond its level for
 three epochs in a row, so the table has, over the lives of all seeds of a kind, the lowest level that one was below and
 the highest that one was above for so long.
@@ -78,12 +79,12 @@ the band" counts the seeds that were outside it in at least one epoch.
 | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"""
     )
     margins = []
-    for task in TASKS:
+    for task, (envs, _) in SIZES.items():
         healthy = lives(task, 0, ())
         for (_, blueprint), seeds in sorted(healthy.items()):
             print(row(task, blueprint, seeds))
             margins += [sustained(life) for life in seeds]
-        plants = tuple(Plant(env_id, ("early", "mid", "late")[env_id % 3], SICK[env_id % 2]) for env_id in range(ENVS))
+        plants = tuple(Plant(env_id, ("early", "mid", "late")[env_id % 3], SICK[env_id % 2]) for env_id in range(envs))
         for (was_planted, blueprint), seeds in sorted(lives(task, 1, plants).items()):
             if was_planted:
                 print(row(task, f"{blueprint} (sick)", seeds))
