@@ -148,6 +148,20 @@ class TestGradScaler:
         assert_agrees(seed, total([expected] * 4))
 
 
+def test_several_close_by_one_scaler_and_the_end_of_one_is_not_that_of_another():
+    net, loss_of = Net(), loss_under(torch.float32, torch.randn(8, 16))
+    optimizer, scaler = torch.optim.SGD(net.parameters(), lr=0.0), scaler_of(8.0)
+    first, second = (
+        GradientMonitor({name: net.get_submodule(name)}, grad_scaler=scaler) for name in (BRANCH, "blocks.2")
+    )
+    train(net, [[loss_of]] * 2, scaler, optimizer)
+    first.close()
+    train(net, [[loss_of]] * 3, scaler, optimizer)
+    assert second.close_epoch()["blocks.2"].passes == 5
+    second.close()
+    assert "update" not in vars(scaler)
+
+
 class TestOverflow:
     """A loss scale too large for float16: the scaler skips the step and halves the scale, until it fits."""
 

@@ -143,6 +143,65 @@ def test_modules_that_are_grown_later_can_be_added(model):
     assert [seed.passes for seed in telemetry.values()] == [4, 4, 2]
 
 
+def test_a_module_that_has_taken_the_place_of_another_is_watched_in_its_stead(model):
+    with sapflow.watch(model, "layers.*.adapter") as watcher:
+        train(model, 2)
+        old, model["layers"][0] = model["layers"][0], Block(0.3)
+        watcher.add("layers.*.adapter")
+        train(model, 2)
+        telemetry = watcher.telemetry()
+    assert telemetry["layers.0.adapter"].grad_ratio == pytest.approx(0.3, rel=1e-5)
+    assert [telemetry[f"layers.{index}.adapter"].passes for index in range(2)] == [2, 4]
+    assert not old.adapter._forward_hooks
+
+
+def test_optimizers_that_step_within_the_backward_end_no_pass_and_the_next_forward_does():
+    root = nn.Sequential(scaled_orthogonal(1.0), scaled_orthogonal(0.5), nn.Linear(8, 1))
+    optimizers = {parameter: torch.optim.SGD([parameter], lr=0.0) for parameter in root.parameters()}
+
+    def step(parameter):
+        optimizers[parameter].step()
+        optimizers[parameter].zero_grad()
+
+    for parameter in root.parameters():
+        parameter.register_post_accumulate_grad_hook(step)
+    with sapflow.watch(root, "1") as watcher:
+        for _ in range(3):
+            root(torch.randn(4, 8)).sum().backward()
+        seed = watcher.epoch()["1"]
+    assert seed.passes == 3
+    assert seed.grad_ratio == pytest.approx(0.5, rel=1e-5)
+
+
+def test_close_says_what_was_lost_and_leaves_nothing_where_judging_fails(model, caplog):
+    class Broken(HealthPolicy):
+        def judge(self, reading, memory):
+            raise ZeroDivisionError("broken policy")
+
+    watcher = sapflow.watch(model, "head", policy=Broken())
+    train(model, 1)
+    with pytest.raises(ZeroDivisionError):
+        watcher.close()
+    assert not any(value for module in model.modules() for name, value in vars(module).items() if "hooks" in name)
+    watcher.close()
+
+
+def test_closings_without_a_pass_are_told_at_the_end(model, caplog):
+    with sapflow.watch(model, "head") as watcher:
+        for _ in range(3):
+            model["head"].forward(torch.randn(4, 8)).sum().backward()  # past the hooks, as compiled code may run
+            watcher.step()
+    assert watcher.epochs == 1
+    assert "not measured: head (PROBE_LOST)" in caplog.text
+
+
+def test_where_the_run_cannot_be_kept_nothing_is_left_on_the_model(model, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError):
+        sapflow.watch(model, "head", run_dir=tmp_path / "file" / "a")
+    assert not any(value for module in model.modules() for name, value in vars(module).items() if "hooks" in name)
+
+
 def test_nothing_is_left_on_the_model_and_nobody_holds_it(model):
     keys = list(model.state_dict())
     watcher = sapflow.watch(model, "**")
@@ -313,7 +372,8 @@ def test_a_policy_that_raises_does_not_break_training(caplog):
         model(torch.randn(4, 8)).sum().backward()
         optimizer.step()
     assert sum("training goes on" in record.message for record in caplog.records) == 1
-    watcher._kept.close()
+    with pytest.raises(ZeroDivisionError):
+        watcher.close()
 
 
 def test_modules_that_share_a_reason_share_one_line_of_warning(caplog):

@@ -30,16 +30,26 @@ def arranged(
 
 
 def at_optimizer_step(optimizer: torch.optim.Optimizer, close: Callable[[], None]) -> Callable[[], None]:
-    """Close after each step of the optimizer."""
-    return optimizer.register_step_post_hook(lambda *_: close()).remove
+    """Close after each step of the optimizer; not of one that steps within the backward that it steps for."""
+
+    def after_step(*_: Any) -> None:
+        if not inside_backward():
+            close()
+
+    return optimizer.register_step_post_hook(after_step).remove
 
 
 def at_any_optimizer_step(model: nn.Module, close: Callable[[], None]) -> Callable[[], None]:
-    """Close after each step of any optimizer, anywhere, that trains parameters of the model."""
+    """Close after each step of any optimizer, anywhere, that trains parameters of the model.
+
+    Where there is one for each parameter, which steps within the backward, the next forward ends the pass.
+    """
 
     ours: WeakSet[torch.optim.Optimizer] = WeakSet()  # to look at all parameters takes as long as some steps do
 
     def after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if inside_backward():
+            return
         if optimizer not in ours and trains(optimizer):
             ours.add(optimizer)
         if optimizer in ours:
@@ -75,11 +85,16 @@ class _AtForward:
 
 def at_scaler_update(scaler: torch.amp.GradScaler, close: Callable[[], None]) -> Callable[[], None]:
     """Close when the scaler is about to update its scale: it does so, too, when it skips the optimizer's step."""
-    # GradScaler has no hooks: the method is shadowed on this one object.
-    scaler.update = _Update(scaler, close)  # type: ignore[method-assign]
+    # GradScaler has no hooks: the method is shadowed on this one object, once for all that close by it.
+    shadow = vars(scaler).get("update")
+    if not isinstance(shadow, _Update):
+        shadow = scaler.update = _Update(scaler)  # type: ignore[method-assign]
+    closers = shadow.closers
+    closers.append(close)
 
     def undo() -> None:
-        if isinstance(vars(scaler).get("update"), _Update):
+        closers.remove(close)
+        if not closers and isinstance(vars(scaler).get("update"), _Update):
             del scaler.update
 
     return undo
@@ -93,12 +108,13 @@ def scale_of(scaler: torch.amp.GradScaler | None) -> Tensor | None:
 class _Update:
     """Stands for `scaler.update`; the copy that comes with a copied or pickled scaler closes nothing."""
 
-    def __init__(self, scaler: torch.amp.GradScaler | None = None, close: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, scaler: torch.amp.GradScaler | None = None) -> None:
         self.scaler = scaler
-        self.close = close
+        self.closers: list[Callable[[], None]] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
-        self.close()
+        for close in tuple(self.closers):
+            close()
         assert self.scaler is not None
         type(self.scaler).update(self.scaler, *args, **kwargs)
 

@@ -3,15 +3,17 @@
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec.structs import asdict
 from torch import nn
 
 from sapflow.gradients.cells import ENTERING, LEAVING, Row
 from sapflow.gradients.epoch_sums import EpochSums
 from sapflow.gradients.probe import Probe
+from sapflow.gradients.selection import kind_of
 from sapflow.gradients.vitals import Vitals, VitalSigns
 from sapflow.health.policy import Reading, Verdict
-from sapflow.telemetry.events import GradientHealth
-from sapflow.telemetry.vocabulary import Measurement
+from sapflow.telemetry.events import GradientHealth, SeedTelemetry
+from sapflow.telemetry.vocabulary import Measurement, SeedStage
 
 ATTACH_FIRST = "attach before torch.compile, or call torch._dynamo.reset() now"
 
@@ -78,6 +80,20 @@ def health_of(reading: Reading, verdict: Verdict) -> GradientHealth:
         output_input_rms=reading.output_input_rms,
         parameter_liveness=reading.parameter_liveness,
         fault=verdict.fault,
+    )
+
+
+def seed_of(name: str, module: nn.Module, health: GradientHealth, epochs: int) -> SeedTelemetry:
+    """The gradient flow of a module that is watched for so many epochs, as that of a seed."""
+    return SeedTelemetry(
+        slot_id=name,
+        seed_id=name,
+        blueprint_id=kind_of(module),
+        stage=SeedStage.WATCHED,
+        epochs_in_stage=epochs,
+        alpha=1.0,
+        seed_params=sum(parameter.numel() for parameter in module.parameters()),
+        **asdict(health),
     )
 
 

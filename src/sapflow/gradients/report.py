@@ -1,4 +1,4 @@
-"""How watched modules stand: as a table for terminals and notebooks, and epoch by epoch as arrays."""
+"""How watched modules stand: as a table for terminals and notebooks, as one chain, and epoch by epoch as arrays."""
 
 import html
 from array import array
@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from sapflow.health.calibrated import chain_verdict
+from sapflow.health.policy import Verdict
 from sapflow.telemetry.events import SeedTelemetry
 from sapflow.telemetry.vocabulary import Measurement
 
@@ -63,6 +65,13 @@ def _glyph(seed: SeedTelemetry) -> str:
     if seed.has_vanishing:
         return "▼"
     return "✓" if seed.measurement is Measurement.MEASURED else "?"
+
+
+def chain_of(telemetry: Mapping[str, SeedTelemetry]) -> Verdict:
+    """Blocks that feed one another, as one; those of them that are measured."""
+    return chain_verdict({
+        name: seed.grad_ratio for name, seed in telemetry.items() if seed.measurement is Measurement.MEASURED
+    })  # fmt: skip
 
 
 class History:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.distributed as dist
-from msgspec.structs import asdict
 from numpy.typing import NDArray
 from torch import nn
 
@@ -19,15 +18,15 @@ from sapflow.errors import InputError
 from sapflow.gradients import closing
 from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.gradients.origin import Origin
-from sapflow.gradients.report import History, Report
+from sapflow.gradients.reading import seed_of
+from sapflow.gradients.report import History, Report, chain_of
 from sapflow.gradients.sampling import Sampler
-from sapflow.gradients.selection import Selector, kind_of, select
+from sapflow.gradients.selection import Selector, kind_of, select, unwrapped
 from sapflow.gradients.watch_journal import WatchJournal
-from sapflow.health.calibrated import CalibratedPolicy, chain_verdict
+from sapflow.health.calibrated import CalibratedPolicy
 from sapflow.health.policy import Policy, Verdict
 from sapflow.health.rules import WATCH_RULES, Rule, RuleBook, check_watch_rules
 from sapflow.telemetry.events import GradientHealth, NonFiniteOrigin, SeedTelemetry
-from sapflow.telemetry.vocabulary import Measurement, SeedStage
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -103,7 +102,12 @@ def watch(
         keep_passes=asked is not None,
         process_group=process_group,
     )
-    watcher = Watcher(model, monitor, WatchJournal(asked, model), rule_book, on_verdict, epoch_every)
+    try:
+        journal = WatchJournal(asked, model)
+    except InputError:
+        monitor.close()
+        raise
+    watcher = Watcher(model, monitor, journal, rule_book, on_verdict, epoch_every)
     if optimizer is None and grad_scaler is None:
         watcher._kept.callback(closing.at_any_optimizer_step(model, monitor.step))
     if asked is not None:
@@ -154,7 +158,7 @@ class Watcher:
         return self._journal.run_dir
 
     def add(self, what: Selector | Iterable[Selector]) -> None:
-        """Watch further modules, grown since; those that are watched already stay as they are.
+        """Watch further modules, grown since or put in the place of others; those that are watched stay as they are.
 
         Raises:
             InputError: a selector means no module.
@@ -202,9 +206,7 @@ class Watcher:
                 f"none of the modules that {what!r} means is watched: there are {', '.join(self._modules)}"
             )
         current = self._current()
-        return chain_verdict({
-            name: current[name].grad_ratio for name in names if current[name].measurement is Measurement.MEASURED
-        })  # fmt: skip
+        return chain_of({name: current[name] for name in names})
 
     def history(self) -> dict[str, dict[str, NDArray[np.float64]]]:
         """By module: an array for each of HISTORY, with one element an epoch that was closed."""
@@ -214,12 +216,14 @@ class Watcher:
         """Close the epoch that is open, take every probe off the model, and complete the run. Again: nothing."""
         if self._closed:
             return
-        self._monitor.end_open_pass()
-        if self._monitor.passes:
-            self.epoch()
-        self._journal.close(self.epochs)
-        self._kept.close()
         self._closed = True
+        with self._kept:  # whatever fails, nothing is left on the model
+            try:
+                self._monitor.end_open_pass()
+                if self._unclosed_passes():
+                    self.epoch()
+            finally:
+                self._journal.close(self.epochs)
 
     def __enter__(self) -> "Watcher":
         return self
@@ -248,10 +252,13 @@ class Watcher:
         return self._last if self._last and not self._monitor.passes else telemetry
 
     def _attach(self, modules: dict[str, nn.Module]) -> None:
-        """Begin to measure those that are not measured yet."""
-        fresh = {name: module for name, module in modules.items() if name not in self._modules}
+        """Begin to measure those that are not measured yet, and those that have taken the place of another module."""
+        known = {name: unwrapped(module) for name, module in self._modules.items()}
+        fresh = {name: module for name, module in modules.items() if known.get(name) is not unwrapped(module)}
         self._modules |= fresh
         for name, module in fresh.items():
+            if name in known:
+                self._monitor.detach(name)
             self._monitor.attach(name, module)
         self._journal.watched(fresh, self.epochs)
 
@@ -265,12 +272,14 @@ class Watcher:
             self._failed = True
 
     def _look_at_the_clock(self) -> None:
-        # Where probes are lost no pass is ever closed, and that is to be told, too.
-        passes = self._monitor.passes or self._monitor.closings
-        if passes >= self._epoch_every:
+        if self._unclosed_passes() >= self._epoch_every:
             self.epoch()
         elif self.run_dir is not None:
             self._sampler.poll(self.epochs + 1)
+
+    def _unclosed_passes(self) -> int:
+        """Passes of the epoch so far; where probes are lost no pass is ever closed, and that is to be told, too."""
+        return self._monitor.passes or self._monitor.closings
 
     def _on_origin(self, origin: Origin) -> None:
         module = self._modules.get(origin.module)
@@ -279,19 +288,7 @@ class Watcher:
         log.warning("NaN or infinity was %s", origin.text)
 
     def _as_telemetry(self, health: dict[str, GradientHealth]) -> dict[str, SeedTelemetry]:
-        return {
-            name: SeedTelemetry(
-                slot_id=name,
-                seed_id=name,
-                blueprint_id=kind_of(self._modules[name]),
-                stage=SeedStage.WATCHED,
-                epochs_in_stage=self.epochs,
-                alpha=1.0,
-                seed_params=sum(parameter.numel() for parameter in self._modules[name].parameters()),
-                **asdict(flow),
-            )
-            for name, flow in health.items()
-        }
+        return {name: seed_of(name, self._modules[name], flow, self.epochs) for name, flow in health.items()}
 
     def _tell(self, on_verdict: Callable[[str, SeedTelemetry], None], telemetry: dict[str, SeedTelemetry]) -> None:
         """Training comes first: a callback that raises is logged and called no more."""
