@@ -56,7 +56,8 @@ def flow_of(model: nn.Module, name: str, loss_of: Callable[[Any], Tensor]) -> Fl
 
     Computed on a copy, which nobody watches, from two pieces of graph: torch.autograd.grad from the loss to the outputs
     of the module's calls, and from these outputs through the module alone, called again on leaves. Only inputs that
-    need a gradient in the model count as leaving. For modules that change neither input nor output in place.
+    need a gradient in the model count as leaving, and only calls that have such inputs count at all. For modules that
+    change neither input nor output in place.
     """
     twin = copy.deepcopy(model)
     module = twin.get_submodule(name)
@@ -81,7 +82,8 @@ def flow_of(model: nn.Module, name: str, loss_of: Callable[[Any], Tensor]) -> Fl
         flow = Flow(0.0, 0.0)
         for call, tensors in zip(calls, outputs, strict=True):
             gradients = [next(entering) for _ in tensors]
-            flow += Flow(norm(gradients), _leaving(module, call, gradients))
+            if _distinct((call.args, call.kwargs)):
+                flow += Flow(norm(gradients), _leaving(module, call, gradients))
     return flow
 
 

@@ -244,6 +244,14 @@ class TestMeasuredUnderCompile:
         assert health.measurement is Measurement.PROBE_LOST
         assert "list, dict or dataclass" in health.measurement_reason
 
+    def test_calls_without_an_input_that_needs_a_gradient_beside_others_are_said(self, data):
+        module, features = scaled_orthogonal(1.0), data.clone().requires_grad_()
+        monitor = GradientMonitor({"m": module})
+        torch.compile(lambda x, y: module(x).sum() + module(y).sum(), backend="aot_eager")(data, features).backward()
+        health = monitor.close_epoch()["m"]
+        assert health.measurement is Measurement.MEASURED
+        assert "too low" in health.measurement_reason
+
     def test_first_layer_is_said_to_be_detached(self, data):
         net = Net(depth=2)
         monitor = GradientMonitor({"embed": net.embed})

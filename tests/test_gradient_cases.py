@@ -25,6 +25,7 @@ from flow import (
     total,
 )
 from sapflow import GradientMonitor
+from sapflow.gradients import adding as probing
 from sapflow.telemetry.vocabulary import Measurement
 
 
@@ -165,6 +166,36 @@ class TestInPlaceOperations:
         host(x).square().sum().backward()
         assert_agrees(monitor.close_epoch()["seed"], expected)
 
+    @pytest.mark.parametrize("skip", ["after", "before"])
+    def test_on_an_input_that_a_skip_connection_uses_too_is_no_measurement(self, skip):
+        """What comes back over the skip connection cannot be told from what leaves the module."""
+        module = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(16, 16))
+        nn.init.zeros_(module[1].weight)
+        monitor = GradientMonitor({"m": module, "relu": module[0]})
+        h = leaf(4, 16) * 1.0
+        (module(h) + h if skip == "after" else torch.add(h, module(h))).square().sum().backward()
+        for health in monitor.close_epoch().values():
+            assert health.measurement is Measurement.PROBE_LOST
+            assert "set inplace=False" in health.measurement_reason
+
+    def test_on_the_input_does_not_count_what_others_did_before(self):
+        module, x = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(16, 16)), leaf(4, 16)
+        reference = nn.Sequential(nn.ReLU(), module[1])
+        expected = flow_of(reference, "", lambda module: (module(x * 1.0) + x).square().sum())
+        monitor = GradientMonitor({"m": module})
+        h = x * 1.0
+        skip = h * 1.0
+        (module(h) + skip).square().sum().backward()
+        assert_agrees(monitor.close_epoch()["m"], expected)
+
+    def test_on_an_input_that_is_a_view(self):
+        module, x = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(16, 16)), leaf(4, 16)
+        reference = nn.Sequential(nn.ReLU(), module[1])
+        expected = flow_of(reference, "", lambda module: module(x.view(8, 8).view(4, 16) * 1.0).square().sum())
+        monitor = GradientMonitor({"m": module, "relu": module[0]})
+        module((x * 1.0).view(8, 8).view(4, 16)).square().sum().backward()
+        assert_agrees(monitor.close_epoch()["m"], expected)
+
 
 @pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "non-reentrant"])
 class TestActivationCheckpointing:
@@ -212,6 +243,22 @@ class TestSeveralCallsAndPasses:
     def test_called_twice_side_by_side(self):
         a, b = leaf(3, 16), leaf(5, 16)
         check(mlp(), [""], lambda module: module(a).square().sum() + 3 * module(b).sum())
+
+    @pytest.mark.parametrize("order", ["data first", "data last", "backward between"])
+    def test_calls_without_an_input_that_needs_a_gradient_are_left_out(self, order):
+        """A gain of 1 stays one, though of what enters by the call on data nothing can leave."""
+        module, data, features = scaled_orthogonal(1.0), torch.randn(4, 16), leaf(4, 16)
+        monitor = GradientMonitor({"m": module})
+        if order == "data first":
+            (module(data).square().sum() + module(features).square().sum()).backward()
+        elif order == "data last":
+            (module(features).square().sum() + module(data).square().sum()).backward()
+        else:
+            module(features).square().sum().backward()
+            module(data).square().sum().backward()
+        assert monitor.close_epoch()["m"].grad_ratio == pytest.approx(1.0, rel=1e-5)
+        module(data).square().sum().backward()  # the next epoch has nothing else
+        assert monitor.close_epoch()["m"].measurement is Measurement.INPUT_DETACHED
 
     def test_same_module_at_two_places(self):
         shared = mlp()
@@ -467,6 +514,24 @@ class TestStructures:
         q, kv = leaf(2, 5, 16), leaf(2, 7, 16)
         attention = nn.MultiheadAttention(16, 4, batch_first=True)
         check(attention, [""], lambda attention: attention(query=q, key=kv, value=kv)[0].square().sum())
+
+    def test_two_inputs_of_which_one_cannot_be_measured_are_no_measurement(self, monkeypatch):
+        module = Wrapped(lambda x, more: x + more, lambda y: y)
+        monitor = GradientMonitor({"m": module})
+        unreadable = torch.randn(3, 16)
+        norm_of = probing.norm_of
+
+        def norm_or_error(gradient):
+            if gradient.shape == unreadable.shape:
+                raise RuntimeError("unreadable")
+            return norm_of(gradient)
+
+        monkeypatch.setattr(probing, "norm_of", norm_or_error)
+        for _ in range(2):
+            module(leaf(4, 1, 16), leaf(3, 16)).sum().backward()
+            health = monitor.close_epoch()["m"]
+            assert (health.measurement, health.passes, health.grad_ratio) == (Measurement.PROBE_LOST, 0, 0.0)
+            assert "unreadable" in health.measurement_reason
 
     def test_integers_and_masks_beside_the_tensor(self):
         x, mask = leaf(4, 16), torch.rand(4, 16) > 0.5

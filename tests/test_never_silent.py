@@ -28,6 +28,22 @@ class Constant(nn.Module):
         return torch.ones(3, requires_grad=True) * 2
 
 
+class Opaque(nn.Module):
+    """Its output is of a type that nobody knows to look into."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return Result(self.layer(x))
+
+
+class Result:
+    def __init__(self, y):
+        self.y = y
+
+
 class SideDoor(nn.Module):
     """Its parameters are trained past its forward's output, where no probe can see."""
 
@@ -87,6 +103,18 @@ MISSING = {
         nn.Linear(3, 3),
         lambda m, x: m(x).sum().backward(),
         ("needs no gradient", "requires_grad"),
+    ),
+    "input is integers": (
+        Measurement.INPUT_DETACHED,
+        nn.Embedding(4, 3),
+        lambda m, x: m(torch.tensor([1, 2])).sum().backward(),
+        ("integers",),
+    ),
+    "output cannot be looked into": (
+        Measurement.PROBE_LOST,
+        Opaque(),
+        lambda m, x: m(needing(x)).y.sum().backward(),
+        ("a Result",),
     ),
     "output does not depend on the input": (
         Measurement.INPUT_DETACHED,

@@ -7,7 +7,6 @@ The input is handed on as an alias with a hook of its own, since a hook on the i
 import logging
 from collections.abc import Sequence
 from typing import Any
-from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +14,11 @@ from torch.autograd.graph import Node
 from torch.compiler import is_dynamo_compiling
 from torch.utils.hooks import RemovableHandle
 
+from sapflow.gradients.adding import adder, adder_alone
 from sapflow.gradients.cells import ENTERING, LEAVING, Row
 from sapflow.gradients.frames import never_compiled_alone, run_at_compile_time
-from sapflow.gradients.nodes import NodeHook, alias_of, listen, node_of
-from sapflow.gradients.norms import add_mean_squares, has_numbers, norm_of
-from sapflow.gradients.parts import part_of
+from sapflow.gradients.nodes import NodeHook, alias_of, listen, listen_at_changed, node_of
+from sapflow.gradients.norms import add_mean_squares, has_numbers
 from sapflow.gradients.pass_sums import PassSums
 from sapflow.gradients.structures import StandIns, map_tensors
 from sapflow.gradients.taps import changes_in_place, inputs_to_tap, tap_inputs, tap_outputs
@@ -56,10 +55,12 @@ class Probe:
         self.compiled = False  # in a forward of it the probe was, too; from then on no Python tells that it ran
         self.failure_said = False
         self.untapped = False  # likewise, some of its inputs, which stand where they may be changed
+        self.compiled_tapped = self.compiled_detached = False  # likewise, a call with, and one without such inputs
         self.taps_input = module is not None and not changes_in_place(module)
         self.begin_epoch()
         if module is not None:
-            self._enters, self._leaves = self._adder(ENTERING), self._adder(LEAVING)
+            self._enters, self._leaves = adder(self, ENTERING), adder(self, LEAVING)
+            self._enters_alone = adder_alone(self, self._enters)
             self._handles = [
                 module.register_forward_pre_hook(self._before_forward, with_kwargs=True),
                 module.register_forward_hook(self._after_forward, with_kwargs=True, prepend=True),
@@ -73,7 +74,12 @@ class Probe:
         """Forget what was noted of the epoch before."""
         self.ran = False  # forward, with gradient enabled
         self.input_detached = False  # in one of these: no input needed a gradient
+        self.input_numberless = False  # or nothing in it could: integers, or what cannot be looked into
+        self.input_needed = False  # in one of these: an input did
+        self.entered_alone = False  # a gradient entered by one of these in which none did
         self.output_hooked = False
+        self.output_seen = False  # a tensor was found in it
+        self.opaque_output = ""  # the type of one in which none was
         self.unheard = False  # it ran while the probe did not listen
         self.pass_ended = False
         self.parameters_reached = False
@@ -133,7 +139,7 @@ class Probe:
             return self._hand_on_all(args, kwargs)
         except Exception as error:  # training comes first: what cannot be measured passes through
             self.open_calls.append(((), None))
-            self._fail(error)
+            self.fail(error)
             return None
 
     def _hand_on_all(self, args: Any, kwargs: Any) -> Any:
@@ -155,8 +161,9 @@ class Probe:
         except Exception:
             stand_ins.put_back()
             raise
-        if not (handed or self.input_detached) and has_numbers((args, kwargs)):
-            self.input_detached = True
+        if not (handed or self.input_detached or self.input_numberless):
+            self.input_detached = has_numbers((args, kwargs))
+            self.input_numberless = not self.input_detached
         self.open_calls.append((handed, stand_ins))
         return handed_on
 
@@ -173,87 +180,56 @@ class Probe:
             stand_ins.put_back()
         if sums is None or row is None:
             return None
-        for alias, node in handed:
-            if alias.grad_fn is not node:  # changed in place, the alias is out of the graph: listen at what made it
-                listen(*node.next_functions[0], self._leaves)
         try:
+            for alias, node in handed:
+                if alias.grad_fn is not node:
+                    listen_at_changed(alias, node, self._leaves, self._lose_to_others)
+            if handed:
+                self.input_needed, enters = True, self._enters
+            else:
+                enters = self._enters_alone
             if type(output) is Tensor and output.output_nr == 0 and (made_by := output.grad_fn) is not None:
-                made_by.register_prehook(self._enters)
+                made_by.register_prehook(enters)
                 self.output_hooked = True
                 hooked: Any = output
             else:
-                hooked = map_tensors(lambda tensor: self._hook(tensor, stand_ins), output)
+                hooked = map_tensors(lambda tensor: self._hook(tensor, enters, stand_ins), output)
+                if not (self.output_hooked or self.output_seen):
+                    self.opaque_output = type(output).__name__
             if sums.sees_activations:
                 self.keeps_size = add_mean_squares(row.activations, (args, kwargs), output)
         except Exception as error:  # training comes first
-            self._fail(error)
+            self.fail(error)
             return None
         return None if hooked is output else hooked
 
-    def _hook(self, output: Tensor, stand_ins: StandIns | None) -> Tensor:
+    def _hook(self, output: Tensor, enters: NodeHook, stand_ins: StandIns | None) -> Tensor:
         """Listen to what enters at one output; not at what only stands, as before, in a list that was given."""
+        self.output_seen = True
         if not output.requires_grad or (stand_ins is not None and stand_ins.stood_in_for(output)):
             return output
         if output.is_leaf:  # a parameter handed out: hooks on it would outlive the pass and pile up
             output = alias_of(output)
         self.output_hooked = True
-        listen(node_of(output), output.output_nr, self._enters)
+        listen(node_of(output), output.output_nr, enters)
         return output
-
-    def _adder(self, column: int) -> NodeHook:
-        """What adds the square of a gradient's norm to one of the row's cells."""
-
-        def add(gradients: tuple[Tensor | None, ...]) -> None:
-            gradient, sums, row = gradients[0], self.sums, self.row
-            if gradient is None or sums is None or row is None or is_dynamo_compiling():
-                return
-            try:
-                norm: Tensor | float
-                if type(gradient) is Tensor:
-                    known, version, norm = sums.last_norm
-                    if known() is not gradient or version != gradient._version:
-                        norm = norm_of(gradient)
-                        if norm.is_cpu:
-                            norm = norm.item()
-                        # What leaves a module often enters the one before it, and is measured once.
-                        sums.last_norm = ref(gradient), gradient._version, norm
-                else:
-                    norm = self._norm_of_part(column, gradient)
-                memory = row.memory
-                if memory is not None and type(norm) is float:
-                    square = norm * norm
-                    memory[column] += square
-                    sums.total += square
-                else:
-                    sums.add(row, column, norm)
-                if not sums.in_backward:
-                    sums.begin_backward()
-            except Exception as error:  # training comes first
-                self._fail(error)
-
-        return add
 
     def _begin_first_forward(self, module: nn.Module) -> None:
         self.ran = True
         if self.sums is not None and self.sums.ranks is not None:
             self.sums.ranks.look_at(module)
 
-    def _norm_of_part(self, column: int, gradient: Tensor) -> Tensor:
-        """What a gradient that several ranks may hold together (a DTensor) adds to this rank's norm."""
-        assert self.row is not None
-        ranks = self.sums.ranks if self.sums is not None else None
-        if ranks is None:
-            part, factor, _ = part_of(gradient, may_meet=False)
-        else:
-            part, factor = ranks.part_of(gradient, self.row.index, column)
-        return norm_of(part) * factor
-
     def _before_compiled(self, args: Any, kwargs: Any) -> Any:
         row = self._row_in_dynamo()
         if row is None or not self.taps_input:
             return None
-        if inputs_to_tap(args, kwargs, into_mutable=True) > inputs_to_tap(args, kwargs, into_mutable=False):
+        tapped = inputs_to_tap(args, kwargs, into_mutable=False)
+        if inputs_to_tap(args, kwargs, into_mutable=True) > tapped:
             self._note_untapped()
+        elif tapped:
+            self._note_tapped()
+        else:
+            self._note_detached()
         return tap_inputs(args, kwargs, row.cells[LEAVING])
 
     def _after_compiled(self, args: Any, kwargs: Any, output: Any) -> Any:
@@ -276,6 +252,14 @@ class Probe:
     def _note_untapped(self) -> None:
         self.untapped = True
 
+    @run_at_compile_time
+    def _note_tapped(self) -> None:
+        self.compiled_tapped = True
+
+    @run_at_compile_time
+    def _note_detached(self) -> None:
+        self.compiled_detached = True
+
     def _note_unheard(self) -> None:
         """Note that the module ran with gradients in a pass that is left out, or for another module's sake."""
         if self.sums is None:
@@ -291,9 +275,16 @@ class Probe:
         elsewhere = torch.compiler.is_exporting() or torch._dynamo.compiled_autograd.compiled_autograd_enabled
         return None if elsewhere or not self.listening() else self.row
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
+        """Note, and say once, that something cannot be measured."""
+        self._lose(f"{type(error).__name__}: {error}".splitlines()[0])
+
+    def _lose_to_others(self) -> None:
+        self._lose("others use the input that it changes in place: set inplace=False")
+
+    def _lose(self, why: str) -> None:
         if not self.failure:
-            self.failure = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.failure = why
         if not self.failure_said:
             self.failure_said = True
             log.warning("the gradient probe on %s cannot measure: %s", type(self.module).__name__, self.failure)

@@ -17,6 +17,10 @@ from sapflow.telemetry.vocabulary import Measurement, SeedStage
 
 ATTACH_FIRST = "attach before torch.compile, or call torch._dynamo.reset() now"
 
+TOO_LOW = (
+    "what enters by calls whose input needs no gradient counts, too, under torch.compile, and makes the ratio too low: "
+    "have them not compiled"
+)
 UNTAPPED = (
     "what it is given in a list, dict or dataclass is not measured under torch.compile: give it tensors or tuples, or "
     "watch the module around it"
@@ -105,7 +109,7 @@ def _measurement(epoch: EpochSums, row: int, probe: Probe) -> tuple[Measurement,
     if probe.untapped:
         return Measurement.PROBE_LOST, UNTAPPED
     if epoch.passes[row]:
-        return Measurement.MEASURED, ""
+        return Measurement.MEASURED, TOO_LOW if probe.compiled_tapped and probe.compiled_detached else ""
     if epoch.non_finite[row]:
         return (
             Measurement.NON_FINITE,
@@ -116,12 +120,17 @@ def _measurement(epoch: EpochSums, row: int, probe: Probe) -> tuple[Measurement,
             Measurement.NO_GRADIENT,
             "what entered is 0, or below 1e-19: see whether the loss depends on it, and where gradient vanishes",
         )
-    if entering_fired and not leaving_fired:
+    if (entering_fired or probe.entered_alone) and not leaving_fired:
         return Measurement.INPUT_DETACHED, _why_nothing_left(probe)
     if not (probe.ran or probe.compiled):
         return _why_it_did_not_run(probe)
     if not probe.pass_ended:
         return Measurement.UNMEASURED, "no backward pass has ended yet: call step() if nothing else ends one"
+    if probe.opaque_output and not (probe.output_hooked or probe.compiled):
+        return Measurement.PROBE_LOST, (
+            f"no tensor is found in its output, a {probe.opaque_output}: have it return tensors, in tuples, lists, "
+            "dicts or dataclasses, or watch a module inside of it"
+        )
     if not (probe.output_hooked or probe.compiled):
         return Measurement.NO_GRADIENT, "its output needs no gradient: unfreeze a parameter in it or before it"
     if probe.parameters_reached:
@@ -136,6 +145,8 @@ def _why_nothing_left(probe: Probe) -> str:
         return "it changes its input in place under torch.compile: set inplace=False, or watch the module around it"
     if probe.input_detached:
         return "its input needs no gradient: feed it one that does to know what leaves"
+    if probe.input_numberless:
+        return "its input has no numbers that could carry a gradient, as integers cannot: watch the module after it"
     return "no gradient came to its input: let the output depend on it, and have autograd asked for it"
 
 

@@ -55,7 +55,7 @@ def _row(name: str, seed: SeedTelemetry) -> tuple[str, ...]:
         f"{seed.entering_norm:.2e}" if measured else "--",
         f"{seed.leaving_norm:.2e}" if measured else "--",
         str(seed.passes),
-        "; ".join(filter(None, (seed.evidence, "" if measured else f"{seed.measurement} {seed.measurement_reason}"))),
+        "; ".join(filter(None, (seed.evidence, "" if measured else str(seed.measurement), seed.measurement_reason))),
     )
 
 
