@@ -154,6 +154,17 @@ def test_what_has_moved_since_it_was_attached(policy):
     assert [reading.parameters_moved for reading in policy.readings] == [False, True]
 
 
+def test_what_an_optimizer_moves_without_counting_it_has_moved(policy):
+    layer, still = scaled_orthogonal(1.0), scaled_orthogonal(1.0)
+    monitor = GradientMonitor({"m": layer, "still": still}, policy=policy)
+    for _ in range(3):
+        still(layer(torch.randn(2, 8, requires_grad=True))).square().sum().backward()
+        layer.weight.data.mul_(0.9)  # a tensor of its own, whose version nobody sees
+        monitor.step()
+    monitor.close_epoch()
+    assert [reading.parameters_moved for reading in policy.readings] == [True, False]
+
+
 def test_few_passes_of_many_are_measured_and_more_of_them_while_a_module_is_young(policy):
     layer, tripled = scaled_orthogonal(1.0), scaled_orthogonal(3.0)
     once, thrice = layer.weight.detach().clone(), tripled.weight.detach()

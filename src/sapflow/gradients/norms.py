@@ -74,7 +74,9 @@ def add_mean_squares(cells: Tensor, taken: Any, given: Any, every: int = 1) -> b
     seen = [mean_square_of(value, every) for value in (taken, given)]
     # What has no numbers leaves its cell as it is: −0.0 and −0.0 are −0.0.
     values = [torch.tensor(NEVER_FIRED) if one is None else one.value for one in seen]
-    cells.add_(torch.stack([value.to(cells.device, cells.dtype, non_blocking=True) for value in values]))
+    # On the CPU, where nothing is queued, a value that was not waited for would be read before it is there.
+    waits_not = cells.device.type != "cpu"
+    cells.add_(torch.stack([value.to(cells.device, cells.dtype, non_blocking=waits_not) for value in values]))
     return len({None if one is None else one.numbers for one in seen}) == 1
 
 

@@ -41,7 +41,9 @@ class Vitals:
         self._module = module
         self._versions = WeakTensorKeyDictionary()  # of each parameter, when it was first seen
         self._has_moved = False
-        self._look_whether_moved()
+        self._first_weights: Tensor | None = None  # norms of the parameters; some optimizers count no version up
+        self._last_weights: Tensor | None = None
+        self.look_whether_moved()
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
@@ -60,12 +62,24 @@ class Vitals:
         gradients' norms. Those of several ranks add up.
         """
         norms = torch.zeros(len(self.parameters())) if self.norms is None else self.norms
-        self._look_whether_moved()
+        self.look_whether_moved()
+        first, last = self._first_weights, self._last_weights
+        if first is not None and last is not None:
+            self._has_moved |= not torch.equal(first.cpu(), last.cpu())
         flags = torch.tensor([self._has_moved, self.norms is not None], dtype=torch.float64)
         return torch.cat((flags, norms.cpu().double().square()))
 
-    def _look_whether_moved(self) -> None:
-        self._has_moved |= any(p._version != self._versions.setdefault(p, p._version) for p in self.parameters())
+    def look_whether_moved(self) -> bool:
+        """Whether any parameter has changed since it was first seen, as far as that is known without its values."""
+        if not self._has_moved:
+            self._has_moved = any(p._version != self._versions.setdefault(p, p._version) for p in self.parameters())
+        return self._has_moved
+
+    def note_weights(self, norms: Tensor) -> None:
+        """Take the norms of the parameters, as they are now, for what they are known by."""
+        if self._first_weights is None or len(self._first_weights) != len(norms):
+            self._first_weights = norms
+        self._last_weights = norms
 
 
 class VitalSigns(NamedTuple):
@@ -98,20 +112,37 @@ def note_liveness(vitals: Iterable[Vitals]) -> None:
     """
     gradients = {vital: [_numbers(parameter.grad) for parameter in vital.parameters()] for vital in vitals}
     reached = {vital: parts for vital, parts in gradients.items() if any(part is not None for part in parts)}
-    if not reached:
-        return
-    norms = _norms({id(part): part for parts in reached.values() for part in parts if part is not None})
+    for vital, norms in _aligned(reached):
+        vital.norms = norms
+
+
+def note_weights(vitals: Iterable[Vitals]) -> None:
+    """Note the norms of parameters that have not moved, as their versions tell, to see whether they have all the same.
+
+    An optimizer that counts versions up has moved them before the first look at them costs anything.
+    """
+    still = [vital for vital in vitals if not vital.look_whether_moved()]
+    weights = {vital: [_numbers(parameter) for parameter in vital.parameters()] for vital in still}
+    for vital, norms in _aligned({vital: parts for vital, parts in weights.items() if parts}):
+        vital.note_weights(norms)
+
+
+def _aligned(parts: Mapping[Vitals, list[Tensor | None]]) -> Iterable[tuple[Vitals, Tensor]]:
+    """The norms of each one's tensors, fp32, on one device; 0 where there is none."""
+    there = {id(part): part for of_one in parts.values() for part in of_one if part is not None}
+    if not there:
+        return ()
+    norms = _norms(there)
     none = torch.zeros_like(next(iter(norms.values())))
-    of_all = torch.stack([none if part is None else norms[id(part)] for parts in reached.values() for part in parts])
-    for vital, of_one in zip(reached, of_all.split([len(parts) for parts in reached.values()]), strict=True):
-        vital.norms = of_one
+    of_all = torch.stack([none if part is None else norms[id(part)] for of_one in parts.values() for part in of_one])
+    return zip(parts, of_all.split([len(of_one) for of_one in parts.values()]), strict=True)
 
 
-def _numbers(gradient: Tensor | None) -> Tensor | None:
+def _numbers(tensor: Tensor | None) -> Tensor | None:
     """Those that this rank holds, if it does."""
-    if gradient is None:
+    if tensor is None:
         return None
-    part = held_part(gradient.detach() if gradient.requires_grad else gradient)
+    part = held_part(tensor.detach() if tensor.requires_grad else tensor)
     return None if part is None else numbers_of(part)
 
 
@@ -165,6 +196,7 @@ class Rounds:
         watched = list(vitals())
         try:
             note_liveness(watched)
+            note_weights(watched)
         except Exception as error:
             for vital in watched:
                 vital.failure = f"{type(error).__name__}: {error}".splitlines()[0]
