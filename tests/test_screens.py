@@ -205,14 +205,34 @@ async def test_zooming_and_panning_change_the_epochs_shown(tmp_path: Path) -> No
         await now.press("plus")
         assert "epochs 24 – 31" in now.text  # windows that are longer than the run are passed over
         await now.press("left")
-        assert "epochs 19 – 26" in now.text
-        assert {math.ceil(each.at) for each in shown_history(now).passes} <= set(range(19, 27))
+        assert "epochs 20 – 27" in now.text
+        assert {math.ceil(each.at) for each in shown_history(now).passes} <= set(range(20, 28))
         await now.press("right", "right", "right")
         assert "epochs 24 – 31" in now.text
         await now.press(*["h"] * 20)
         assert "epochs 1 – 8" in now.text
-        await now.press("minus", "minus", "minus", "minus")
-        assert "epochs 1 – " in now.text
+        await now.press("minus")
+        assert "epochs 1 – 31" in now.text
+        await now.press("plus")
+        assert "epochs 24 – 31" in now.text  # all of them were shown: what had been panned to is over
+
+
+async def test_what_was_panned_to_stands_while_the_run_goes_on_and_time_is_travelled(tmp_path: Path) -> None:
+    async with sitting(tmp_path, demo_run(epochs=30)) as now:
+        await open_seed(now, 3, "early")
+        await now.press("plus", "left")
+        assert "epochs 20 – 27" in now.text
+        await now.write(event(epoch(31, seed("early", 4.0)), 3, next_of(now, 3)))
+        assert "epochs 20 – 27" in now.text
+        for moment, shown in ((23, "16 – 23"), (4, "1 – 4"), (28, "20 – 27")):
+            now.app.go_to(moment)
+            await now.settle()
+            assert f"epochs {shown} " in now.text
+            assert shown_history(now).epochs[-1][0] == min(moment, 27)
+        await now.press("L", "right", "right")
+        assert "epochs 25 – 32" in now.text
+        await now.write(event(epoch(32, seed("early", 4.0)), 3, next_of(now, 3)))
+        assert "epochs 26 – 33" in now.text
 
 
 @pytest.mark.parametrize(

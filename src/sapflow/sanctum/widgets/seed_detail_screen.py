@@ -49,7 +49,7 @@ class SeedDetailScreen(SnapshotScreen):
         self._seed = SeedState(slot_id=slot_id)
         self._env = EnvState(env_id=env_id)
         self._window = 0  # epochs that are shown, 0 for all of them
-        self._shift = 0  # epochs between the end of what is shown and the last one
+        self._end: int | None = None  # the last epoch of a window that was panned; else it goes on with the run
         self._norms = False
         self._reader: SlotReader | None = None
         self.history = SlotHistory(first=1, last=1)
@@ -98,11 +98,16 @@ class SeedDetailScreen(SnapshotScreen):
 
     def _epochs(self) -> tuple[int, int, bool]:
         """The first and the last epoch that are shown, and whether the one that runs is, too."""
+        newest = self._newest
+        last = newest if self._end is None else max(min(self._end, newest), min(self._window, newest))
+        live = last > self._env.epoch
+        return (max(last - self._window + 1, 1) if self._window else 1), last - live, live
+
+    @property
+    def _newest(self) -> int:
+        """The last epoch there is, the one that runs included."""
         running = shell(self).moment is None and self._env.status is EnvStatus.TRAINING
-        window = self._window
-        done = self._env.epoch - self._shift
-        live = running and not self._shift
-        return (max(done - window + 1 + live, 1) if window else 1), done, live
+        return self._env.epoch + running
 
     def _draw(self) -> None:
         env, seed, history, norms = self._env, self._seed, self.history, self._norms
@@ -159,12 +164,15 @@ class SeedDetailScreen(SnapshotScreen):
         windows = self._windows
         at = windows.index(self._window) if self._window in windows else 0
         self._window = windows[min(max(at + steps, 0), len(windows) - 1)]
+        if not self._window:
+            self._end = None
         self._again()
 
     def action_pan(self, steps: int) -> None:
         """Moves through the epochs by half of what is shown."""
-        last = max(self._env.epoch - self._window, 0)
-        self._shift = min(max(self._shift - steps * max(self._window // 2, 1), 0), last)
+        _, done, live = self._epochs()
+        end = done + live + steps * max(self._window // 2, 1)
+        self._end = max(end, self._window) if end < self._newest else None
         self._again()
 
     def action_slot(self, steps: int) -> None:
