@@ -14,7 +14,14 @@ from sapflow.telemetry import source as source_module
 from sapflow.telemetry.events import EnvFailed, EnvStarted, SeedPruned
 from sapflow.telemetry.journal import Journal
 from sapflow.telemetry.run_directory import JOURNAL_NAME
-from sapflow.telemetry.source import SELECT_ENVS, SELECT_IDS, SELECT_IDS_OF_EPOCHS, SELECT_LAST_EPOCH, Source
+from sapflow.telemetry.source import (
+    SELECT_ENVS,
+    SELECT_IDS,
+    SELECT_IDS_BETWEEN,
+    SELECT_IDS_OF_EPOCHS,
+    SELECT_LAST_EPOCH,
+    Source,
+)
 from sapflow.telemetry.vocabulary import EventType, SeedStage
 
 
@@ -137,6 +144,7 @@ def test_every_look_up_goes_by_the_index(told):
         searches = [
             *plan(SELECT_ENVS), *plan(SELECT_LAST_EPOCH), *plan(SELECT_IDS, 0, "ENV_STARTED", 9),
             *plan(SELECT_IDS_OF_EPOCHS, 0, "ENV_STARTED", 1, 2, 9),
+            *plan(SELECT_IDS_BETWEEN, 0, "ENV_STARTED", 1, 2, 3, 9),
         ]  # fmt: skip
     assert searches
     assert all(step.startswith("SEARCH events USING COVERING INDEX") for step in searches), searches

@@ -11,6 +11,7 @@ from journals import finished_run
 from sanctum_events import EPOCHS, demo_run, epoch, event, explosion, sample, seed
 from sanctum_screens import Sitting, sitting
 from sapflow.errors import JournalError
+from sapflow.sanctum import slot_history
 from sapflow.sanctum.numbers import clock
 from sapflow.sanctum.slot_history import SlotHistory
 from sapflow.sanctum.widgets.alert_screen import AlertScreen
@@ -315,6 +316,20 @@ async def test_stage_changes_and_alerts_are_marked_at_their_epoch(tmp_path: Path
         assert begin[5] - 6 < rows["stage"].index("◐") < begin[5]
         assert begin[9] - 6 < rows["stage"].index("◕") < begin[9]
         assert begin[7] - 6 < rows["marks"].index("⚑") < begin[7]
+
+
+async def test_a_long_life_is_read_a_little_at_every_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slot_history, "READ_AT_ONCE", 30)
+    async with sitting(tmp_path, demo_run(epochs=14)) as now:
+        await open_seed(now, 3, "early")
+        looks = 1
+        while "the journal is being read" in now.text:
+            assert len(shown_history(now).passes) < 28
+            await now.app.show()
+            await now.settle()
+            looks += 1
+        assert len(shown_history(now).passes) == 28
+        assert 3 < looks < 28
 
 
 async def test_a_slot_that_is_not_there_is_an_empty_screen(tmp_path: Path) -> None:

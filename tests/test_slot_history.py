@@ -1,6 +1,7 @@
 """What is looked up for a seed's own screen, and how alerts and entries are found."""
 
 import math
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from journals import finished_run
+from journals import PATIENCE, finished_run
 from sanctum_events import epoch, event, explosion, sample, seed
 from sapflow.sanctum import slot_history
 from sapflow.sanctum.alert_history import AlertLife, alert_lives
@@ -17,6 +18,7 @@ from sapflow.sanctum.query import AlertFilter, LogFilter, Query
 from sapflow.sanctum.schema import LogLine
 from sapflow.sanctum.slot_history import Pass, SlotHistory, SlotReader, thinned
 from sapflow.telemetry.events import ActionTaken, AlertCleared, AlertRaised, SeedGerminated, SeedPruned, TelemetryEvent
+from sapflow.telemetry.journal import Journal
 from sapflow.telemetry.source import Source
 from sapflow.telemetry.vocabulary import EventType, SeedStage
 
@@ -36,7 +38,17 @@ def run_of(epochs: int, samples: int = 2) -> list[TelemetryEvent]:
 
 def history(run_dir: Path, first: int, done: int, columns: int = 80, live: bool = False) -> SlotHistory:
     with Source(run_dir) as source:
-        return SlotReader(source, 0, "early").read(first, done, columns, live)
+        return whole(SlotReader(source, 0, "early"), first, done, columns, live)
+
+
+def whole(reader: SlotReader, first: int, done: int, columns: int = 80, live: bool = False) -> SlotHistory:
+    """What is known after as many looks as it takes."""
+    looks = (reader.read(first, done, columns, live) for _ in range(1_000))
+    return next(found for found in looks if found.whole)
+
+
+def ratios_in(found: SlotHistory, epoch: int) -> list[float]:
+    return [each.ratio for each in found.passes if epoch - 1 < each.at < epoch]
 
 
 def test_epochs_and_passes_of_the_slot_alone_in_their_order(tmp_path: Path) -> None:
@@ -70,7 +82,7 @@ def test_no_more_passes_are_kept_than_a_chart_has_room_for(tmp_path: Path, monke
     monkeypatch.setattr(slot_history, "LEAST_SHARE", 2)
     found = history(finished_run(tmp_path, *run_of(10, samples=20)), 1, 10)
     assert len(found.passes) <= 40
-    by_epoch = [[each.ratio for each in found.passes if n - 1 < each.at < n] for n in range(1, 11)]
+    by_epoch = [ratios_in(found, n) for n in range(1, 11)]
     assert [(min(ratios), max(ratios)) for ratios in by_epoch] == [
         (pytest.approx(n), pytest.approx(n + 0.38)) for n in range(1, 11)
     ]
@@ -90,15 +102,69 @@ def test_thinning_keeps_order_and_extremes(ratios: list[float], most: int) -> No
         assert (min(left), max(left)) == (min(finite), max(finite))
 
 
-def test_what_is_finished_is_read_once(tmp_path: Path) -> None:
-    with Source(finished_run(tmp_path, *run_of(6))) as source:
+def test_what_is_finished_is_read_once_however_many_epochs_are_shown(tmp_path: Path) -> None:
+    with Source(finished_run(tmp_path, *run_of(12))) as source:
         reader = SlotReader(source, 0, "early")
-        before = reader.read(1, 6, 80, live=False)
-        asked: list[object] = []
-        look_up = source.events
-        source.events = lambda types, *rest, **more: (asked.append(types), look_up(types, *rest, **more))[1]  # type: ignore[method-assign]
+        before = whole(reader, 1, 6)
+        asked: list[int] = []
+        look_up = source.places_between
+
+        def asks(kind: EventType, env_id: int, epoch: int, *rest: int) -> list[int]:
+            asked.append(epoch)
+            return look_up(kind, env_id, epoch, *rest)
+
+        source.places_between = asks  # type: ignore[method-assign]
         assert reader.read(1, 6, 80, live=False) == before
-        assert [types for types in asked if EventType.GRADIENT_SAMPLED in types] == []  # type: ignore[operator]
+        for done in range(7, 13):
+            whole(reader, 1, done)
+        whole(reader, 5, 6)
+        assert asked == [7, 8, 9, 10, 11, 12]
+
+
+def test_a_look_reads_a_few_samples_those_of_the_newest_epochs_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = finished_run(tmp_path, *run_of(6, samples=5))
+    at_once = history(run_dir, 1, 6)
+    monkeypatch.setattr(slot_history, "LOOK_COSTS", 0)
+    monkeypatch.setattr(slot_history, "READ_AT_ONCE", 16)  # of 10 an epoch
+    with Source(run_dir) as source:
+        reader = SlotReader(source, 0, "early")
+        first = reader.read(1, 6, 80, live=False)
+        assert not first.whole
+        assert first.passes == at_once.passes[-16:]
+        assert whole(reader, 1, 6) == at_once
+    assert at_once.whole
+
+
+def test_a_long_epoch_keeps_its_beginning_and_its_extremes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("READ_AT_ONCE", 50), ("PARTS", 8), ("MOST_KEPT", 30)):
+        monkeypatch.setattr(slot_history, name, value)
+    ratios = [100.0 if n == 3 else 0.01 if n == 31 else 1 + n / 1e4 for n in range(400)]
+    samples = [event(sample(1, "early", 2 * n, ratio), 0, None) for n, ratio in enumerate(ratios)]
+    found = history(finished_run(tmp_path, *samples, event(epoch(1, seed("early", 1.0, passes=800)), 0, 1)), 1, 1)
+    assert len(found.passes) <= 30
+    assert (min(ratios_in(found, 1)), max(ratios_in(found, 1))) == (0.01, 100.0)
+    for part in range(4):  # none of it is left out
+        assert [each for each in found.passes if part / 4 < each.at < (part + 1) / 4]
+
+
+def test_what_comes_while_an_epoch_is_being_read_is_shown_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slot_history, "READ_AT_ONCE", 4)
+    with closing(Journal(tmp_path)) as journal:
+        for n in range(10):
+            journal.emit(event(sample(1, "early", 2 * n, 1.0 + n), 0, None))
+        assert journal.flush(PATIENCE)
+        with Source(tmp_path) as source:
+            reader = SlotReader(source, 0, "early")
+            assert [each.ratio for each in reader.read(1, 0, 80).passes[::2]] == [7.0, 8.0, 9.0, 10.0]
+            for n in range(10, 12):
+                journal.emit(event(sample(1, "early", 2 * n, 1.0 + n), 0, None))
+            assert journal.flush(PATIENCE)
+            assert [each.ratio for each in reader.read(1, 0, 80).passes[::2]] == [5.0, *map(float, range(6, 13))]
+            assert [each.ratio for each in whole(reader, 1, 0, live=True).passes[::2]] == list(map(float, range(1, 13)))
 
 
 @pytest.mark.parametrize("index", [-1, 2**62])

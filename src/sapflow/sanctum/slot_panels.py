@@ -59,7 +59,8 @@ def history_lines(history: SlotHistory, width: int, height: int, norms: bool) ->
     rows = max(height - LIFE_ROWS - 1 - both, 3)
     upper = rows * 2 // 3 if both else rows
     frame = frame_of(history, width, upper)
-    ratios = [title_line("ratio of each pass, and of epochs", width), *ratio_chart(history, frame, upper)]
+    note = "" if history.whole else "(the journal is being read) "
+    ratios = [title_line("ratio of each pass, and of epochs", width, note), *ratio_chart(history, frame, upper)]
     flows = [_norm_title(history, width), *norm_chart(history, frame, rows - upper if both else rows)]
     life = [seed_names(history, frame), *life_lines(history, frame)]
     if both:

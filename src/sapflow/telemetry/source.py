@@ -24,7 +24,7 @@ MAX_EVENT_BYTES = 16 * 2**20
 MAX_READ_BYTES = 64 * 2**20
 MAX_ENVS = 1_000_000
 
-LATEST_EPOCH = 2**63 - 1
+LATEST_EPOCH = LATEST_PLACE = 2**63 - 1
 
 # The body, or, of one that is not to be read, its size: -1 where it is no bytes.
 _COLUMNS = f"""
@@ -46,6 +46,9 @@ SELECT_MOMENT = f"""
 SELECT_IDS = "SELECT id FROM events WHERE env IS ? AND type = ? ORDER BY epoch DESC, id DESC LIMIT ?"
 SELECT_IDS_OF_EPOCHS = """
     SELECT id FROM events WHERE env IS ? AND type = ? AND epoch BETWEEN ? AND ? ORDER BY epoch DESC, id DESC LIMIT ?
+"""
+SELECT_IDS_BETWEEN = """
+    SELECT id FROM events WHERE env IS ? AND type = ? AND epoch = ? AND id > ? AND id < ? ORDER BY id DESC LIMIT ?
 """
 # Each env is found behind the one before it, so that the rest of the index is leapt over. Texts sort behind numbers.
 _ENVS = f"""
@@ -238,6 +241,13 @@ class Source:
             for event_type in types:
                 for (place,) in self._file.rows(sql, env, event_type.value, *bounds, limit):
                     yield place
+
+    def places_between(
+        self, event_type: EventType, env_id: int, epoch: int, after: int, before: int, limit: int
+    ) -> list[int]:
+        """Where the env's events of that type and epoch are, between two places: the newest `limit`, newest first."""
+        rows = self._file.rows(SELECT_IDS_BETWEEN, env_id, event_type.value, epoch, after, before, limit)
+        return [place for (place,) in rows]
 
     def at(self, places: Sequence[int]) -> list[tuple[int, TelemetryEvent]]:
         """The readable events at these places, each with its place, by place; of too much the first are left out."""

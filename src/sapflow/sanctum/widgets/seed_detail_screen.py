@@ -94,7 +94,8 @@ class SeedDetailScreen(SnapshotScreen):
             self._reader = SlotReader(shell(self).source, self.env_id, self.slot_id)
         with shell(self).look_up(self):
             self.history = self._reader.read(first, done, max(self.size.width, 2), live)
-            self._read_for = wanted
+            if self.history.whole:  # else the next look reads on
+                self._read_for = wanted
 
     def _epochs(self) -> tuple[int, int, bool]:
         """The first and the last epoch that are shown, and whether the one that runs is, too."""
