@@ -13,11 +13,21 @@ from journals import PATIENCE, finished_run
 from sanctum_events import epoch, event, explosion, sample, seed
 from sapflow.sanctum import slot_history
 from sapflow.sanctum.alert_history import AlertLife, alert_lives
+from sapflow.sanctum.chart import Frame
 from sapflow.sanctum.log import log_line
 from sapflow.sanctum.query import AlertFilter, LogFilter, Query
 from sapflow.sanctum.schema import LogLine
+from sapflow.sanctum.slot_charts import life_lines
 from sapflow.sanctum.slot_history import Pass, SlotHistory, SlotReader, thinned
-from sapflow.telemetry.events import ActionTaken, AlertCleared, AlertRaised, SeedGerminated, SeedPruned, TelemetryEvent
+from sapflow.telemetry.events import (
+    ActionTaken,
+    AlertCleared,
+    AlertRaised,
+    SeedGerminated,
+    SeedPruned,
+    SeedStageChanged,
+    TelemetryEvent,
+)
 from sapflow.telemetry.journal import Journal
 from sapflow.telemetry.source import Source
 from sapflow.telemetry.vocabulary import EventType, SeedStage
@@ -275,6 +285,28 @@ def test_kinds_and_states_are_told_apart() -> None:
     assert by_state == {"all": True, "open": True, "closed": False}
     assert AlertFilter(query=Query.parse("fossilised exploder")).lets_through(life)
     assert isinstance(life, AlertLife)
+
+
+def test_another_slots_alert_that_comes_and_goes_does_not_push_out_what_became_of_a_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slot_history, "TURN_LIMIT", 10)
+    born = SeedGerminated(epoch=2, slot_id="late", seed_id="late-1", blueprint_id="c", seed_params=1, birth_gain=1.0)
+    flapping = [told_of(epoch=3 + n // 2, alert=FIRST) for n in range(30) for told_of in (AlertRaised, AlertCleared)]
+    with Source(finished_run(tmp_path, *told(born, *flapping))) as source:
+        turns = SlotReader(source, 0, "late").read(1, 20, 80, live=False).turns
+    assert [turn.payload for turn in turns] == [born]
+
+
+def test_before_the_first_change_that_is_known_the_stage_is_that_of_the_epochs() -> None:
+    blending = SeedStageChanged(
+        epoch=6, slot_id="a", seed_id="a-1", from_stage=SeedStage.TRAINING, to_stage=SeedStage.BLENDING
+    )
+    epochs = tuple((n, seed("a", 1.0, stage=SeedStage.TRAINING)) for n in range(1, 7))
+    past = SlotHistory(first=1, last=10, epochs=epochs, turns=(event(blending, 0, 1),))
+    stages, _, _ = life_lines(past, Frame(0, 10, 20, 8))
+    drawn = "".join(text for text, _ in stages)[8:]
+    assert drawn == "○" + "─" * 11 + "◐" + "─" * 7
 
 
 def test_the_turns_of_a_slot_are_its_own(tmp_path: Path) -> None:

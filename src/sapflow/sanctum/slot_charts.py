@@ -92,25 +92,27 @@ def life_lines(history: SlotHistory, frame: Frame) -> list[Line]:
 
 
 def _stages(history: SlotHistory, frame: Frame) -> Line:
-    changes = [
-        (float(turn.payload.epoch), _stage_after(turn.payload))
-        for turn in history.turns
-        if isinstance(turn.payload, SeedGerminated | SeedStageChanged)
-    ]
+    changes = [turn.payload for turn in history.turns if isinstance(turn.payload, SeedGerminated | SeedStageChanged)]
     seen = {epoch: seed.stage for epoch, seed in history.epochs}
+    if changes:  # an epoch's own record may be of before or of after a change at its end
+        seen[changes[0].epoch] = _stage_before(changes[0])
     cells: list[Span] = []
     stage, at = SeedStage.DORMANT, 0
     for column in range(frame.columns):
         until = frame.x_at(column) + (frame.last - frame.first) / frame.columns / 2
         before, at_before = stage, at
-        while at < len(changes) and changes[at][0] < until:
-            stage, at = changes[at][1], at + 1
-        if not changes:  # modules that are watched, and journals that lost their events
+        while at < len(changes) and changes[at].epoch < until:
+            stage, at = _stage_after(changes[at]), at + 1
+        if not at:  # before the first change that is known; modules that are watched have none
             stage = seen.get(ceil(frame.x_at(column)), stage)
-        changed = at > at_before if changes else stage is not before
+        changed = at > at_before or stage is not before
         idle = "·" if stage is SeedStage.DORMANT else "─"
         cells.append((STAGE_GLYPHS[stage] if changed else idle, STAGE_STYLES[stage]))
     return (_margin("stage", frame), *merged(cells))
+
+
+def _stage_before(payload: SeedGerminated | SeedStageChanged) -> SeedStage:
+    return payload.from_stage if isinstance(payload, SeedStageChanged) else SeedStage.DORMANT
 
 
 def _stage_after(payload: SeedGerminated | SeedStageChanged) -> SeedStage:

@@ -1,6 +1,7 @@
 """What a slot went through: its epochs, passes and turns, read from the journal by index as far as they are shown."""
 
 from collections.abc import Iterable, Sequence
+from heapq import nlargest
 from itertools import groupby
 from math import ceil, isfinite, isnan, nan
 from typing import NamedTuple
@@ -19,11 +20,11 @@ MOST_KEPT = 2_048  # passes of an epoch, from which on it is parted
 READ_AT_ONCE = 600  # samples, of all slots of the env: two or three hundredths of a second
 LOOK_COSTS = 10  # samples that could be read while an epoch is looked up
 MOMENT_LIMIT = 256  # epochs that are read one and all; of more, only as many as there are columns
-TURN_LIMIT = 1_000
-TURNS = (
-    EventType.SEED_GERMINATED, EventType.SEED_STAGE_CHANGED, EventType.SEED_PRUNED, EventType.SEED_FOSSILIZED,
-    EventType.NON_FINITE_FOUND, EventType.ALERT_RAISED, EventType.ALERT_CLEARED, EventType.ACTION_TAKEN,
-    EventType.REQUEST_ANSWERED,
+TURN_LIMIT = 1_000  # events of all slots of the env; of stages as many as of all else, which an alert may fill
+STAGES = (EventType.SEED_GERMINATED, EventType.SEED_STAGE_CHANGED)
+INCIDENTS = (
+    EventType.SEED_PRUNED, EventType.SEED_FOSSILIZED, EventType.NON_FINITE_FOUND, EventType.ALERT_RAISED,
+    EventType.ALERT_CLEARED, EventType.ACTION_TAKEN, EventType.REQUEST_ANSWERED,
 )  # fmt: skip
 
 
@@ -134,6 +135,7 @@ class SlotReader:
         self._env_id = env_id
         self._slot_id = slot_id
         self._passes: dict[int, EpochPasses] = {}
+        self._turns: dict[int, TelemetryEvent] = {}  # by their places
 
     def read(self, first: int, done: int, columns: int, live: bool = True) -> SlotHistory:
         """The slot from epoch `first` to `done`, the last that ended, and where it is `live` to the one that runs.
@@ -143,10 +145,9 @@ class SlotReader:
         """
         epochs = tuple(self._epochs(first, done, columns))
         passes = self._passes_of(max(first, done - MOMENT_LIMIT + 1), done, dict(epochs), live)
-        turns = self._source.events(TURNS, self._env_id, last_epoch=done + live, limit=TURN_LIMIT)
-        mine = tuple(turn for turn in turns if slot_of(turn.payload) == self._slot_id)
+        turns = self._turns_until(done + live)
         last = max(done + live, first)
-        return SlotHistory(first=first, last=last, epochs=epochs, passes=passes, turns=mine, whole=not self.behind)
+        return SlotHistory(first=first, last=last, epochs=epochs, passes=passes, turns=turns, whole=not self.behind)
 
     def _epochs(self, first: int, done: int, columns: int) -> Iterable[tuple[int, SeedTelemetry]]:
         for event in epochs_of(self._source, self._env_id, first, done, columns):
@@ -154,6 +155,13 @@ class SlotReader:
             for seed in event.payload.seeds:
                 if seed.slot_id == self._slot_id:
                     yield event.payload.epoch, seed
+
+    def _turns_until(self, last: int) -> tuple[TelemetryEvent, ...]:
+        found = (self._source.places(types, (self._env_id,), None, last, TURN_LIMIT) for types in (STAGES, INCIDENTS))
+        places = [place for of_types in found for place in nlargest(TURN_LIMIT, of_types)]
+        self._turns.update(self._source.at([place for place in places if place not in self._turns]))
+        turns = (self._turns[place] for place in sorted(places) if place in self._turns)
+        return tuple(turn for turn in turns if slot_of(turn.payload) == self._slot_id)
 
     def _passes_of(self, first: int, done: int, epochs: dict[int, SeedTelemetry], live: bool) -> tuple[Pass, ...]:
         """Those of the epochs shown that are known so far, as many as a chart has room for."""
@@ -187,17 +195,17 @@ class SlotReader:
     def _take_in(self, passes: EpochPasses, epoch: int, most: int) -> int:
         """Reads at most so many of the epoch's samples, the newest first; returns how many."""
         taken = 0
-        passes.gaps.append((passes.newest, LATEST_PLACE))
-        while passes.gaps and taken < most:
-            after, before = passes.gaps.pop()
-            limit = most - taken
+        gaps = [*passes.gaps, (passes.newest, LATEST_PLACE)]
+        while gaps and taken < most:
+            (after, before), limit = gaps.pop(), most - taken
             places = self._source.places_between(EventType.GRADIENT_SAMPLED, self._env_id, epoch, after, before, limit)
+            found = self._source.at(places)
             if len(places) == limit:
-                passes.gaps.append((after, places[-1]))
-            for _, event in self._source.at(places):
+                gaps.append((after, places[-1]))
+            for _, event in found:
                 if isinstance(event.payload, GradientSampled) and event.payload.slot_id == self._slot_id:
                     passes.add(event.payload)
-            passes.newest = max([passes.newest, *places[:1]])
+            passes.newest, passes.gaps = max([passes.newest, *places[:1]]), list(gaps)
             taken += len(places)
         return taken
 

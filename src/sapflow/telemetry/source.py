@@ -243,10 +243,10 @@ class Source:
                     yield place
 
     def places_between(
-        self, event_type: EventType, env_id: int, epoch: int, after: int, before: int, limit: int
+        self, kind: EventType, env_id: int, epoch: int, after: int, before: int, limit: int
     ) -> list[int]:
         """Where the env's events of that type and epoch are, between two places: the newest `limit`, newest first."""
-        rows = self._file.rows(SELECT_IDS_BETWEEN, env_id, event_type.value, epoch, after, before, limit)
+        rows = self._file.rows(SELECT_IDS_BETWEEN, env_id, kind.value, epoch, after, before, limit)
         return [place for (place,) in rows]
 
     def at(self, places: Sequence[int]) -> list[tuple[int, TelemetryEvent]]:
