@@ -9,19 +9,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from journals import PATIENCE, epoch_completed, event, finished_run, gradient_sampled, run_completed
+from journals import PATIENCE, epoch_completed, event, finished_run, gradient_sampled, locked, run_completed
+from sapflow.errors import JournalError
+from sapflow.sanctum.stretch import Stretch
 from sapflow.telemetry import source as source_module
 from sapflow.telemetry.events import EnvFailed, EnvStarted, SeedPruned
 from sapflow.telemetry.journal import Journal
-from sapflow.telemetry.run_directory import JOURNAL_NAME
-from sapflow.telemetry.source import (
+from sapflow.telemetry.questions import (
     SELECT_ENVS,
     SELECT_IDS,
     SELECT_IDS_BETWEEN,
     SELECT_IDS_OF_EPOCHS,
     SELECT_LAST_EPOCH,
-    Source,
+    of_epochs,
+    select_between,
+    select_newest,
+    until_epoch,
 )
+from sapflow.telemetry.run_directory import JOURNAL_NAME
+from sapflow.telemetry.source import Source
 from sapflow.telemetry.vocabulary import EventType, SeedStage
 
 
@@ -134,6 +140,11 @@ def test_while_it_is_held_still_what_is_written_meanwhile_is_not_seen(tmp_path):
     journal.close(PATIENCE)
 
 
+def unrolled(question):
+    sql, values = question
+    return (sql, *values)
+
+
 def test_every_look_up_goes_by_the_index(told):
     with closing(sqlite3.connect(told[0] / JOURNAL_NAME)) as connection:
 
@@ -141,6 +152,17 @@ def test_every_look_up_goes_by_the_index(told):
             steps = [row[-1] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", parameters)]
             return [step for step in steps if "events" in step or "TEMP B-TREE" in step]
 
+        newest = [
+            step
+            for env in (None, 7)
+            for bounds in ("", of_epochs(1, 2), until_epoch(3))
+            for step in plan(*unrolled(select_newest([PRUNED, STARTED], env, bounds)))
+        ]
+        assert newest
+        assert not [step for step in newest if "events" in step and "COVERING INDEX" not in step], newest
+        for env in (None, 7):
+            (only,) = plan(*unrolled(select_between([PRUNED], env, until_epoch(3), 5, 9)))
+            assert only.startswith("SEARCH events USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)")
         searches = [
             *plan(SELECT_ENVS), *plan(SELECT_LAST_EPOCH), *plan(SELECT_IDS, 0, "ENV_STARTED", 9),
             *plan(SELECT_IDS_OF_EPOCHS, 0, "ENV_STARTED", 1, 2, 9),
@@ -148,6 +170,55 @@ def test_every_look_up_goes_by_the_index(told):
         ]  # fmt: skip
     assert searches
     assert all(step.startswith("SEARCH events USING COVERING INDEX") for step in searches), searches
+
+
+def test_events_of_all_envs_are_looked_up_in_two_statements_however_many_envs_there_are(source):
+    asked = []
+    source._file._connection.set_trace_callback(asked.append)
+    assert source.events([PRUNED, STARTED, FAILED])
+    assert len(asked) == 2
+
+
+def test_a_stretch_grows_at_both_ends_without_a_hole(tmp_path):
+    told = [pruned(number, 7 if number % 3 else 1) for number in range(1, 40)]
+    journal = Journal(tmp_path)
+
+    def write(*events):
+        for each in events:
+            journal.emit(each)
+        assert journal.flush(PATIENCE)
+
+    write(*told[:20])
+    with Source(tmp_path) as source:
+        while source.read():
+            pass
+        every, of_seven = Stretch(source, [PRUNED], None), Stretch(source, [PRUNED], 7, until_epoch=30)
+        write(*told[20:])
+        assert every.look_on() == []  # nobody has read that far
+        assert every.look_back(8) == told[12:20]
+        source.read(limit=10)
+        assert every.look_on() == told[20:30]
+        assert every.look_back(8) == told[4:12]
+        assert not every.complete
+        source.read()
+        assert every.look_on() == told[30:]
+        assert every.look_back(8) == told[:4]
+        assert every.complete
+        mine = [each for each in told[:30] if each.env_id == 7]
+        assert [*of_seven.look_back(99), *of_seven.look_on()] == mine
+    journal.close(PATIENCE)
+
+
+def test_a_stretch_of_a_journal_that_is_locked_is_looked_up_again(tmp_path):
+    told = [pruned(number, 7) for number in range(1, 9)]
+    with Source(finished_run(tmp_path, *told)) as source:
+        source.read(limit=6)
+        stretch = Stretch(source, [PRUNED], None)
+        source.read()
+        for look, found in ((lambda: stretch.look_back(99), told[:6]), (stretch.look_on, told[6:])):
+            with locked(tmp_path, "EXCLUSIVE"), pytest.raises(JournalError, match="locked for the moment"):
+                look()
+            assert look() == found
 
 
 @pytest.mark.parametrize("env", ["text", b"blob", 0.5, -3, 2**63 - 1, 1e300])

@@ -1,6 +1,8 @@
 """The screens that lie upon the overview, as a person meets them: a real journal, keys in, text out."""
 
 import math
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,9 @@ from sanctum_events import EPOCHS, demo_run, epoch, event, explosion, sample, se
 from sanctum_screens import Sitting, sitting
 from sapflow.errors import JournalError
 from sapflow.sanctum import slot_history
+from sapflow.sanctum.log_book import LogBook
 from sapflow.sanctum.numbers import clock
+from sapflow.sanctum.query import LogFilter
 from sapflow.sanctum.slot_history import SlotHistory
 from sapflow.sanctum.widgets.alert_screen import AlertScreen
 from sapflow.sanctum.widgets.env_detail_screen import EnvDetailScreen, SeedCard
@@ -33,8 +37,9 @@ from sapflow.telemetry.events import (
     SeedStageChanged,
     TelemetryEvent,
 )
+from sapflow.telemetry.run_directory import JOURNAL_NAME
 from sapflow.telemetry.source import Source
-from sapflow.telemetry.vocabulary import SeedStage
+from sapflow.telemetry.vocabulary import EventType, SeedStage
 
 SIZES = [(80, 24), (100, 30), (200, 60)]
 
@@ -423,6 +428,36 @@ async def test_entries_that_the_snapshot_has_lost_come_from_the_journal(tmp_path
         assert len(entries(now)) == 5
 
 
+async def test_what_came_while_another_screen_lay_on_top_is_in_the_log_and_in_the_alerts(tmp_path: Path) -> None:
+    async with sitting(tmp_path, demo_run()) as now:
+        for key, more in (("e", 600), ("a", 0)):
+            await now.press(key)
+            list_of = now.app.screen.query_one(RowList)
+            before = len(list_of.rows)
+            await now.press("c")
+            if more:
+                await now.write(*(pruning(number) for number in range(15, 15 + more)))
+            else:
+                await now.write(*story())
+            await now.press("escape")
+            assert len(list_of.rows) - before == (more or 3)
+            await now.press("escape")
+
+
+@pytest.mark.parametrize("unreadable", ["id % 2", "id > (SELECT max(id) - 600 FROM events)"])
+def test_what_cannot_be_read_is_not_taken_for_the_end_of_the_log(tmp_path: Path, unreadable: str) -> None:
+    run_dir = finished_run(tmp_path, *demo_run(), *(pruning(number) for number in range(15, 1_015)))
+    with closing(sqlite3.connect(run_dir / JOURNAL_NAME)) as connection, connection:
+        connection.execute(f"UPDATE events SET body = x'c1' WHERE type = 'SEED_PRUNED' AND {unreadable}")
+    with Source(run_dir) as source:
+        source.skip_to_end()
+        book = LogBook(source, LogFilter())
+        while not book.complete:
+            book.want_more()
+            book.look()
+        assert book.shown[0].kind is EventType.RUN_STARTED
+
+
 async def test_enter_opens_the_seed_that_an_entry_is_about(tmp_path: Path) -> None:
     async with sitting(tmp_path, demo_run()) as now:
         await now.press("e", "3", "enter")
@@ -452,8 +487,14 @@ def torn(*told: object, **how: object) -> None:
 
 @pytest.mark.parametrize(
     ("keys", "look_up"),
-    [(("a",), "events"), (("t",), "events"), (("enter", "enter"), "moments"), (("c",), "envs")],
-    ids=["alerts", "time bar", "seed", "compare"],
+    [
+        (("e",), "places_before"),
+        (("a",), "places_before"),
+        (("t",), "places_before"),
+        (("enter", "enter"), "moments"),
+        (("c",), "envs"),
+    ],
+    ids=["events", "alerts", "time bar", "seed", "compare"],
 )
 async def test_a_look_up_that_fails_is_told_until_one_succeeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: tuple[str, ...], look_up: str
@@ -473,7 +514,7 @@ async def test_what_could_not_be_looked_up_is_not_told_once_nobody_looks_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with sitting(tmp_path, demo_run()) as now:
-        monkeypatch.setattr(now.app.source, "events", torn)
+        monkeypatch.setattr(now.app.source, "places_before", torn)
         await now.press("a")
         await now.write()
         assert "damaged" in now.lines[2]

@@ -25,8 +25,9 @@ from journals import (
 from sapflow.errors import JournalError
 from sapflow.telemetry import codec
 from sapflow.telemetry.journal import Journal
+from sapflow.telemetry.questions import MAX_EVENT_BYTES, SELECT_MOMENT
 from sapflow.telemetry.run_directory import JOURNAL_NAME, LOCK_NAME, TrainerLock
-from sapflow.telemetry.source import MAX_EVENT_BYTES, SELECT_MOMENT, RunState, Source
+from sapflow.telemetry.source import RunState, Source
 
 
 def epochs(path: Path) -> list[int | None]:

@@ -13,7 +13,7 @@ from sapflow.errors import JournalError, UnreadableEventError
 from sapflow.telemetry import codec
 from sapflow.telemetry.events import GradientSampled, TelemetryEvent
 from sapflow.telemetry.journal_file import JournalFile
-from sapflow.telemetry.source import MAX_EVENT_BYTES, SELECT_ENVS
+from sapflow.telemetry.questions import MAX_EVENT_BYTES, SELECT_ENVS
 from sapflow.telemetry.vocabulary import EventType
 
 BUSY_MILLISECONDS = 5_000

@@ -1,10 +1,12 @@
-"""The events log as far back as anybody looks: the snapshot's newest entries, older ones from the journal by index."""
+"""The events log as far back as anybody looks, read from the journal by index, and on as events come."""
 
 from collections.abc import Iterable, Sequence
 
 from sapflow.sanctum.log import log_line
-from sapflow.sanctum.query import LogFilter, Query
+from sapflow.sanctum.query import LogFilter
 from sapflow.sanctum.schema import LogLine
+from sapflow.sanctum.stretch import Stretch
+from sapflow.telemetry.events import TelemetryEvent
 from sapflow.telemetry.source import Source
 
 PAGE = 500
@@ -18,57 +20,54 @@ class LogBook:
     Attributes:
         wanted: what is searched for now.
         shown: what it finds.
-        complete: whether the journal has no older ones.
     """
 
     def __init__(self, source: Source, wanted: LogFilter, until_epoch: int | None = None) -> None:
         self.wanted = wanted
         self.shown: Sequence[LogLine] = []
-        self.complete = False
-        self._every = LogFilter(query=Query(env_id=wanted.query.env_id), kind=wanted.kind)
         self._entries: list[LogLine] = []
-        self._source = source
-        self._until_epoch = until_epoch
-        self._known: set[tuple[object, ...]] = set()
-        self._asked = 0
+        self._stretch = Stretch(source, wanted.types, wanted.query.env_id, until_epoch)
+        self._page = PAGE
+        self._aim = ENOUGH
+
+    @property
+    def complete(self) -> bool:
+        """Whether there are no older entries, or no more of them are kept."""
+        return self._stretch.complete or len(self._entries) >= MOST
 
     def holds(self, wanted: LogFilter) -> bool:
         """Whether this is the book in which to look for that."""
         return (wanted.kind, wanted.query.env_id) == (self.wanted.kind, self.wanted.query.env_id)
 
     def search(self, wanted: LogFilter) -> None:
-        """Looks for something else, in what is known already."""
+        """Looks for something else, in what is known already; older entries are taken in by the next `look`."""
         self.wanted = wanted
         self.shown = [entry for entry in self._entries if wanted.lets_through(entry)]
+        self.want_more()
 
-    def add(self, log: Iterable[LogLine]) -> None:
-        """Takes in what the snapshot knows."""
-        new = [entry for entry in log if entry_key(entry) not in self._known and self._every.lets_through(entry)]
+    def want_more(self, enough: int = ENOUGH) -> None:
+        """Have the next `look` take in older entries until it finds `enough` more."""
+        self._aim = len(self.shown) + enough
+
+    def look(self) -> None:
+        """Takes in what has come, and older entries until as many are found as are wanted, or there are none.
+
+        Raises:
+            JournalError: the journal cannot be read; the next `look` goes on where this one ended.
+        """
+        self._take(self._stretch.look_on())
+        while not self.complete and len(self.shown) < self._aim:
+            self._take(self._stretch.look_back(self._page))
+            self._page = min(2 * self._page, MOST)  # what is seldom found is looked for in greater leaps
+
+    def _take(self, events: Iterable[TelemetryEvent]) -> None:
+        new = [entry for event in events if (entry := log_line(event)) is not None]
         if not new:
             return
-        self._known.update(map(entry_key, new))
         self._entries = _in_order([*self._entries, *new])
         found = [entry for entry in new if self.wanted.lets_through(entry)]
         if found:  # a new list: what is shown of the old one must not change unseen
             self.shown = _in_order([*self.shown, *found])
-
-    def look_back(self, enough: int = ENOUGH) -> None:
-        """Takes in older entries from the journal, until `enough` more are found or there are none.
-
-        Raises:
-            JournalError: the journal cannot be read.
-        """
-        aim = len(self.shown) + enough
-        while not self.complete and len(self.shown) < aim:
-            self._look_farther()
-
-    def _look_farther(self) -> None:
-        self._asked = min(max(2 * self._asked, PAGE), MOST)
-        events = self._source.events(
-            self.wanted.types, self.wanted.query.env_id, last_epoch=self._until_epoch, limit=self._asked
-        )
-        self.complete = len(events) < self._asked or self._asked == MOST
-        self.add(entry for event in events if (entry := log_line(event)) is not None)
 
 
 def _in_order(entries: Iterable[LogLine]) -> list[LogLine]:

@@ -10,7 +10,8 @@ from msgspec import Struct
 
 from sapflow.sanctum.log import slot_of
 from sapflow.telemetry.events import EpochCompleted, GradientSampled, SeedTelemetry, TelemetryEvent
-from sapflow.telemetry.source import LATEST_PLACE, Source
+from sapflow.telemetry.questions import LATEST_PLACE
+from sapflow.telemetry.source import Source
 from sapflow.telemetry.vocabulary import EventType
 
 PASS_LIMIT = 4_000  # on a chart, shared by its epochs

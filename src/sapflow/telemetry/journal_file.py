@@ -1,7 +1,7 @@
 """An open journal, for reading: found, checked, and asked in SQL, live or finished, never written to."""
 
 import sqlite3
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -44,6 +44,21 @@ class JournalFile:
         except sqlite3.Error as error:
             if not _is_busy(error):
                 raise self._explained(error) from error
+
+    def answer(self, sql: str, parameters: Sequence[object]) -> list[Any]:
+        """The first column of all that `sql` finds.
+
+        Raises:
+            JournalError: also where the journal is still to be made, or is locked for the moment.
+        """
+        connection = self._connected()
+        try:
+            if connection is not None:
+                return [row[0] for row in connection.execute(sql, parameters)]
+        except sqlite3.Error as error:
+            if not _is_busy(error):
+                raise self._explained(error) from error
+        raise JournalError(f"{self.path} is locked for the moment: it is looked at again")
 
     @contextmanager
     def held_still(self) -> Iterator[None]:

@@ -1,6 +1,5 @@
 """Reading a run: follow its journal by cursor, look back by index; live, finished or killed, never writing to it."""
 
-import heapq
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -12,72 +11,14 @@ from typing import Self
 from msgspec import Struct
 
 from sapflow.errors import UnreadableEventError
-from sapflow.telemetry import codec
+from sapflow.telemetry import codec, questions
 from sapflow.telemetry.events import TelemetryEvent
 from sapflow.telemetry.journal_file import JournalFile
-from sapflow.telemetry.journal_layout import DROPPED_EVENTS, DROPPED_SAMPLES
 from sapflow.telemetry.run_directory import REQUESTS_NAME, network_warning, trainer_is_alive
 from sapflow.telemetry.vocabulary import EventType
 
-# Journals come from strangers too: no single event and no single read may take the reader's memory.
-MAX_EVENT_BYTES = 16 * 2**20
+# Journals come from strangers too: no single read may take the reader's memory.
 MAX_READ_BYTES = 64 * 2**20
-MAX_ENVS = 1_000_000
-
-LATEST_EPOCH = LATEST_PLACE = 2**63 - 1
-
-# The body, or, of one that is not to be read, its size: -1 where it is no bytes.
-_COLUMNS = f"""
-    id,
-    CASE
-        WHEN typeof(body) <> 'blob' THEN -1
-        WHEN length(body) > {MAX_EVENT_BYTES} THEN length(body)
-        ELSE body
-    END,
-    type
-"""
-SELECT_NEXT = f"SELECT {_COLUMNS} FROM events WHERE id > ? ORDER BY id"
-SELECT_BY_ID = f"SELECT {_COLUMNS} FROM events WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id DESC"
-SELECT_AT_END = "SELECT NOT EXISTS (SELECT 1 FROM events WHERE id > ?)"
-SELECT_MOMENT = f"""
-    SELECT {_COLUMNS} FROM events
-    WHERE env = ? AND type = '{EventType.EPOCH_COMPLETED}' AND epoch <= ? ORDER BY epoch DESC, id DESC
-"""
-SELECT_IDS = "SELECT id FROM events WHERE env IS ? AND type = ? ORDER BY epoch DESC, id DESC LIMIT ?"
-SELECT_IDS_OF_EPOCHS = """
-    SELECT id FROM events WHERE env IS ? AND type = ? AND epoch BETWEEN ? AND ? ORDER BY epoch DESC, id DESC LIMIT ?
-"""
-SELECT_IDS_BETWEEN = """
-    SELECT id FROM events WHERE env IS ? AND type = ? AND epoch = ? AND id > ? AND id < ? ORDER BY id DESC LIMIT ?
-"""
-# Each env is found behind the one before it, so that the rest of the index is leapt over. Texts sort behind numbers.
-_ENVS = f"""
-    WITH RECURSIVE
-    found(env) AS (
-        SELECT min(env) FROM events WHERE env < {LATEST_EPOCH}
-        UNION ALL
-        SELECT (SELECT min(env) FROM events WHERE env > found.env AND env < {LATEST_EPOCH}) FROM found
-        WHERE found.env IS NOT NULL
-    ),
-    envs(env) AS (SELECT env FROM found WHERE typeof(env) = 'integer' LIMIT {MAX_ENVS})
-"""
-SELECT_ENVS = f"{_ENVS} SELECT env FROM envs"
-SELECT_LAST_EPOCH = f"""
-    {_ENVS}
-    SELECT max((
-        SELECT max(epoch) FROM events
-        WHERE env = envs.env AND type = '{EventType.EPOCH_COMPLETED}' AND epoch <= {LATEST_EPOCH}
-    )) FROM envs
-"""
-SELECT_END = "SELECT max(id) FROM events"
-SELECT_STATUS = f"""
-    SELECT
-        coalesce((SELECT max(id) FROM events), 0),
-        EXISTS (SELECT 1 FROM events WHERE env IS NULL AND type = '{EventType.RUN_COMPLETED}'),
-        (SELECT CAST(time AS REAL) FROM events ORDER BY id DESC LIMIT 1),
-        coalesce((SELECT CAST(value AS INTEGER) FROM meta WHERE key = '{DROPPED_EVENTS}'), 0),
-        coalesce((SELECT CAST(value AS INTEGER) FROM meta WHERE key = '{DROPPED_SAMPLES}'), 0)
-"""
 
 
 class RunState(StrEnum):
@@ -137,7 +78,7 @@ class Source:
     def stream(self, limit: int = 5_000, max_bytes: int = MAX_READ_BYTES) -> Iterator[TelemetryEvent]:
         """What `read` gives, one by one: who keeps none of them needs no more memory than one takes, and less time."""
         given = taken = 0
-        with closing(self._file.rows(SELECT_NEXT, self._cursor)) as rows:
+        with closing(self._file.rows(questions.SELECT_NEXT, self._cursor)) as rows:
             for row_id, body, name in rows:
                 self._cursor = row_id
                 try:
@@ -153,7 +94,7 @@ class Source:
 
     def skip_to_end(self) -> None:
         """Set the cursor behind the newest event: `read` goes on with what is written from now on."""
-        for (newest,) in self._file.rows(SELECT_END):
+        for (newest,) in self._file.rows(questions.SELECT_END):
             self._cursor = newest or 0
 
     def held_still(self) -> AbstractContextManager[None]:
@@ -162,11 +103,11 @@ class Source:
 
     def envs(self) -> tuple[int, ...]:
         """The ids of the envs that have said something, in order, at most MAX_ENVS."""
-        return tuple(env_id for (env_id,) in self._file.rows(SELECT_ENVS))
+        return tuple(env_id for (env_id,) in self._file.rows(questions.SELECT_ENVS))
 
     def last_epoch(self) -> int:
         """The last epoch that any env has completed; 0 before the first."""
-        return next((int(epoch or 0) for (epoch,) in self._file.rows(SELECT_LAST_EPOCH)), 0)
+        return next((int(epoch or 0) for (epoch,) in self._file.rows(questions.SELECT_LAST_EPOCH)), 0)
 
     @property
     def cursor(self) -> int:
@@ -175,13 +116,13 @@ class Source:
 
     def start_after(self, cursor: int) -> None:
         """Have `read` go on behind `cursor`, or behind the last event if a crash of the machine took some."""
-        for (newest,) in self._file.rows(SELECT_END):
+        for (newest,) in self._file.rows(questions.SELECT_END):
             cursor = min(cursor, newest or 0)
         self._cursor = cursor
 
     def at_end(self) -> bool:
         """Whether there is nothing behind the cursor now; False where that cannot be told for the moment."""
-        return any(nothing for (nothing,) in self._file.rows(SELECT_AT_END, self._cursor))
+        return any(nothing for (nothing,) in self._file.rows(questions.SELECT_AT_END, self._cursor))
 
     def moment(self, env_id: int, epoch: int | None = None) -> TelemetryEvent | None:
         """The env's last readable EPOCH_COMPLETED at or before `epoch` (None: of all)."""
@@ -193,8 +134,8 @@ class Source:
         The oldest comes first; of an epoch that was written twice, the later one counts.
         """
         newest_first: dict[int | None, TelemetryEvent] = {}
-        epoch = LATEST_EPOCH if until_epoch is None else until_epoch
-        with closing(self._file.rows(SELECT_MOMENT, env_id, epoch)) as rows:
+        epoch = questions.LATEST_EPOCH if until_epoch is None else until_epoch
+        with closing(self._file.rows(questions.SELECT_MOMENT, env_id, epoch)) as rows:
             for _, event in _readable(rows):
                 newest_first.setdefault(event.epoch, event)
                 if len(newest_first) >= count:
@@ -218,9 +159,8 @@ class Source:
             last_epoch: likewise. Events of a whole run or env have no epoch: with a bound they are not found.
             limit: of the answer.
         """
-        whose = (None, *self.envs()) if env_id is None else (env_id,)
-        places = heapq.nlargest(limit, self.places(types, whose, first_epoch, last_epoch, limit))
-        return [event for _, event in self.at(places)]
+        sql, values = questions.select_newest(types, env_id, questions.of_epochs(first_epoch, last_epoch), limit=limit)
+        return [event for _, event in self.at([place for (place,) in self._file.rows(sql, *values)])]
 
     def places(
         self,
@@ -235,8 +175,8 @@ class Source:
         `whose` are the envs, None for the run itself; epochs as in `events`. What is written later has a greater place.
         """
         bounded = first_epoch is not None or last_epoch is not None
-        bounds = (first_epoch or 0, LATEST_EPOCH if last_epoch is None else last_epoch) if bounded else ()
-        sql = SELECT_IDS_OF_EPOCHS if bounded else SELECT_IDS
+        bounds = (first_epoch or 0, questions.LATEST_EPOCH if last_epoch is None else last_epoch) if bounded else ()
+        sql = questions.SELECT_IDS_OF_EPOCHS if bounded else questions.SELECT_IDS
         for env in whose:
             for event_type in types:
                 for (place,) in self._file.rows(sql, env, event_type.value, *bounds, limit):
@@ -246,19 +186,44 @@ class Source:
         self, kind: EventType, env_id: int, epoch: int, after: int, before: int, limit: int
     ) -> list[int]:
         """Where the env's events of that type and epoch are, between two places: the newest `limit`, newest first."""
-        rows = self._file.rows(SELECT_IDS_BETWEEN, env_id, kind.value, epoch, after, before, limit)
+        rows = self._file.rows(questions.SELECT_IDS_BETWEEN, env_id, kind.value, epoch, after, before, limit)
         return [place for (place,) in rows]
 
     def at(self, places: Sequence[int]) -> list[tuple[int, TelemetryEvent]]:
         """The readable events at these places, each with its place, by place; of too much the first are left out."""
-        with closing(self._file.rows(SELECT_BY_ID, json.dumps(list(places)))) as rows:
+        with closing(self._file.rows(questions.SELECT_BY_ID, json.dumps(list(places)))) as rows:
             return list(_readable(rows))[::-1]
+
+    def places_before(
+        self, place: int, types: Collection[EventType], env_id: int | None, until_epoch: int | None, limit: int
+    ) -> list[int]:
+        """Where the newest events of these types are before `place`, at most `limit`, the newest first.
+
+        Of the env, or of all envs and the run itself. With `until_epoch`, as things stood when that epoch had ended:
+        events up to it, and what begins the run and its envs.
+
+        Raises:
+            JournalError: also where the journal is locked for the moment; an answer tells of all that there is.
+        """
+        bounds = questions.until_epoch(until_epoch)
+        return self._file.answer(*questions.select_newest(types, env_id, bounds, place, limit))
+
+    def places_after(
+        self, place: int, types: Collection[EventType], env_id: int | None, until_epoch: int | None
+    ) -> list[int]:
+        """Where the events of these types are after `place`, as far as `read` has come, the oldest first.
+
+        The rest as `places_before`.
+        """
+        bounds = questions.until_epoch(until_epoch)
+        return self._file.answer(*questions.select_between(types, env_id, bounds, place, self._cursor))
 
     def status(self) -> RunStatus:
         """How the run stands now, which may be further than `read` has come."""
         # Asked before the journal is: a trainer that is gone by then has written all it ever will.
         alive = trainer_is_alive(self.run_dir)
-        for newest, completed, last_event_time, dropped_events, dropped_samples in self._file.rows(SELECT_STATUS):
+        rows = self._file.rows(questions.SELECT_STATUS)
+        for newest, completed, last_event_time, dropped_events, dropped_samples in rows:
             unfinished = RunState.LIVE if alive else RunState.ENDED
             self._status = RunStatus(
                 state=RunState.COMPLETED if completed else unfinished,

@@ -11,10 +11,12 @@ from sapflow.sanctum.alert_panels import alert_details, alert_row
 from sapflow.sanctum.event_panels import alert_filter_line
 from sapflow.sanctum.query import STATES, AlertFilter, Query
 from sapflow.sanctum.slot_panels import title_line
+from sapflow.sanctum.stretch import Stretch
 from sapflow.sanctum.widgets.panel import Panel, ScrollPanel
 from sapflow.sanctum.widgets.row_list import RowList
 from sapflow.sanctum.widgets.search_screen import SearchScreen, slot_width
 from sapflow.sanctum.widgets.shell import Subject, shell
+from sapflow.telemetry.events import TelemetryEvent
 
 EVENT_LIMIT = 5_000
 SEEN = 200  # rows: at least a screen
@@ -32,6 +34,9 @@ class AlertScreen(SearchScreen[AlertLife]):
         super().__init__(env_id)
         self._state = "all"
         self._lives: Sequence[AlertLife] = ()
+        self._stretch: Stretch | None = None
+        self._events: list[TelemetryEvent] | None = None  # None: still to be looked up
+        self._shown_for: tuple[int | None, int | None] = (None, None)
         self._read_for: tuple[object, ...] = ()
 
     def make_rows(self) -> RowList[AlertLife]:
@@ -67,18 +72,23 @@ class AlertScreen(SearchScreen[AlertLife]):
         )
 
     def _read(self, wanted: AlertFilter) -> None:
-        """Looks the alerts up when there is another one, another filter or another moment."""
-        told = [entry.order for entry in self.snapshot.log if entry.kind in ALERT_EVENTS]
+        """Looks up what has come; all of it where another env or another moment is shown."""
+        app, env_id = shell(self), wanted.query.env_id
         standing = tuple((env.env_id, alert) for env in self.snapshot.envs.values() for alert in env.open_alerts)
-        read_for = (wanted, shell(self).moment, told[-1:], standing)
-        if read_for == self._read_for:
-            return
-        with shell(self).look_up(self):
-            events = shell(self).source.events(
-                ALERT_EVENTS, wanted.query.env_id, last_epoch=shell(self).moment, limit=EVENT_LIMIT
-            )
-            self._lives = [life for life in alert_lives(events, standing) if wanted.lets_through(life)]
-            self._read_for = read_for
+        shown_for = (env_id, app.moment)
+        if self._stretch is None or shown_for != self._shown_for:
+            self._stretch, self._shown_for = Stretch(app.source, ALERT_EVENTS, *shown_for), shown_for
+            self._events = None
+        told = self._events
+        with app.look_up(self):
+            if self._events is None:
+                self._events = self._stretch.look_back(EVENT_LIMIT)
+            new = self._stretch.look_on()
+            if new:
+                self._events = [*self._events, *new][-EVENT_LIMIT:]
+        if self._events is not told or (wanted, standing) != self._read_for:
+            self._read_for = (wanted, standing)
+            self._lives = [life for life in alert_lives(self._events or (), standing) if wanted.lets_through(life)]
 
     def action_state(self, state: str) -> None:
         """Shows open, closed, or all alerts."""

@@ -41,9 +41,8 @@ class EventScreen(SearchScreen[LogLine]):
     def draw(self) -> None:
         """Draws the entries that are wanted."""
         book = self._current_book()
-        env_id = book.wanted.query.env_id
-        env = None if env_id is None else self.snapshot.envs.get(env_id)
-        book.add(self.snapshot.log if env_id is None else env.log if env else ())
+        with shell(self).look_up(self):
+            book.look()
         slots = slot_width(entry.slot_id for entry in book.shown[-SEEN:])
         rows = self.rows
         rows.show(book.shown, lambda entry, width: log_row(entry, width, slots), "no event like that")
@@ -59,22 +58,14 @@ class EventScreen(SearchScreen[LogLine]):
         wanted = LogFilter(query=Query.parse(self.text, self.env_id), kind=self._kind)
         if self._book is None or moment != self._moment or not self._book.holds(wanted):
             self._book, self._moment = LogBook(shell(self).source, wanted, moment), moment
-            self._look_back()
         elif wanted != self._book.wanted:
             self._book.search(wanted)
-            self._look_back()
         return self._book
-
-    def _look_back(self) -> None:
-        """Reads older entries."""
-        if self._book is not None:
-            with shell(self).look_up(self):
-                self._book.look_back()
 
     def on_row_list_moved(self, message: RowList.Moved) -> None:
         """Above the first row come older ones."""
-        if message.at_top:
-            self._look_back()
+        if message.at_top and self._book is not None:
+            self._book.want_more()
         super().on_row_list_moved(message)
 
     def action_kind(self, kind: str) -> None:

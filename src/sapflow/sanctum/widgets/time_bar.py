@@ -8,6 +8,7 @@ from textual.binding import Binding, BindingType
 
 from sapflow.sanctum.schema import SanctumSnapshot
 from sapflow.sanctum.spans import Line
+from sapflow.sanctum.stretch import Stretch
 from sapflow.sanctum.time_line import MARK_LIMIT, RANKS, TimeLine, time_lines
 from sapflow.sanctum.widgets.shell import shell
 from sapflow.sanctum.widgets.span_view import SpanView
@@ -39,7 +40,7 @@ class TimeBar(SpanView, can_focus=True):
         super().__init__()
         self._time = TimeLine(last=0, expected=0, moment=None, speed=0.0)
         self._marks: Sequence[TelemetryEvent] = ()
-        self._marked: tuple[object, ...] = ()
+        self._stretch: Stretch | None = None
 
     def on_mount(self) -> None:
         """The arrows are for it, and what scrolls makes room."""
@@ -58,19 +59,21 @@ class TimeBar(SpanView, can_focus=True):
         expected = live.expected_epochs or max((env.epochs for env in live.envs.values()), default=0)
         running = live.status is None or live.status.state is RunState.LIVE
         time = TimeLine(last=last, expected=expected, moment=app.moment, speed=app.speed, running=running)
-        if self._look_for_marks(live) or time != self._time:
+        if self._look_for_marks() or time != self._time:
             self._time = time
             self.redraw()
 
-    def _look_for_marks(self, live: SanctumSnapshot) -> bool:
-        """Looks events up where there may be others than before; returns whether it did."""
-        marked = next((entry.order for entry in reversed(live.log) if entry.kind in RANKS), (0.0,))
-        if marked == self._marked:
-            return False
-        with shell(self).look_up(self):
-            self._marks = shell(self).source.events(RANKS, limit=MARK_LIMIT)
-            self._marked = marked
-        return True
+    def _look_for_marks(self) -> bool:
+        """Looks up what is to be marked and not yet known; returns whether there was any."""
+        app, known = shell(self), self._marks
+        with app.look_up(self):
+            if self._stretch is None:
+                stretch = Stretch(app.source, tuple(RANKS), None)
+                self._marks, self._stretch = stretch.look_back(MARK_LIMIT), stretch
+            new = self._stretch.look_on()
+            if new:
+                self._marks = [*self._marks, *new][-MARK_LIMIT:]
+        return self._marks is not known
 
     def build(self, width: int) -> Sequence[Line]:
         """The bar at `width` cells."""
