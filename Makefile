@@ -15,7 +15,12 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all]' --group dev
 	touch $@
 
-demo: install  ## a healthy, a vanishing and an exploding seed on real digits; the latter two are pruned
+# What the demo needs; an environment that is there already is left as it is.
+$(BIN)/sapflow:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,tui]'
+
+demo: $(BIN)/sapflow  ## a healthy, a vanishing and an exploding seed on real digits; the latter two are pruned
 	$(BIN)/sapflow train --plant 1:mid:sigmoid --plant 2:mid:explosive --run-dir $(DEMO_RUN)
 
 test: install  ## two processes, a file of tests in each
@@ -40,7 +45,7 @@ events: install  ## docs/events.md from the types of the events
 records: install  ## docs/records/ from the records and from a verification that runs now
 	$(BIN)/python scripts/record_pages.py
 
-screenshots: demo  ## the pictures in docs/, drawn by Sanctum itself: the demo as it stands after epoch 5, a watched run
+screenshots: install demo  ## the pictures in docs/, drawn by Sanctum itself: the demo as it stands after epoch 5, a watched run
 	$(BIN)/python scripts/screenshots.py $(DEMO_RUN) docs 5
 	folder=$$(mktemp -d) && \
 	(cd $$folder && $(abspath $(BIN))/python $(abspath examples/planted_nan.py)) && \
