@@ -32,10 +32,11 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from sapflow import GradientMonitor, grow, watch
-from sapflow.errors import InputError
+from sapflow.errors import BlueprintError, InputError
 from sapflow.gradients.selection import select
 from sapflow.growth.blueprints import Blueprint
 from sapflow.growth.seed_trainer import SeedTraining
+from sapflow.health.rules import Condition, Rule
 from sapflow.telemetry.mailbox import Mailbox, Request
 from sapflow.telemetry.vocabulary import SeedStage
 
@@ -689,6 +690,58 @@ def growing(scratch):
     batches, rank = [batch for (batch,) in global_batches()], dist.get_rank()
     outcome = grown(DistributedDataParallel(make()), [share_of(batch) for batch in batches], 10.0 + rank)
     return outcome | ({"alone": grown(make(), batches, 10.5)} if rank == 0 else {})
+
+
+class Forked(nn.Module):
+    """Its batch takes another way on each rank."""
+
+    def __init__(self):
+        super().__init__()
+        self.ways = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(2))
+
+    def forward(self, x):
+        return self.ways[0 if x.is_meta else dist.get_rank()](x)
+
+
+@case(2)
+def a_seed_that_ranks_use_in_part(scratch):
+    """And what one of them cannot germinate, the other does not; what a rule asks for is said by the first alone."""
+    refused, called = [], []
+
+    def refusing(shape):
+        if dist.get_rank() == 1:
+            raise RuntimeError("no room")
+        return Forked()
+
+    class Trying(Gardener):
+        def decide(self, outcome, actions):
+            if outcome.epoch == 0:
+                try:
+                    actions.germinate(0, actions.slots["block"], Blueprint("picky", 2, refusing, calibrated=False))
+                except BlueprintError:
+                    refused.append(str(actions.slots["block"].state.stage))
+                forked = Blueprint("forked", 2, lambda shape: Forked(), calibrated=False)
+                actions.germinate(0, actions.slots["block"], forked)
+                actions.advance(0, actions.slots["block"], SeedStage.TRAINING, "test")
+
+    model = DistributedDataParallel(make())
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    actions = ("notify", "call:seen")
+    rule = Rule(name="any", when=Condition.RATIO_ABOVE, level=0.0, for_epochs=1, actions=actions)
+    with Said() as said:
+        growth = grow(
+            model, {"block": "after"}, optimizer=optimizer, controller=Trying(), rules=[rule],
+            functions={"seen": called.append},
+        )  # fmt: skip
+        for (batch,) in global_batches():
+            x, target = share_of(batch)
+            optimizer.zero_grad()
+            growth.loss(lambda net, x=x, target=target: F.mse_loss(net(x), target)).backward()
+            optimizer.step()
+        growth.epoch()
+        weights = [p.tolist() for p in growth.actions.slots["block"].seed.parameters()]
+        growth.close()
+    return {"weights": weights, "refused": refused, "said": said.messages, "called": len(called)}
 
 
 class Sower(Gardener):

@@ -53,7 +53,9 @@ def gain_of(seed: nn.Module, activations: torch.Tensor, gradient: torch.Tensor) 
 def plant(blueprint: Blueprint, shape, *, dtype=torch.float32, random_seed=3) -> tuple[SeedSlot, float]:
     slot = SeedSlot("mid", shape)
     give = exchange(shape, dtype=dtype)
-    return slot, germinate(slot, blueprint, seed_id="mid-1", exchange=give, random_seed=random_seed, dtype=dtype)
+    seed, gain = germinate(slot, blueprint, exchange=give, random_seed=random_seed, dtype=dtype)
+    slot.plant(seed, seed_id="mid-1", blueprint_id=blueprint.blueprint_id)
+    return slot, gain
 
 
 class TestBirth:
@@ -157,15 +159,16 @@ MISFITS = {
     "raising": (_raising, "cannot be built for (3,): no oak"),
     "no-module": (lambda _shape: None, "must build a module"),
     "looking, narrow": (lambda _shape: Looking(5), "turns (3,) into (5,)"),
-    "weightless": (lambda _shape: nn.Tanh(), "no weight to calibrate"),
-    "detached": (lambda _shape: Detached(), "detaches its output"),
+    "bare": (lambda _shape: nn.Tanh(), "has no parameters"),
+    "weightless": (lambda shape: nn.LayerNorm(shape), "no weight to calibrate"),
+    "detached": (lambda shape: Detached(*shape, *shape), "detaches its output"),
 }
 KNOWN_AT_GERMINATION_ALONE = ("looking, narrow", "weightless", "detached")
 
 
-class Detached(nn.Module):
+class Detached(nn.Linear):
     def forward(self, x):
-        return x.detach() * 2
+        return super().forward(x).detach()
 
 
 class TestFit:
@@ -175,7 +178,7 @@ class TestFit:
         torch.manual_seed(5)
         before = torch.get_rng_state()
         with pytest.raises(BlueprintError) as refusal:
-            germinate(slot, Blueprint("misfit", 1, build), seed_id="s", exchange=exchange((3,)), random_seed=0)
+            germinate(slot, Blueprint("misfit", 1, build), exchange=exchange((3,)), random_seed=0)
         assert complaint in str(refusal.value)
         assert "'misfit'" in str(refusal.value)
         assert "\n" not in str(refusal.value)
@@ -199,9 +202,7 @@ class TestFit:
             return layer
 
         with pytest.raises(BlueprintError, match="100000000000"):
-            germinate(
-                SeedSlot("mid", (3,)), Blueprint("huge", 1, huge), seed_id="s", exchange=exchange((3,)), random_seed=0
-            )
+            germinate(SeedSlot("mid", (3,)), Blueprint("huge", 1, huge), exchange=exchange((3,)), random_seed=0)
         assert devices == ["meta"]
 
     def test_what_cannot_run_without_data_is_let_pass_and_grows(self):

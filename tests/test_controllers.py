@@ -160,6 +160,64 @@ def test_a_slot_in_which_nothing_can_grow_is_known_before_anything_is_trained():
         garden.decide()
 
 
+class Picky(nn.Linear):
+    """Fits as far as meta tensors tell, and fails on real activations."""
+
+    error = RuntimeError
+
+    def forward(self, x):
+        if self.error is not None and not x.is_meta:
+            raise self.error("not on these")
+        return super().forward(x)
+
+
+class Greedy(Picky):
+    error = torch.OutOfMemoryError
+
+
+@pytest.mark.parametrize("seed", [Picky, Greedy])
+def test_what_cannot_germinate_in_the_middle_of_the_training_leaves_its_slot_empty(seed, caplog, monkeypatch):
+    pool = [Blueprint("picky", 1, lambda shape: seed(*shape, *shape))]
+    garden = Watched(CONTROLLERS["scheduled"](PLAN, 0, pool=pool))
+    assert garden.live([50.0] * 3) == [S.DORMANT] * 3
+    logged = [record.getMessage() for record in caplog.records if "stays empty" in record.getMessage()]
+    assert len(logged) == 1
+    monkeypatch.setattr(seed, "error", None)
+    # Memory may be there again; what did not fit is not chosen again.
+    assert garden.live([50.0]) == [S.TRAINING if seed is Greedy else S.DORMANT]
+
+
+def test_a_batch_that_does_not_pass_the_slot_leaves_it_empty_until_one_does():
+    garden = Watched(CONTROLLERS["scheduled"](PLAN, 0, plants={"s0": "norm"}))
+    passing, garden.actions.closure = garden.actions.closure, lambda net: net[0](torch.ones(8, 6)).mean()
+    assert garden.live([50.0] * 2) == [S.DORMANT] * 2
+    garden.actions.closure = passing
+    assert garden.live([50.0]) == [S.TRAINING]
+    assert garden.slot.state.blueprint_id == "norm"
+
+
+def test_what_is_to_be_planted_and_does_not_fit_is_known_before_anything_is_trained():
+    with pytest.raises(BlueprintError, match="nonsense"):
+        Watched(CONTROLLERS["scheduled"](PLAN, 0, plants={"s0": "nonsense"})).decide()
+
+
+def test_a_seed_whose_optimizer_cannot_be_made_is_not_planted():
+    garden = Watched(CONTROLLERS["scheduled"](PLAN, 0, pool=POOL))
+    garden.actions.make_optimizer = lambda seed: torch.optim.Adam([])
+    with pytest.raises(ValueError, match="empty parameter list"):
+        garden.actions.germinate(1, garden.slot, POOL[0])
+    assert garden.slot.state.stage is S.DORMANT
+
+
+def test_a_fossil_waits_for_an_epoch_in_which_its_seed_was_weighed():
+    garden = Watched(CONTROLLERS["scheduled"](PLAN, 0, pool=POOL))
+    garden.live([50.0] * 6)
+    garden.slot.state.weighed_before = 1
+    assert garden.live([50.0]) == [S.HOLDING]
+    garden.actions.weigh("s0", 0.5)
+    assert garden.live([50.0], delta=0.5) == [S.FOSSILIZED]
+
+
 @pytest.mark.parametrize("name", CONTROLLERS)
 @pytest.mark.parametrize("stop", [1, 6, 13])
 def test_a_resumed_controller_decides_as_one_that_was_not_stopped(name, stop):

@@ -14,14 +14,17 @@ from torch.utils.checkpoint import checkpoint
 from sapflow import grow
 from sapflow.control.actions import SlotActions
 from sapflow.control.controller import EpochOutcome
+from sapflow.control.controllers import ScheduledController
+from sapflow.control.life_cycle import GrowthPlan
 from sapflow.errors import IllegalTransitionError, InputError
 from sapflow.growth.blueprints import Blueprint
 from sapflow.growth.export import export
 from sapflow.growth.host import ConvHost, DenseHost, slots_of
 from sapflow.growth.seed_trainer import SeedTraining
+from sapflow.health.rules import Rule
 from sapflow.telemetry.codec import decode, encode
 from sapflow.telemetry.events import EpochCompleted, SeedPruned
-from sapflow.telemetry.source import Source
+from sapflow.telemetry.source import RunState, Source
 from sapflow.telemetry.vocabulary import Measurement, SeedStage
 
 S = SeedStage
@@ -78,7 +81,7 @@ class Script:
     def decide(self, outcome: EpochOutcome, actions: SlotActions) -> None:
         for slot in actions.slots.values():
             if outcome.epoch == 0:
-                actions.germinate(0, slot, Blueprint("scripted", 1, self.build, calibrated=False))
+                actions.germinate(0, slot, Blueprint("scripted", len(slot.shape), self.build, calibrated=False))
                 actions.advance(0, slot, S.TRAINING, "scripted")
             for target in self.then.get(f"after_{outcome.epoch}", ()):
                 slot.state.sound_epochs = 2
@@ -392,7 +395,204 @@ def test_a_host_with_slots_of_its_own_is_exported_too(host):
     assert sum(p.numel() for p in plain.parameters()) == sum(p.numel() for p in host.parameters())
 
 
+def fossilised(model, slots, closure, build=lambda shape: nn.Linear(shape[-1], shape[-1])):
+    """The growth of a model in whose slots everything is a fossil after four epochs."""
+    script = Script(build, after_1=[S.BLENDING], after_2=[S.HOLDING], after_3=[S.FOSSILIZED])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    growth = grow(model, slots, optimizer=optimizer, controller=script, training=SeedTraining(blending_steps=1))
+    for _ in range(4):
+        optimizer.zero_grad()
+        growth.loss(closure).backward()
+        optimizer.step()
+        growth.epoch()
+    return growth
+
+
+class Recurrent(nn.Module):
+    """A module that gives a tuple, and one that takes its input by position among others."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru, self.attention = nn.GRU(6, 6, batch_first=True), nn.MultiheadAttention(6, 2, batch_first=True)
+
+    def forward(self, x):
+        y, _ = self.gru(x)
+        return self.attention(y, x, x, need_weights=False)[0]
+
+
+class TestAnExport:
+    @pytest.mark.parametrize("place", ["before", "after"])
+    def test_of_a_transformer_takes_its_masks_and_keeps_its_keys(self, tmp_path, place):
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        x, mask = torch.randn(3, 5, 8), nn.Transformer.generate_square_subsequent_mask(5)
+        keys = list(model.state_dict())
+        growth = fossilised(model, {"layers.0": place}, lambda net: net(x, mask=mask).square().mean())
+        plain = growth.export()
+        torch.testing.assert_close(plain.eval()(x, mask=mask), model.eval()(x, mask=mask))
+        own = [key for key in plain.state_dict() if "fossil" not in key]
+        assert own == keys
+        torch.save(plain, tmp_path / "plain.pt")
+        for twin in (torch.load(tmp_path / "plain.pt", weights_only=False), copy.deepcopy(plain)):
+            assert torch.equal(twin(x, mask=mask), plain(x, mask=mask))
+            for name, parameter in twin.named_parameters():
+                if "fossil" in name:
+                    parameter.data.zero_()
+            assert not torch.equal(twin(x, mask=mask), plain(x, mask=mask))  # the part that it shows is what runs
+        assert sum(p.numel() for p in plain.parameters()) == sum(p.numel() for p in model.parameters()) + 72
+
+    def test_of_modules_that_give_tuples(self):
+        torch.manual_seed(0)
+        model, x = Recurrent(), torch.randn(3, 5, 6)
+        growth = fossilised(model, {"gru": "after", "attention": "before"}, lambda net: net(x).square().mean())
+        torch.testing.assert_close(growth.export().eval()(x), model.eval()(x))
+
+    def test_of_slots_within_one_another(self):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Sequential(nn.Linear(6, 6), nn.Tanh()), nn.Linear(6, 3))
+        x = torch.randn(4, 5, 6)
+        growth = fossilised(model, {"0": "after", "0.0": "after"}, lambda net: net(x).square().mean())
+        torch.testing.assert_close(growth.export().eval()(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh(), nn.ReLU(inplace=True)])
+def test_what_comes_behind_a_slot_may_write_on_what_it_gets_and_a_closure_may_ask_for_gradients(activation):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), activation, nn.Linear(8, 3))
+    x, y = torch.randn(8, 6), torch.randint(3, (8,))
+
+    def penalised(net):
+        logits = net(x)
+        loss = F.cross_entropy(logits, y)
+        (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
+        return loss + gradient.square().sum()
+
+    growth = fossilised(model, {"0": "after"}, penalised)
+    assert growth.actions.slots["0"].state.stage is S.FOSSILIZED
+
+
+class TestAState:
+    def trained(self, growth, model, optimizer, epochs):
+        losses = []
+        for _ in range(epochs):
+            for x, y in batches(4):
+                optimizer.zero_grad()
+                loss = growth.loss(lambda net, x=x, y=y: F.cross_entropy(net(x), y))
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.item())
+            growth.epoch()
+        return losses
+
+    def begun(self, run_dir=None):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        plan = GrowthPlan(first_germination=0, training_epochs=1, blending_epochs=1, holding_epochs=1)
+        growth = grow(
+            model, {"1": "after"}, optimizer=optimizer, run_dir=run_dir, training=SeedTraining(blending_steps=4),
+            controller=ScheduledController(plan, 0, plants={"1": "mlp"}),
+        )  # fmt: skip
+        return growth, model, optimizer
+
+    def resumed(self, tmp_path):
+        resumed = self.begun(tmp_path / "run")
+        for part, state in zip(resumed, torch.load(tmp_path / "state.pt", weights_only=True), strict=True):
+            part.load_state_dict(state)
+        return resumed
+
+    @pytest.mark.parametrize("epochs", [1, 3, 7])
+    def test_that_was_saved_goes_on_as_if_it_had_not_been(self, tmp_path, epochs):
+        growth, model, optimizer = whole = self.begun()
+        self.trained(*whole, epochs)
+        torch.save([growth.state_dict(), model.state_dict(), optimizer.state_dict()], tmp_path / "state.pt")
+        resumed = self.resumed(tmp_path)
+        assert self.trained(*whole, 3) == self.trained(*resumed, 3)
+        stages = [each[0].actions.slots["1"].state.stage for each in (whole, resumed)]
+        assert stages[0] is stages[1]
+        if epochs == 7:
+            assert stages[0] is S.FOSSILIZED
+            with pytest.raises(InputError, match="run once"):
+                self.resumed(tmp_path)[0].export()
+        resumed[0].close()
+        with Source(resumed[0].run_dir) as source:
+            said = [event for event in source.read() if event.env_id == 0 and event.sequence is not None]
+        assert [event.sequence for event in said] == list(range(len(said)))
+        assert said[0].type == "ENV_STARTED"
+        assert [e.payload.epoch for e in said if e.type == "EPOCH_COMPLETED"] == [epochs + n for n in (1, 2, 3)]
+
+    def test_of_other_slots_or_too_late_is_refused(self):
+        growth, model, optimizer = self.begun()
+        state = growth.state_dict()
+        other = grow(model, {"2": "after"}, optimizer=optimizer)
+        with pytest.raises(InputError, match=r"other slots: \['1'\] there, \['2'\] here"):
+            other.load_state_dict(state)
+        self.trained(growth, model, optimizer, 1)
+        with pytest.raises(InputError, match="after the first"):
+            growth.load_state_dict(state)
+
+
+class TestTheEnd:
+    def said(self, growth):
+        with Source(growth.run_dir) as source:
+            return [event.type for event in source.read()], source.status().state
+
+    def loop(self, growth, error=None):
+        with growth:
+            growth.loss(lambda net: net(torch.randn(4, 6)).sum()).backward()
+            growth.epoch()
+            if error is not None:
+                raise error
+
+    def begun(self, tmp_path):
+        model = make_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return model, grow(model, {"2": "after"}, optimizer=optimizer, run_dir=tmp_path / "run", controller=Script())
+
+    def test_by_an_error_is_said_as_such(self, tmp_path):
+        _, growth = self.begun(tmp_path)
+        with pytest.raises(KeyError):
+            self.loop(growth, KeyError("the user's own"))
+        types, state = self.said(growth)
+        assert "ENV_FAILED" in types
+        assert not {"ENV_COMPLETED", "RUN_COMPLETED"} & set(types)
+        assert state is not RunState.COMPLETED
+
+    def test_by_ctrl_c_is_a_run_that_was_cut_off(self, tmp_path):
+        _, growth = self.begun(tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            self.loop(growth, KeyboardInterrupt())
+        assert not {"ENV_FAILED", "ENV_COMPLETED", "RUN_COMPLETED"} & set(self.said(growth)[0])
+
+    def test_leaves_no_slot_of_which_the_model_sees_nothing(self, tmp_path):
+        model, growth = self.begun(tmp_path)
+        self.loop(growth)
+        assert not any(part._forward_hooks for part in model.modules())
+        assert self.said(growth)[1] is RunState.COMPLETED
+
+
 class TestBadInput:
+    def test_leaves_the_model_and_the_directory_as_they_were(self, tmp_path, monkeypatch):
+        model = make_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        twice = [Rule(name="r", when="dead", for_epochs=1)] * 2
+        (tmp_path / "file").touch()
+        monkeypatch.delenv("SAPFLOW_GONE", raising=False)
+        (tmp_path / "rules.toml").write_text(
+            '[notify]\nurls = ["${SAPFLOW_GONE}"]\n[[rules]]\nname = "r"\nwhen = "dead"\nfor_epochs = 1\n'
+            'actions = ["notify"]\n'
+        )
+        for match, options in (
+            ("more than once", {"rules": twice, "run_dir": tmp_path / "run"}),
+            ("SAPFLOW_GONE", {"rules": tmp_path / "rules.toml", "run_dir": tmp_path / "run"}),
+            ("file", {"run_dir": tmp_path / "file" / "run"}),
+        ):
+            with pytest.raises(InputError, match=match):
+                grow(model, {"2": "after"}, optimizer=optimizer, **options)
+        assert not any(part._forward_hooks for part in model.modules())
+        assert not (tmp_path / "run").exists()
+
     def refused(self, match, slots, model=None):
         model = model or make_model()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

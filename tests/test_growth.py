@@ -100,6 +100,15 @@ def test_the_gate_to_fossilized_closes_on_a_seed_that_costs_accuracy():
         slot.advance(S.FOSSILIZED)
 
 
+def test_the_gate_to_fossilized_opens_on_nothing_that_was_measured_long_ago():
+    slot = planted(S.HOLDING)
+    slot.close_epoch()
+    assert not slot.closed_gate(S.FOSSILIZED)  # nobody ever validates: by its gradient flow alone
+    slot.state.weighed_before = 0
+    slot.close_epoch()
+    assert "not measured" in slot.closed_gate(S.FOSSILIZED)
+
+
 @pytest.mark.parametrize("stage", [S.DORMANT, S.GERMINATED, S.TRAINING])
 def test_the_host_sees_the_very_tensor_while_no_seed_blends(stage):
     slot = SeedSlot("mid", (4,)) if stage is S.DORMANT else planted(stage)
@@ -197,9 +206,9 @@ def test_germination_draws_from_a_stream_of_its_own():
         slot = SeedSlot("mid", (24,))
         before = torch.get_rng_state()
         blueprint = blueprint_for("mlp", (24,))
-        germinate(slot, blueprint, seed_id="s", exchange=exchange((24,)), random_seed=seed)
+        born, _ = germinate(slot, blueprint, exchange=exchange((24,)), random_seed=seed)
         assert torch.equal(torch.get_rng_state(), before)
-        return torch.cat([p.flatten() for p in slot.seed.parameters()])
+        return torch.cat([p.flatten() for p in born.parameters()])
 
     assert torch.equal(born(1, 10), born(1, 20))
     assert not torch.equal(born(1, 10), born(2, 10))

@@ -182,6 +182,15 @@ def test_all_ranks_hold_the_seed_that_one_process_would_hold(two_ranks):
     assert first["ratio"] == pytest.approx(alone["ratio"], rel=1e-4)
 
 
+def test_ranks_whose_batches_take_other_ways_through_a_seed_hold_the_same(two_ranks):
+    first, second = of_case(two_ranks, "a_seed_that_ranks_use_in_part")
+    assert first["weights"] == second["weights"]
+    assert first["refused"] == second["refused"] == ["DORMANT"]
+    assert first["called"] == second["called"] == 1
+    assert ["nobody to notify" in line for line in first["said"]] == [True]
+    assert second["said"] == []
+
+
 def test_what_is_asked_of_the_first_rank_is_done_on_all(two_ranks):
     first, second = of_case(two_ranks, "asked_by_hand")
     assert first["stages"] == second["stages"] == ["TRAINING", "TRAINING", "PRUNED"]

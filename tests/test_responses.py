@@ -173,6 +173,11 @@ class TestDecisionsWithinAnEpoch:
         assert "for 8 passes" in pruned.evidence
         assert run.growth._grower.trainer.shadows == 8  # pruned after the eighth step of the first epoch
 
+    def test_come_as_often_as_suits_the_rules_where_nobody_says(self, tmp_path):
+        run = Run(tmp_path, [above(2.0, "prune", for_passes=4)], epochs=1)
+        assert run.of(SeedPruned)
+        assert run.growth._grower.trainer.shadows == 4
+
     def test_come_at_the_end_of_an_epoch_too_for_the_passes_that_are_left(self, tmp_path):
         run = Run(tmp_path, [above(2.0, "prune", for_passes=8)], epochs=1, decide_every=1000)
         (pruned,) = run.of(SeedPruned)

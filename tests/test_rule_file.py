@@ -12,9 +12,9 @@ from journals import event, finished_run, run_completed
 from sapflow.cli import run
 from sapflow.health.conditions import MEASURES, ONLY_AT_EPOCH_ENDS
 from sapflow.health.replay import Replay
-from sapflow.health.rule_file import DECIDE_EVERY, MAX_FILE_BYTES, dump_rules, load_rules
+from sapflow.health.rule_file import MAX_FILE_BYTES, dump_rules, load_rules
 from sapflow.health.rule_words import sentence
-from sapflow.health.rules import DEFAULT_RULES, WATCH_RULES, Action, Condition, Rule
+from sapflow.health.rules import DECIDE_EVERY, DEFAULT_RULES, WATCH_RULES, Action, Condition, Rule
 from sapflow.telemetry.events import EpochCompleted, GradientSampled, SeedPruned, SeedTelemetry
 from sapflow.telemetry.vocabulary import Measurement, SeedStage, Severity
 

@@ -263,6 +263,14 @@ def test_an_alert_tells_the_value_that_its_level_is_compared_with():
     assert "accuracy_below -1 for 1 epoch; what the seed adds to the accuracy is -2.5" in alert.evidence
 
 
+def test_what_a_seed_adds_is_not_known_of_an_epoch_that_nobody_validated():
+    book = RuleBook([Rule(name="r", when=Condition.ACCURACY_BELOW, level=1.0, for_epochs=1, clear_after=1)])
+    assert book.evaluate(1, [seed(1.0, accuracy_delta=0.0, **BLENDING)], validated=False).raised == []
+    assert len(book.evaluate(2, [seed(1.0, accuracy_delta=0.5, **BLENDING)]).raised) == 1
+    assert book.evaluate(3, [seed(1.0, accuracy_delta=2.0, **BLENDING)], validated=False).cleared == []
+    assert len(book.evaluate(4, [seed(1.0, accuracy_delta=2.0, **BLENDING)]).cleared) == 1
+
+
 def test_two_rules_cannot_have_one_name():
     with pytest.raises(InputError, match="'r' stands there more than once"):
         RuleBook([Rule(name="r", when=Condition.DEAD, for_epochs=1)] * 2)

@@ -187,6 +187,53 @@ def test_the_isolated_input_is_measured_and_the_seed_learns():
     assert all(parameter.grad is None for parameter in host.parameters())
 
 
+def test_a_slot_that_runs_twice_in_a_forward_is_measured_in_both_runs():
+    host = Host().eval()
+    with RandomState.seeded(1).replayed():
+        grown(host.early, nn.Linear(8, 8), SeedStage.TRAINING)
+    seed = host.early.seed
+    monitor = GradientMonitor({"early": seed})
+    views = torch.randn(12, 6), 3 * torch.randn(12, 6)
+    loss_of = lambda one, other: (one - other).square().mean()  # noqa: E731
+    shadow_backward(
+        host, host.early, lambda net: loss_of(*map(net, views)),
+        random_state=RandomState.capture(), slots=[host.early, host.late], monitor=monitor,
+    )  # fmt: skip
+    health = monitor.close_epoch()["early"]
+
+    hs = [host.first(x).detach() for x in views]
+    leaves = [h.clone().requires_grad_() for h in hs]
+    branches = [seed(leaf) for leaf in leaves]
+    reference = loss_of(*(host.head(host.middle(h + branch)) for h, branch in zip(hs, branches, strict=True)))
+    *gradients, weight = torch.autograd.grad(reference, [*branches, *leaves, seed.weight])
+    norms = [gradient.norm() for gradient in gradients]
+    assert health.entering_norm == pytest.approx(torch.hypot(*norms[:2]).item(), rel=1e-6)
+    assert health.leaving_norm == pytest.approx(torch.hypot(*norms[2:]).item(), rel=1e-6)
+    torch.testing.assert_close(seed.weight.grad, weight)
+
+
+def test_a_micro_batch_that_does_not_reach_a_parameter_leaves_it_the_gradient_of_those_before():
+    class Routed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.low, self.high = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, h):
+            return self.low(h) if h.shape[0] < 5 else self.high(h)
+
+    host = Host().eval()
+    grown(host.early, Routed(), SeedStage.TRAINING)
+    kept = []
+    for batch in (4, 6):
+        x = torch.randn(batch, 6)
+        shadow_backward(
+            host, host.early, lambda net, x=x: net(x).square().mean(),
+            random_state=RandomState.capture(), slots=[host.early, host.late],
+        )  # fmt: skip
+        kept.append([parameter.grad for parameter in host.early.seed.low.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*kept, strict=True))
+
+
 def test_what_a_slot_and_the_rest_of_the_host_exchange():
     torch.manual_seed(0)
     host = Host().eval()

@@ -12,8 +12,10 @@ from sapflow.errors import IllegalTransitionError
 from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.growth.blueprints import Blueprint, blueprint_for
 from sapflow.growth.germination import germinate
+from sapflow.growth.guard import device_of
+from sapflow.growth.lifecycle import check_transition
 from sapflow.growth.randomness import RandomState, stream_seed
-from sapflow.growth.seed_trainer import broadcast_from_first
+from sapflow.growth.ranks import broadcast_from_first, on_all_ranks
 from sapflow.growth.shadow import Closure, exchange_at
 from sapflow.growth.slot import SeedSlot
 from sapflow.health.rules import RuleBook
@@ -124,25 +126,32 @@ class SlotActions:
         """Plant a seed, measured from its first pass on.
 
         Raises:
-            BlueprintError: it does not fit the slot.
+            BlueprintError: it does not fit the slot, here or on another rank.
+            InputError: the forward of the closure does not pass the slot.
             IllegalTransitionError: the slot is not DORMANT.
+                Whatever it is, and whatever an optimizer that cannot be made raises: nothing was changed.
         """
         assert self.closure is not None
+        check_transition(slot.state.stage, SeedStage.GERMINATED)
         slot_id, closure = slot.state.slot_id, self.closure
         seed_id = f"{slot_id}-{sum(life.slot_id == slot_id for life in self.lives) + 1}"
-        birth_gain = germinate(
-            slot,
-            blueprint,
-            seed_id=seed_id,
-            exchange=lambda: exchange_at(self.host, slot, closure, slots=self.slots.values(), monitor=self.monitor),
-            random_seed=stream_seed(self.random_name, seed_id),
-            dtype=next(self.host.parameters()).dtype,
-        )
-        assert slot.seed is not None
+
+        def born() -> tuple[nn.Module, float, torch.optim.Optimizer]:
+            seed, birth_gain = germinate(
+                slot,
+                blueprint,
+                exchange=lambda: exchange_at(self.host, slot, closure, slots=self.slots.values(), monitor=self.monitor),
+                random_seed=stream_seed(self.random_name, seed_id),
+                dtype=next(self.host.parameters()).dtype,
+            )
+            return seed, birth_gain, self.make_optimizer(seed)
+
+        seed, birth_gain, optimizer = on_all_ranks(born, self.process_group, device_of(self.host))
         if self.process_group is not None:
-            broadcast_from_first([*slot.seed.parameters(), *slot.seed.buffers()], self.process_group)
-        slot.optimizer = self.make_optimizer(slot.seed)
-        self.monitor.attach(slot_id, slot.seed)
+            broadcast_from_first([*seed.parameters(), *seed.buffers()], self.process_group)
+        slot.plant(seed, seed_id=seed_id, blueprint_id=blueprint.blueprint_id)
+        slot.optimizer = optimizer
+        self.monitor.attach(slot_id, seed)
         life = Life(
             slot_id=slot_id,
             seed_id=seed_id,
@@ -171,14 +180,21 @@ class SlotActions:
 
     def weigh(self, slot_id: str, accuracy_delta: float) -> None:
         """Take what the seed gives the host (see `SeedTelemetry`) into the state of its slot and into its life."""
-        self.slots[slot_id].state.accuracy_delta = self._living[slot_id].accuracy_delta = accuracy_delta
+        state, life = self.slots[slot_id].state, self._living[slot_id]
+        state.accuracy_delta = life.accuracy_delta = accuracy_delta
+        state.weighed_before = 0
 
     def advance(self, epoch: int, slot: SeedSlot, target: SeedStage, reason: str) -> None:
         """Move a seed, or the empty slot after it, on to its next stage.
 
         Raises:
-            IllegalTransitionError: the stage does not lead there, or the gate is closed.
+            IllegalTransitionError: the stage does not lead there, or the gate is closed; or it is PRUNED.
         """
+        if target is SeedStage.PRUNED:
+            raise IllegalTransitionError("a seed is pruned by `prune` alone, which ends its measurement and its life")
+        self._advance(epoch, slot, target, reason)
+
+    def _advance(self, epoch: int, slot: SeedSlot, target: SeedStage, reason: str) -> None:
         before = slot.state
         from_stage, seed_id, blueprint_id = before.stage, before.seed_id, before.blueprint_id
         slot.advance(target)
@@ -251,7 +267,7 @@ class SlotActions:
             IllegalTransitionError: no seed lives in the slot, or it is fossilised.
         """
         stage, grad_ratio = slot.state.stage, slot.state.grad_ratio
-        self.advance(epoch, slot, SeedStage.PRUNED, f"{rule}: {evidence}")
+        self._advance(epoch, slot, SeedStage.PRUNED, f"{rule}: {evidence}")
         self.monitor.detach(slot.state.slot_id)
         life = self._living.pop(slot.state.slot_id)
         life.pruned_epoch, life.pruned_by = epoch, rule

@@ -136,6 +136,8 @@ class AccuracyOnlyController(ScheduledController):
         """What the host would do better without."""
         for slot in actions.slots.values():
             state = slot.state
+            if state.weighed_before:  # what an epoch did not measure it is not judged by
+                continue
             costs = state.accuracy_delta < -TOLERATED_COST and state.stage in (SeedStage.BLENDING, SeedStage.HOLDING)
             self._costly[state.seed_id] = self._costly.get(state.seed_id, 0) + 1 if costs else 0
             if self._costly[state.seed_id] >= COSTLY_EPOCHS:

@@ -1,10 +1,13 @@
 """`sapflow.grow`: seeds in a model of one's own, in a training loop of one's own."""
 
+import atexit
 import platform
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -19,6 +22,7 @@ from sapflow.control.functions import check_functions
 from sapflow.control.grower import Grower
 from sapflow.control.life_cycle import GrowthPlan
 from sapflow.control.notify import NOTIFYING_SECONDS, Notifier
+from sapflow.control.responses import Notifying
 from sapflow.errors import InputError
 from sapflow.gradients.selection import kind_of, unwrapped
 from sapflow.growth.export import export
@@ -27,9 +31,9 @@ from sapflow.growth.placing import Place, PlacedSlot, place_slots
 from sapflow.growth.seed_trainer import SeedTraining
 from sapflow.growth.shadow import Closure, learn_shapes
 from sapflow.health.policy import Policy
-from sapflow.health.rule_file import DECIDE_EVERY, RuleFile, load_rules
-from sapflow.health.rules import DEFAULT_RULES, Rule
-from sapflow.telemetry.events import Alert, EnvCompleted, EpochCompleted, RunCompleted, RunStarted
+from sapflow.health.rule_file import RuleFile, load_rules
+from sapflow.health.rules import DEFAULT_RULES, Rule, check_names
+from sapflow.telemetry.events import Alert, EnvCompleted, EnvFailed, EpochCompleted, RunCompleted, RunStarted
 from sapflow.telemetry.inbox import Inbox
 from sapflow.telemetry.keeping import Keeping
 
@@ -46,7 +50,7 @@ def grow(
     controller: Controller | None = None,
     training: SeedTraining | None = None,
     rules: Iterable[Rule] | str | Path = DEFAULT_RULES,
-    decide_every: int = DECIDE_EVERY,
+    decide_every: int | None = None,
     functions: Mapping[str, Callable[[Alert], object]] | None = None,
     policy: Policy | None = None,
     epochs: int = 0,
@@ -69,8 +73,9 @@ def grow(
         controller: decides at the end of each epoch; a `ScheduledController` by default.
         training: how seeds are trained.
         rules: raise alerts and ask for actions; or the rule file that they stand in, with its own `decide_every`.
-        decide_every: steps from one decision to the next within an epoch, if there are rules for passes.
-        functions: that rules may call, by name ("call:NAME"), with the alert.
+        decide_every: steps from one decision to the next within an epoch, if there are rules for passes; by default 50,
+            or as many as the shortest of them lasts.
+        functions: that rules may call, by name ("call:NAME"), with the alert; of several ranks, on each.
         policy: judges the seeds; the record's band by default.
         epochs: how many there will be; 0 where nobody knows.
         random_seed: determines what is chosen and what seeds are born with.
@@ -78,46 +83,59 @@ def grow(
         process_group: the ranks that train the model; by default those of a DDP model. Every rank calls the same.
 
     Raises:
-        InputError: there is no such module, no slot at all, or the directory cannot be made.
+        InputError: there is no such module, no slot at all, or the directory cannot be made; the model is as it was.
     """
     rule_file = load_rules(Path(rules)) if isinstance(rules, str | Path) else RuleFile(rules=tuple(rules))
+    check_names(rule_file.rules)
     check_functions(rule_file.rules, functions or {})
     host = unwrapped(model)
-    placed = place_slots(host, slots) if slots is not None else {}
-    in_host = {} if placed else slots_of(host)
-    if not placed and not in_host:
-        raise InputError("slots: the model has none; name modules to grow at, as in {'layers.3': 'after'}")
     if process_group is None and isinstance(model, nn.parallel.DistributedDataParallel):
         process_group = model.process_group
     leads = process_group is None or dist.get_rank(process_group) == 0
-    keeping = Keeping(Path(run_dir).resolve() if run_dir is not None and leads else None, "grow")
-    inbox = Inbox(keeping.run_dir, keeping.flush) if keeping.run_dir is not None else None
-    notifier = Notifier(rule_file.notify) if rule_file.notify and leads else None
+    with ExitStack() as undo:
+        placed = place_slots(host, slots) if slots is not None else {}
+        for of_host in placed.values():
+            undo.callback(of_host.remove)
+        in_host = {} if placed else slots_of(host)
+        if not placed and not in_host:
+            raise InputError("slots: the model has none; name modules to grow at, as in {'layers.3': 'after'}")
+        notifier = Notifier(rule_file.notify) if rule_file.notify and leads else None
+        if notifier is not None:
+            undo.callback(notifier.close, 0.0)
+        keeping = Keeping(Path(run_dir).resolve() if run_dir is not None and leads else None, "grow")
+        undo.callback(keeping.close)
+        inbox = Inbox(keeping.run_dir, keeping.flush) if keeping.run_dir is not None else None
+        telling: Notifying | None = notifier.of_env(keeping.env) if notifier is not None else None
+        grower = Grower(
+            model,
+            host,
+            {name: of_host.slot for name, of_host in placed.items()} or in_host,
+            controller if controller is not None else ScheduledController(GrowthPlan(), random_seed),
+            keeping.env,
+            random_name=str(random_seed),
+            how=training if training is not None else SeedTraining(),
+            rules=rule_file.rules,
+            decide_every=rule_file.decide_every or decide_every,
+            functions=functions,
+            notifier=telling if leads else _ByTheFirst(),
+            inbox=inbox,
+            policy=policy,
+            epochs=epochs,
+            optimizer=optimizer,
+            grad_scaler=grad_scaler,
+            process_group=process_group,
+        )
+        undo.pop_all()
     versions = {"sapflow": sapflow.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
-    started = RunStarted(
-        task=kind_of(model), envs=1, epochs=epochs, rng_seed=random_seed, versions=versions, token=keeping.token
-    )
-    keeping.run.emit(started)
-    grower = Grower(
-        model,
-        host,
-        {name: of_host.slot for name, of_host in placed.items()} or in_host,
-        controller if controller is not None else ScheduledController(GrowthPlan(), random_seed),
-        keeping.env,
-        random_name=str(random_seed),
-        how=training if training is not None else SeedTraining(),
-        rules=rule_file.rules,
-        decide_every=rule_file.decide_every or decide_every,
-        functions=functions,
-        notifier=notifier.of_env(keeping.env) if notifier is not None else None,
-        inbox=inbox,
-        policy=policy,
-        epochs=epochs,
-        optimizer=optimizer,
-        grad_scaler=grad_scaler,
-        process_group=process_group,
-    )
+    keeping.run.emit(RunStarted(task=kind_of(model), envs=1, epochs=epochs, rng_seed=random_seed, versions=versions))
     return Growth(grower, placed, keeping, notifier, inbox)
+
+
+class _ByTheFirst:
+    """Tells people on ranks that do not lead: the first one does."""
+
+    def notify(self, epoch: int, sequence: int, alert: Alert) -> None:
+        """Let it go."""
 
 
 class Growth:
@@ -137,6 +155,7 @@ class Growth:
         self._notifier = notifier
         self._inbox = inbox
         self._begun = self._closed = False
+        atexit.register(self._close_at_exit)
 
     @property
     def run_dir(self) -> Path | None:
@@ -192,19 +211,64 @@ class Growth:
         self._refuse_others({0})
         return said
 
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides how growth goes on, at the end of an epoch: plain data and tensors, fossils included.
+
+        The model's and its optimizer's own states know nothing of it, nor of fossils in modules that `slots` names.
+        """
+        return self._grower.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where that state was taken, in a model as it was before anything grew; before the first loss.
+
+        Load the model's own state after it: where the model has `SeedSlot`s of its own, fossils are parts of it.
+
+        Raises:
+            InputError: a loss was asked for already, or the state is of other slots.
+            BlueprintError: a seed's blueprint is not known here.
+        """
+        if self._begun:
+            raise InputError("growth.load_state_dict() after the first growth.loss(…): load before anything is trained")
+        here, there = set(self._grower.slots), set(state["actions"]["slots"])
+        if here != there:
+            raise InputError(f"the state is of other slots: {sorted(there)} there, {sorted(here)} here")
+        numbers_before = self._keeping.env.next_sequence
+        self._grower.load_state_dict(state)
+        self._keeping.env.next_sequence = numbers_before  # what is said from now on goes into a journal of its own
+
     def export(self) -> nn.Module:
         """A copy of the model with its fossils and without Sapflow; living seeds stay behind."""
         return export(self._grower.host, self._placed)
 
     def close(self) -> None:
-        """Say that it is over: what has grown stays, and is trained and measured no more. Again: nothing."""
+        """Say that it is over: what has grown stays, and is trained and measured no more. Again: nothing.
+
+        Slots whose seeds the model does not see leave its modules.
+        """
+        self._end(None)
+
+    def _close_at_exit(self) -> None:
+        """The program ends, perhaps by an error that nobody caught; in a console, that was an earlier line's."""
+        self._end(None if hasattr(sys, "ps1") else getattr(sys, "last_value", None))
+
+    def _end(self, error: BaseException | None) -> None:
+        """Say how it ended: complete, failed, or, where the program was stopped, nothing: it was cut off."""
         if self._closed:
             return
         self._closed = True
-        self._keeping.env.emit(EnvCompleted(epoch=self._grower.epoch))
+        atexit.unregister(self._close_at_exit)
+        if error is None:
+            self._keeping.env.emit(EnvCompleted(epoch=self._grower.epoch))
+        elif isinstance(error, Exception):
+            said = f"{type(error).__name__}: {error}"
+            self._keeping.env.emit(EnvFailed(epoch=self._grower.epoch + 1, error=said))
         self._refuse_others(())
-        self._keeping.run.emit(RunCompleted(completed_envs=1))
+        if error is None:
+            self._keeping.run.emit(RunCompleted(completed_envs=1))
         self._grower.monitor.close()
+        for of_host in self._placed.values():
+            if not of_host.slot.host_sees:
+                of_host.remove()
         if self._notifier is not None:
             self._notifier.close(NOTIFYING_SECONDS)  # before the journal, which is told what came of it
         self._keeping.close()
@@ -219,4 +283,4 @@ class Growth:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self._end(error)

@@ -17,12 +17,12 @@ from sapflow.control.responses import Notifying, Responses
 from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.gradients.sampling import Sampler
 from sapflow.growth.guard import device_of
-from sapflow.growth.seed_trainer import SeedTrainer, SeedTraining, mean_over_ranks, summed_over_ranks
+from sapflow.growth.ranks import mean_over_ranks, summed_over_ranks
+from sapflow.growth.seed_trainer import SeedTrainer, SeedTraining
 from sapflow.growth.shadow import Closure
 from sapflow.growth.slot import SeedSlot
 from sapflow.health.policy import Policy
-from sapflow.health.rule_file import DECIDE_EVERY
-from sapflow.health.rules import DEFAULT_RULES, Rule, RuleBook
+from sapflow.health.rules import DEFAULT_RULES, Rule, RuleBook, decision_pace
 from sapflow.telemetry.events import Alert, EnvStarted, EpochCompleted
 from sapflow.telemetry.inbox import Inbox
 from sapflow.telemetry.stream import EventStream
@@ -47,7 +47,8 @@ class Grower:
         random_name: determines what seeds are born with.
         how: the training of seeds.
         rules: raise alerts and ask for actions.
-        decide_every: steps from one decision to the next within an epoch, if there are rules for passes.
+        decide_every: steps from one decision to the next within an epoch, if there are rules for passes; by default as
+            suits them.
         functions: that rules may call, by name.
         notifier: tells people, where rules ask for it.
         inbox: where people ask by hand; None where they cannot, and on ranks that do not lead.
@@ -72,7 +73,7 @@ class Grower:
         random_name: str,
         how: SeedTraining,
         rules: Iterable[Rule] = DEFAULT_RULES,
-        decide_every: int = DECIDE_EVERY,
+        decide_every: int | None = None,
         functions: Mapping[str, Callable[[Alert], object]] | None = None,
         notifier: Notifying | None = None,
         inbox: Inbox | None = None,
@@ -90,7 +91,7 @@ class Grower:
         self.epoch = 0
         self.rules = RuleBook(rules)
         check_functions(self.rules.rules, functions or {})
-        self._decide_every = decide_every if self.rules.needs_windows else 0
+        self._decide_every = decision_pace(self.rules.rules, decide_every)
         self.monitor = GradientMonitor(
             policy=policy,
             optimizer=optimizer,
@@ -121,7 +122,7 @@ class Grower:
         self._total_passes = 0
 
     def start(self, closure: Closure) -> None:
-        """Say that the env begins, and let the controller plant what is due before the first epoch."""
+        """Say that the env begins, and let the controller plant what is due before the first epoch, if that is next."""
         self.stream.emit(
             EnvStarted(
                 host=type(self.host).__name__,
@@ -131,7 +132,8 @@ class Grower:
             )
         )
         self.actions.closure = closure
-        self.controller.decide(EpochOutcome(epoch=0, epochs=self.epochs), self.actions)
+        if not self.epoch:
+            self.controller.decide(EpochOutcome(epoch=0, epochs=self.epochs), self.actions)
 
     def loss(self, closure: Closure) -> Tensor:
         """The host's loss of a (micro-)batch, for the loop's backward pass."""
@@ -155,7 +157,8 @@ class Grower:
         (train_loss,) = self._mean(train_loss)
         evaluation = self._evaluate(evaluate)
         growing = [slot.state.telemetry() for slot in self.slots.values() if slot.alive]
-        raised = self.responses.say(self.epoch, self.rules.evaluate(self.epoch, growing))
+        validated = evaluation.accuracy is not None
+        raised = self.responses.say(self.epoch, self.rules.evaluate(self.epoch, growing, validated=validated))
         said = EpochCompleted(
             epoch=self.epoch,
             epochs=self.epochs,

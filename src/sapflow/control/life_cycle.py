@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from sapflow.control.actions import SlotActions
 from sapflow.control.controller import EpochOutcome
-from sapflow.errors import BlueprintError
-from sapflow.growth.blueprints import Blueprint, blueprint_for, blueprints_for
+from sapflow.errors import BlueprintError, InputError
+from sapflow.growth.blueprints import Blueprint, blueprint_for, blueprints_for, check_fit
 from sapflow.growth.lifecycle import ALL_GATES, Gate
 from sapflow.growth.slot import SeedSlot
 from sapflow.telemetry.vocabulary import SeedStage
@@ -63,16 +65,20 @@ class LifeCycle:
         self.random = random.Random(random_seed)
         self._pool = pool
         self._unfit: set[tuple[str, tuple[int, ...]]] = set()
+        self._left_empty: set[str] = set()  # slots of which it was logged
 
     def decide(self, outcome: EpochOutcome, actions: SlotActions) -> None:
         """Let the embargo run, cull, move on, sow; after the last epoch nothing is sown, since it could not learn.
 
         Raises:
-            BlueprintError: nothing can grow in some slot, which is known before the first epoch.
+            BlueprintError: nothing can grow in some slot, or not what is to be planted there, which is known before the
+                first epoch.
         """
         if not outcome.epoch:
             for slot_id, slot in actions.slots.items():
-                if slot_id not in self.plants:
+                if slot_id in self.plants:
+                    check_fit(blueprint_for(self.plants[slot_id], slot.shape), slot.shape)
+                else:
                     self._fitting(slot)
         for slot in actions.slots.values():
             slot.gates = self.gates
@@ -113,14 +119,28 @@ class LifeCycle:
     def germinate(self, epoch: int, slot: SeedSlot, actions: SlotActions) -> None:
         """Sow in an empty slot: what is to be planted there, or what is chosen. What does not fit is not chosen again.
 
+        Training comes first: once it is under way, a slot in which nothing can germinate stays empty, which is logged.
+
         Raises:
-            BlueprintError: what is to be planted is unknown or does not fit, or nothing fits.
+            InputError: before the first epoch: nothing fits, or not what is to be planted, or the forward does not pass
+                the slot.
+            OutOfMemoryError: before the first epoch.
         """
-        planted = self.plants.pop(slot.state.slot_id, None)
-        if planted is not None:
-            actions.germinate(epoch, slot, blueprint_for(planted, slot.shape), planted=True)
-        else:
-            self._germinate_chosen(epoch, slot, actions)
+        slot_id = slot.state.slot_id
+        planted = self.plants.get(slot_id)
+        try:
+            if planted is not None:
+                actions.germinate(epoch, slot, blueprint_for(planted, slot.shape), planted=True)
+            else:
+                self._germinate_chosen(epoch, slot, actions)
+        except (InputError, torch.OutOfMemoryError) as error:
+            if not epoch:
+                raise
+            if slot_id not in self._left_empty:
+                log.warning("slot %r stays empty, and it will be tried again: %s (said once)", slot_id, error)
+            self._left_empty.add(slot_id)
+            return
+        self.plants.pop(slot_id, None)
         actions.advance(epoch, slot, SeedStage.TRAINING, "it fits its slot")
 
     def _germinate_chosen(self, epoch: int, slot: SeedSlot, actions: SlotActions) -> None:
@@ -162,12 +182,14 @@ class LifeCycle:
                 actions.advance(epoch, slot, SeedStage.BLENDING, reason)
             case SeedStage.BLENDING if epochs >= plan.blending_epochs and not slot.closed_gate(SeedStage.HOLDING):
                 actions.advance(epoch, slot, SeedStage.HOLDING, "blended in whole")
-            case SeedStage.HOLDING if epochs >= plan.holding_epochs:
+            # What was weighed in an earlier epoch alone is weighed again before it is decided by.
+            case SeedStage.HOLDING if epochs >= plan.holding_epochs and not slot.state.weighed_before:
                 closed = slot.closed_gate(SeedStage.FOSSILIZED)
                 if closed:
                     actions.prune(epoch, slot, rule="no gain", evidence=closed)
                 else:
-                    reason = f"accuracy {slot.state.accuracy_delta:+.2f} %"
+                    known = slot.state.weighed_before is not None
+                    reason = f"accuracy {slot.state.accuracy_delta:+.2f} %" if known else "nobody told its accuracy"
                     actions.advance(epoch, slot, SeedStage.FOSSILIZED, reason)
             case _:
                 pass

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from sapflow.control.actions import SlotActions
 from sapflow.control.responses import Responses
 from sapflow.growth.guard import device_of
-from sapflow.growth.seed_trainer import broadcast_from_first
+from sapflow.growth.ranks import broadcast_from_first
 from sapflow.growth.slot import SeedSlot
 from sapflow.telemetry.inbox import Inbox, answer
 from sapflow.telemetry.mailbox import Request

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from torch.fx import Graph, GraphModule, Tracer
 
+from sapflow.errors import InputError
 from sapflow.growth.placing import PlacedSlot
 from sapflow.growth.slot import SeedSlot
 
@@ -17,23 +18,35 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 def export(host: nn.Module, placed: Mapping[str, PlacedSlot] | None = None) -> nn.Module:
     """A copy of the host in which fossils are parts like others, and nothing is Sapflow's; living seeds stay behind.
 
-    A slot of the host becomes x + fossil(x), or an identity; a module with a fossil before or after it, a Sequential of
-    the two (so the keys of its own parameters get a ".0" or ".1"). Values that are not finite are not masked any more.
+    A slot of the host becomes x + fossil(x), or an identity. A module with a fossil before or after it gets a part with
+    the name "fossil", and a hook that adds what that gives to the module's first input or output; an nn.Sequential, by
+    which a further part would be run, becomes a Sequential of the two (its parameters' keys get a ".0" or ".1"). Values
+    that are not finite are not masked any more.
 
     Args:
         host: the network itself, without wrappers.
         placed: slots that hang on its modules, by name.
+
+    Raises:
+        InputError: a fossil was loaded, and its module has not run since.
     """
     plain = copy.deepcopy(host)
     for module in plain.modules():
         _drop_hooks(module)
     for name, slot in _slots_in(host).items():
         plain.set_submodule(name, _residual(slot))
-    for name, of_host in (placed or {}).items():
-        if of_host.slot.fossil is not None:
-            module, residual = plain.get_submodule(name), _residual(of_host.slot)
-            pair = (residual, module) if of_host.place == "before" else (module, residual)
-            plain.set_submodule(name, nn.Sequential(*pair))
+    # What is deeper comes first: a Sequential that becomes a pair gives its parts other names.
+    for name, of_host in sorted((placed or {}).items(), key=lambda item: -item[0].count(".")):
+        module, before = plain.get_submodule(name), of_host.place == "before"
+        if of_host.slot.fossil is None:
+            continue
+        if isinstance(module, nn.Sequential):
+            residual = _residual(of_host.slot)
+            plain.set_submodule(name, nn.Sequential(*((residual, module) if before else (module, residual))))
+        elif before:
+            module.register_forward_pre_hook(_grafted(module, of_host))
+        else:
+            module.register_forward_hook(_grafted(module, of_host))
     return _without_our_classes(plain) if _is_ours(plain) else plain
 
 
@@ -45,14 +58,37 @@ def _residual(slot: SeedSlot) -> nn.Module:
     """x + fossil(x); the identity where nothing was fossilised."""
     if slot.fossil is None:
         return nn.Identity()
-    fossil = copy.deepcopy(slot.fossil)
-    for module in fossil.modules():
-        _drop_hooks(module)
     graph = Graph()
     x = graph.placeholder("x")
     branch = graph.call_module("fossil", (x,))
     graph.output(graph.call_function(operator.add, (x, branch)))
-    return _without_our_classes(GraphModule({"fossil": fossil}, graph, class_name="Residual"))
+    return _without_our_classes(GraphModule({"fossil": _plain_fossil(slot)}, graph, class_name="Residual"))
+
+
+def _plain_fossil(slot: SeedSlot) -> nn.Module:
+    fossil = copy.deepcopy(slot.fossil)
+    assert fossil is not None
+    for module in fossil.modules():
+        _drop_hooks(module)
+    return fossil
+
+
+def _grafted(module: nn.Module, placed: PlacedSlot) -> nn.Module:
+    """A hook for the module, of PyTorch's own classes, around the fossil of its slot, which becomes a part of it."""
+    graph = Graph()
+    graph.placeholder("module")
+    given, in_tuple = graph.placeholder("args"), True
+    if placed.place == "after":
+        if placed.gives_tuple is None:
+            raise InputError(f"slot {placed.slot.state.slot_id!r}: let the model run once before it is exported")
+        given, in_tuple = graph.placeholder("output"), placed.gives_tuple
+    x = graph.call_function(operator.getitem, (given, 0)) if in_tuple else given
+    grown = graph.call_function(operator.add, (x, graph.call_module("fossil", (x,))))
+    rest = graph.call_function(operator.getitem, (given, slice(1, None))) if in_tuple else None
+    graph.output(grown if rest is None else graph.call_function(operator.add, ((grown,), rest)))
+    hook = _without_our_classes(GraphModule({"fossil": _plain_fossil(placed.slot)}, graph, class_name="Grafted"))
+    module.add_module("fossil", hook.get_submodule("fossil"))
+    return hook
 
 
 class _OurTracer(Tracer):

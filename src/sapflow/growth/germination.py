@@ -23,30 +23,26 @@ def germinate(
     slot: SeedSlot,
     blueprint: Blueprint,
     *,
-    seed_id: str,
     exchange: Callable[[], tuple[Tensor, Tensor]],
     random_seed: int,
     dtype: torch.dtype = torch.float32,
-) -> float:
-    """Plant a seed of `blueprint` in the slot and return its gain at birth, ‖∂L/∂h‖₂ / ‖∂L/∂seed(h)‖₂.
+) -> tuple[nn.Module, float]:
+    """A seed of `blueprint`, ready to be planted in the slot, and its gain at birth, ‖∂L/∂h‖₂ / ‖∂L/∂seed(h)‖₂.
 
     The gain is NaN, and the seed as it was built, where the gradient at the slot is zero or not finite.
 
     Everything random is drawn from the seed's own stream: the host's generators stand where they stood.
 
     Args:
-        slot: empty and DORMANT.
+        slot: for which it is; it stays as it is.
         blueprint: what to build.
-        seed_id: unique within the env.
         exchange: gives what the slot hands on for some batch, and the gradient that comes back, (batch, *slot.shape);
             the gain is measured on them, since it depends on both.
         random_seed: of the seed's stream.
         dtype: of the seed's parameters, and of the host's; autocast may hand on activations of another.
 
     Raises:
-        BlueprintError: the module does not fit (see `check_fit`), or is to be calibrated and has no weight; the slot
-            stays as it was.
-        IllegalTransitionError: the slot is not DORMANT.
+        BlueprintError: the module does not fit (see `check_fit`), or is to be calibrated and has no weight.
     """
     with RandomState.seeded(random_seed).replayed():
         activations, gradient = (tensor.to(dtype) for tensor in exchange())
@@ -62,8 +58,7 @@ def germinate(
                     "with a weight, or register it with calibrated=False",
                     blueprint.blueprint_id, gain, slot.state.slot_id,
                 )  # fmt: skip
-    slot.plant(seed, seed_id=seed_id, blueprint_id=blueprint.blueprint_id)
-    return gain
+    return seed, gain
 
 
 def _gain(seed: nn.Module, activations: Tensor, gradient: Tensor, blueprint: Blueprint) -> float:

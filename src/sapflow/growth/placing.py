@@ -28,6 +28,7 @@ class PlacedSlot:
     def __init__(self, name: str, module: nn.Module, place: Place) -> None:
         self.slot = SeedSlot(name, ())
         self.place = place
+        self.gives_tuple: bool | None = None  # the module, when it last ran
         self._handle: RemovableHandle = (
             module.register_forward_pre_hook(self._before)
             if place == "before"
@@ -44,9 +45,10 @@ class PlacedSlot:
         return (self._through(module, args[0]), *args[1:])
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        self.gives_tuple = type(output) is tuple
         if isinstance(output, Tensor):
             return self._through(module, output)
-        if type(output) is tuple and output and isinstance(output[0], Tensor):
+        if self.gives_tuple and output and isinstance(output[0], Tensor):
             return (self._through(module, output[0]), *output[1:])
         raise InputError(
             f"slot {self.slot.state.slot_id!r}: the module's output is a {type(output).__name__}, not a tensor or a "

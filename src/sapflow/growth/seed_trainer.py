@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from sapflow.errors import InputError
 from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.growth.blending import Schedule, blend_weight
+from sapflow.growth.guard import device_of
 from sapflow.growth.randomness import RandomState
+from sapflow.growth.ranks import broadcast_from_first, summed_over_ranks
 from sapflow.growth.shadow import Closure, shadow_backward
 from sapflow.growth.slot import SeedSlot
 from sapflow.telemetry.vocabulary import SeedStage
@@ -118,10 +120,10 @@ class SeedTrainer:
 
     def step(self) -> None:
         """After the host's own step: every seed that got gradients takes one."""
+        self._average([slot.seed for slot in self._growing() if slot.seed is not None])
         for slot in self._growing():
             assert slot.seed is not None
             assert slot.optimizer is not None
-            self._average(slot.seed)
             if self._unscale(slot):
                 nn.utils.clip_grad_norm_(slot.seed.parameters(), self.how.clip)
                 slot.optimizer.step()
@@ -155,38 +157,20 @@ class SeedTrainer:
         slot.end_scaled_pass(overflowed=not finite)
         return finite
 
-    def _average(self, seed: nn.Module) -> None:
-        """Bring the gradients and buffers of all ranks together: every rank then holds the same seed after its step."""
-        if self._process_group is None:
+    def _average(self, seeds: Sequence[nn.Module]) -> None:
+        """Bring the gradients and buffers of all ranks together: every rank then holds the same seed after its step.
+
+        A batch may reach a parameter on one rank and not on another, where it counts as a gradient of 0.
+        """
+        if self._process_group is None or not seeds:
             return
         ranks = dist.get_world_size(self._process_group)
-        for parameter in seed.parameters():
-            if parameter.grad is not None:
-                dist.all_reduce(parameter.grad, group=self._process_group)
-                parameter.grad /= ranks
-        broadcast_from_first(list(seed.buffers()), self._process_group)
-
-
-def summed_over_ranks(values: list[float], group: "ProcessGroup | None", device: torch.device) -> list[float]:
-    """The sum of each value over the ranks of the group, the same on all; the values themselves without a group."""
-    if group is None:
-        return values
-    total = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(total, group=group)
-    return [float(value) for value in total.tolist()]
-
-
-def mean_over_ranks(
-    values: Sequence[float | None], group: "ProcessGroup | None", device: torch.device
-) -> list[float | None]:
-    """The mean of each value over the ranks that know it, the same on all; None where no rank does."""
-    sums = summed_over_ranks([value or 0.0 for value in values], group, device)
-    known = summed_over_ranks([float(value is not None) for value in values], group, device)
-    return [total / ranks if ranks else None for total, ranks in zip(sums, known, strict=True)]
-
-
-def broadcast_from_first(tensors: list[Tensor], group: "ProcessGroup") -> None:
-    """Give every rank of the group what its first has."""
-    first = dist.get_global_rank(group, 0)
-    for tensor in tensors:
-        dist.broadcast(tensor.detach(), first, group=group)
+        parameters = [parameter for seed in seeds for parameter in seed.parameters()]
+        own = [float(parameter.grad is not None) for parameter in parameters]
+        reached = summed_over_ranks(own, self._process_group, device_of(self.host))
+        for parameter, by in zip(parameters, reached, strict=True):
+            if by:
+                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                dist.all_reduce(gradient, group=self._process_group)
+                parameter.grad = gradient / ranks
+        broadcast_from_first([buffer for seed in seeds for buffer in seed.buffers()], self._process_group)

@@ -52,19 +52,20 @@ def shadow_backward(
     with ExitStack() as stack:
         _aside(stack, slots, slot, monitor)
         stack.enter_context(random_state.replayed())
-        leaf = stack.enter_context(slot.shadowed())
+        leaves = stack.enter_context(slot.shadowed())
 
         def gradients_of(loss: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
             if not loss.requires_grad:  # the slot lies where the host computes without gradients
                 return loss, (None,) * len(parameters)
             scaled = loss if scale is None else loss * scale
-            # The leaf must be asked for: with the parameters alone, the gradient that leaves the seed is not computed.
-            gradients = torch.autograd.grad(scaled, [leaf(), *parameters], allow_unused=True)
-            return loss.detach(), gradients[1:]
+            # The leaves must be asked for, too: else the gradient that leaves the seed is not computed.
+            gradients = torch.autograd.grad(scaled, [*parameters, *leaves], allow_unused=True)
+            return loss.detach(), gradients[: len(parameters)]
 
         loss, gradients = _with_frozen_state(host, closure, gradients_of)
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient if parameter.grad is None or gradient is None else parameter.grad + gradient
+        if gradient is not None:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
     return loss
 
 
@@ -88,7 +89,7 @@ def exchange_at(
 
     def cut(_module: nn.Module, _args: tuple[Tensor, ...], h: Tensor) -> Tensor:
         leaves.append(h.detach().requires_grad_())
-        return leaves[-1]
+        return leaves[-1].clone()  # on which the host may write
 
     def exchanged(loss: Tensor) -> tuple[Tensor, Tensor]:
         if not leaves:
@@ -111,7 +112,7 @@ def learn_shapes(host: nn.Module, closure: Closure, slots: Iterable[SeedSlot]) -
     """
     strangers = [slot for slot in slots if not slot.shape]
 
-    def look(slot: nn.Module, _args: tuple[Tensor, ...], h: Tensor) -> None:
+    def look(slot: nn.Module, _args: tuple[Tensor, ...], h: Tensor) -> Tensor:
         assert isinstance(slot, SeedSlot)
         if h.dim() < 2 or not h.is_floating_point():
             raise InputError(
@@ -119,8 +120,11 @@ def learn_shapes(host: nn.Module, closure: Closure, slots: Iterable[SeedSlot]) -
                 "floating-point numbers of shape (batch, …); choose another module or place"
             )
         slot.shape = tuple(h.shape[1:])
+        return h.detach().requires_grad_().clone()  # as when a seed grows there: a closure may ask for gradients itself
 
-    with ExitStack() as stack, torch.no_grad():
+    if not strangers:
+        return
+    with ExitStack() as stack:
         stack.enter_context(RandomState.capture().replayed())
         stack.enter_context(uncompiled())
         for slot in strangers:

@@ -30,7 +30,8 @@ class SeedState:
 
     Units as in `SeedTelemetry`. `sound_epochs` counts the epochs in a row, up to the last, whose gradient flow was
     sound (`lifecycle.is_sound`): the gate out of TRAINING asks for it. `blended_steps` counts the steps of the blending
-    schedule. A paused seed learns and is measured, but its blend weight stands, and no gate opens but that to PRUNED.
+    schedule. `weighed_before` counts the epochs since `accuracy_delta` was measured, None while it never was. A paused
+    seed learns and is measured, but its blend weight stands, and no gate opens but that to PRUNED.
     """
 
     slot_id: str
@@ -45,6 +46,7 @@ class SeedState:
     paused: bool = False
     sound_epochs: int = 0
     blended_steps: int = 0
+    weighed_before: int | None = None
     health: GradientHealth = field(default_factory=GradientHealth)
 
     @property
@@ -93,7 +95,7 @@ class SeedSlot(nn.Module):
         self.optimizer: torch.optim.Optimizer | None = None
         self.fossil: nn.Module | None = None
         self._nursery: list[nn.Module] = []  # a list, so that nn.Module does not register what is in it
-        self._shadow_leaf: Tensor | None = None
+        self._shadow_leaves: list[Tensor] = []
         self._in_shadow = False
         self._stand_in: Callable[[Tensor], Tensor] | None = None
         # Compiled hosts are compiled anew when one of these changes, so they change only when the host's view does.
@@ -129,8 +131,9 @@ class SeedSlot(nn.Module):
     def _shadow_forward(self, h: Tensor) -> Tensor:
         """h + seed(h) on a leaf of its own: the leaving gradient is known and ends here."""
         assert self.seed is not None
-        self._shadow_leaf = h.detach().requires_grad_()
-        branch: Tensor = self.seed(self._shadow_leaf.clone())  # a clone: seeds may write on neither the leaf nor h
+        leaf = h.detach().requires_grad_()
+        self._shadow_leaves.append(leaf)
+        branch: Tensor = self.seed(leaf.clone())  # a clone: seeds may write on neither the leaf nor h
         return h.detach() + branch
 
     def _guarded_branch(self, h: Tensor) -> Tensor:
@@ -140,19 +143,13 @@ class SeedSlot(nn.Module):
         return (self._guard if counted else self._onlooker).guarded(grown, h)
 
     @contextmanager
-    def shadowed(self) -> Iterator[Callable[[], Tensor]]:
-        """Inside, the slot's forward is the shadow's; what is handed out gives the leaf that it made of h."""
-
-        def leaf() -> Tensor:
-            assert self._shadow_leaf is not None
-            return self._shadow_leaf
-
-        self._in_shadow = True
+    def shadowed(self) -> Iterator[list[Tensor]]:
+        """Inside, the slot's forward is the shadow's; what is handed out gets the leaf that each run made of its h."""
+        self._in_shadow, self._shadow_leaves = True, []
         try:
-            yield leaf
+            yield self._shadow_leaves
         finally:
-            self._in_shadow = False
-            self._shadow_leaf = None
+            self._in_shadow, self._shadow_leaves = False, []
 
     @contextmanager
     def replaced_by(self, stand_in: Callable[[Tensor], Tensor]) -> Iterator[None]:
@@ -237,9 +234,11 @@ class SeedSlot(nn.Module):
             return f"{self.state.sound_epochs} of {SOUND_EPOCHS_TO_BLEND} epochs in a row with sound gradient flow"
         if target is SeedStage.HOLDING and self.state.alpha < 1 - 1e-6:
             return f"it is blended in to {self.state.alpha:.2f}"
-        costly = self.state.accuracy_delta < -TOLERATED_COST
-        if target is SeedStage.FOSSILIZED and Gate.NO_COST in self.gates and costly:
-            return f"it costs the host {-self.state.accuracy_delta:.2f} % accuracy"
+        if target is SeedStage.FOSSILIZED and Gate.NO_COST in self.gates:
+            if self.state.weighed_before:
+                return "what it gives the host was not measured in this epoch"
+            if self.state.accuracy_delta < -TOLERATED_COST:
+                return f"it costs the host {-self.state.accuracy_delta:.2f} % accuracy"
         return ""
 
     def advance(self, target: SeedStage) -> None:
@@ -270,7 +269,7 @@ class SeedSlot(nn.Module):
         self.optimizer = None
         self.state.paused = False
         self.state.alpha = 0.0
-        self.state.accuracy_delta = 0.0
+        self.state.accuracy_delta, self.state.weighed_before = 0.0, None
         self.state.health = GradientHealth()
 
     def end_scaled_pass(self, *, overflowed: bool) -> None:
@@ -280,6 +279,8 @@ class SeedSlot(nn.Module):
     def close_epoch(self) -> None:
         """Count the epoch, and bring the count of masked values to the host, which waits for the device."""
         self.state.epochs_in_stage += not self.state.paused
+        if self.state.weighed_before is not None:
+            self.state.weighed_before += 1
         self.state.masked_values = self._guard.take_count()
 
     def train(self, mode: bool = True) -> "SeedSlot":

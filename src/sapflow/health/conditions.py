@@ -114,7 +114,8 @@ def measured(condition: Condition, seed: SeedTelemetry) -> float | None:
             return seed.parameter_liveness
         case Condition.ACCURACY_BELOW:
             # Of a module that no slot manages, or that the host does not see, nobody knows what it adds.
-            weighed = seed.stage.seen_by_host and seed.stage is not SeedStage.WATCHED
+            seen = seed.stage.seen_by_host and seed.stage is not SeedStage.WATCHED
+            weighed = seen and not math.isnan(seed.accuracy_delta)
             return seed.accuracy_delta if weighed else None
         case Condition.MASKED:
             return float(seed.masked_values)

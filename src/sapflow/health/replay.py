@@ -115,7 +115,8 @@ class Replay:
             outcome = env.book.evaluate_window(completed.epoch, last - self.decide_every * index, seeds)
             self.firings += env.note(completed.epoch, last, outcome)
         env.windows, env.longest = {}, 0
-        self.firings += env.note(completed.epoch, None, env.book.evaluate(completed.epoch, alive))
+        outcome = env.book.evaluate(completed.epoch, alive, validated=completed.accuracy is not None)
+        self.firings += env.note(completed.epoch, None, outcome)
 
 
 @dataclass

@@ -14,7 +14,7 @@ import msgspec
 from sapflow.errors import InputError
 from sapflow.health.conditions import Condition
 from sapflow.health.rule import Action, Rule
-from sapflow.health.rules import check_names
+from sapflow.health.rules import check_names, decision_pace
 from sapflow.telemetry.vocabulary import SeedStage, Severity
 
 T = TypeVar("T")
@@ -24,8 +24,6 @@ MAX_RULES = 200
 MAX_URLS = 20
 MAX_URL_LENGTH = 2_000
 LONGEST_DECIDE_EVERY = 10**6
-# A decision waits for the device, which at this pace cannot be seen in the time of a pass.
-DECIDE_EVERY = 50
 
 VOCABULARIES: dict[str, type[StrEnum]] = {"when": Condition, "severity": Severity, "stages": SeedStage}
 TYPES = {"int": "a whole number", "float": "a number", "str": "a string", "array": "a list", "object": "a table"}
@@ -209,14 +207,11 @@ def _check_somebody_is_told(rules: tuple[Rule, ...], urls: tuple[str, ...]) -> N
 
 
 def _decide_every(rules: tuple[Rule, ...], asked: int | None) -> int:
-    lasting = [rule.for_passes for rule in rules if rule.for_passes is not None]
-    if asked is None:
-        return min(DECIDE_EVERY, *lasting) if lasting else 0
-    if not 1 <= asked <= LONGEST_DECIDE_EVERY:
+    if asked is not None and not 1 <= asked <= LONGEST_DECIDE_EVERY:
         raise InputError(f"decide_every must be a whole number from 1 to {LONGEST_DECIDE_EVERY}")
-    if not lasting:
+    if asked is not None and not any(rule.by_passes for rule in rules):
         raise InputError("decide_every is for rules with for_passes, and there is none: remove it")
-    return asked
+    return decision_pace(rules, asked)
 
 
 def _dumped(rule: Rule) -> str:

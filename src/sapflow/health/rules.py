@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import nan
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from sapflow.errors import InputError
 from sapflow.health.conditions import MEASURES, Condition, Finding, measured
@@ -55,6 +57,9 @@ WATCH_RULES = (
     Rule(name="non-finite module", when=Condition.NON_FINITE, for_epochs=1, severity=Severity.CRITICAL),
 )
 
+# A decision waits for the device, which at this pace cannot be seen in the time of a pass.
+DECIDE_EVERY = 50
+
 # What is fossilised is a part of its host, and no slot manages what is watched: nothing can be done to them.
 OUT_OF_REACH = frozenset({SeedStage.FOSSILIZED, SeedStage.WATCHED})
 RATIO_IS_SAID = frozenset({Condition.RATIO_BELOW, Condition.RATIO_ABOVE})  # in the evidence of every policy
@@ -95,8 +100,16 @@ class RuleBook:
         """Whether any rule is judged at decision steps within an epoch."""
         return any(rule.by_passes for rule in self.rules)
 
-    def evaluate(self, epoch: int, seeds: Iterable[SeedTelemetry]) -> Outcome:
-        """Apply the rules for epochs to every seed, at the end of an epoch; `seeds` report that epoch."""
+    def evaluate(self, epoch: int, seeds: Iterable[SeedTelemetry], *, validated: bool = True) -> Outcome:
+        """Apply the rules for epochs to every seed, at the end of an epoch.
+
+        Args:
+            epoch: that has ended.
+            seeds: report that epoch.
+            validated: the host's accuracy was measured in it; if not, nobody knows what a seed adds to it.
+        """
+        if not validated:
+            seeds = [replace(seed, accuracy_delta=nan) for seed in seeds]
         rules = [rule for rule in self.rules if not rule.by_passes]
         return self._evaluate(rules, epoch, 1, seeds)
 
@@ -162,6 +175,12 @@ class RuleBook:
         elif streak.alert is not None and streak.over >= rule.cleared_after:
             outcome.cleared.append(streak.alert)
             streak.alert, streak.cooling = None, rule.cool_down
+
+
+def decision_pace(rules: Iterable[Rule], asked: int | None = None) -> int:
+    """Passes from one decision step to the next, such as was asked for, or as suits the rules for passes; 0: none."""
+    lasting = [rule.for_passes for rule in rules if rule.for_passes is not None]
+    return (asked or min(DECIDE_EVERY, *lasting)) if lasting else 0
 
 
 def check_watch_rules(rules: Iterable[Rule]) -> tuple[Rule, ...]:

@@ -22,7 +22,6 @@ from sapflow.growth.seed_trainer import SeedTraining
 from sapflow.growth.shadow import Closure
 from sapflow.growth.slot import SeedSlot
 from sapflow.health.policy import Policy
-from sapflow.health.rule_file import DECIDE_EVERY
 from sapflow.health.rules import DEFAULT_RULES, Rule
 from sapflow.telemetry.events import EnvCompleted
 from sapflow.telemetry.inbox import Inbox
@@ -43,7 +42,6 @@ class EnvPlan:
     rng_seed: int
     blending_epochs: int
     blending: Schedule = "sigmoid"
-    shadow_every: int = 1
 
 
 class Env:
@@ -56,7 +54,8 @@ class Env:
         stream: of this env's events.
         policy: judges the seeds; the record's band by default.
         rules: raise alerts and ask for actions.
-        decide_every: steps from one decision to the next within an epoch, if there are rules for passes.
+        decide_every: steps from one decision to the next within an epoch, if there are rules for passes; by default as
+            suits them.
         functions: that rules may call, by name.
         notifier: tells people, where rules ask for it.
         inbox: where people ask by hand.
@@ -70,7 +69,7 @@ class Env:
         stream: EventStream,
         policy: Policy | None = None,
         rules: Iterable[Rule] = DEFAULT_RULES,
-        decide_every: int = DECIDE_EVERY,
+        decide_every: int | None = None,
         functions: Mapping[str, Function] | None = None,
         notifier: Notifying | None = None,
         inbox: Inbox | None = None,
@@ -99,7 +98,6 @@ class Env:
             how=SeedTraining(
                 blending_steps=plan.blending_epochs * steps,
                 blending=plan.blending,
-                shadow_every=plan.shadow_every,
                 clip=GRADIENT_CLIP,
             ),
             policy=policy,

@@ -41,15 +41,19 @@ def build_seed(blueprint: Blueprint, shape: tuple[int, ...]) -> nn.Module:
     """A module of this blueprint for a slot of this shape, on the default device.
 
     Raises:
-        BlueprintError: its function raises, or gives no module.
+        BlueprintError: its function raises, gives no module, or one that has nothing to learn with.
     """
     name = f"blueprint {blueprint.blueprint_id!r}"
     try:
         seed = blueprint.build(shape)
+    except torch.OutOfMemoryError:  # the blueprint's fault it is not
+        raise
     except Exception as error:  # a stranger's function may fail in any way
         raise BlueprintError(f"{name} cannot be built for {shape}: {_line(error)}") from error
     if not isinstance(seed, nn.Module):
         raise BlueprintError(f"{name} gives a {type(seed).__name__}: it must build a module")
+    if next(seed.parameters(), None) is None:
+        raise BlueprintError(f"{name} has no parameters: there is nothing in it that could learn")
     return seed
 
 
@@ -63,6 +67,8 @@ def run_checked(blueprint: Blueprint, seed: nn.Module, fed: Tensor) -> Tensor:
     version = fed._version
     try:
         output = seed(fed)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # so may its module
         raise BlueprintError(f"{name} does not run on {shape}: {_line(error)}") from error
     if not isinstance(output, Tensor):
