@@ -1,5 +1,6 @@
 """The overhead benchmark, on its smallest model and without the contenders that are no part of the project."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,8 @@ def test_exporters_measures_what_it_shows(monkeypatch):
     assert all(row.thread[1] <= row.thread[0] <= row.thread[2] for row in rows)
     assert owns[0].start > 0
     assert 5 < owns[0].memory[0] < 500
+    known = [replace(rows[1], name="light", share=0.25), replace(rows[1], name="heavy", share=1.5)]
+    assert "within the aim for: light. Beyond it for: heavy." in "\n".join(exporters.verdict(known))
     lines = exporters.page(rows, owns, 1, 0.1, 50).splitlines()
     assert [line.split(" | ")[0] for line in lines if line.startswith(("| nothing", "| jsonlines"))] == [
         "| nothing (A/A)", "| jsonlines", "| jsonlines"
