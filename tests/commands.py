@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from journals import PATIENCE
-from sapflow.telemetry.events import GradientSampled, TelemetryEvent
+from sapflow.telemetry.events import GradientSampled, Payload, RunStarted, TelemetryEvent
 from sapflow.telemetry.run_directory import JOURNAL_NAME
 from sapflow.telemetry.source import RunState, Source
 
@@ -193,8 +194,14 @@ def iter_events(source: Source) -> Iterator[TelemetryEvent]:
 
 
 def deterministic(events: Sequence[TelemetryEvent]) -> list[tuple[object, ...]]:
-    """What the seed determines: all but times, the run's name, and samples, which the clock paces."""
-    return [(e.env_id, e.sequence, e.payload) for e in events if not isinstance(e.payload, GradientSampled)]
+    """What the seed determines: all but times, the run's name and token, and samples, which the clock paces."""
+    return [
+        (e.env_id, e.sequence, _determined(e.payload)) for e in events if not isinstance(e.payload, GradientSampled)
+    ]
+
+
+def _determined(payload: Payload) -> Payload:
+    return replace(payload, token="") if isinstance(payload, RunStarted) else payload
 
 
 class Terminal:
