@@ -244,6 +244,23 @@ class TestMeasuredUnderCompile:
         assert health.measurement is Measurement.PROBE_LOST
         assert "list, dict or dataclass" in health.measurement_reason
 
+    def test_an_output_that_cannot_be_looked_into_is_left_as_it_is_and_said(self, data):
+        class Closed(dict):
+            def items(self):
+                raise RuntimeError("closed")
+
+        class Module(nn.Module):
+            def forward(self, x):
+                return Closed(y=2 * x)
+
+        module, x = Module(), data.clone().requires_grad_()
+        monitor = GradientMonitor({"m": module})
+        torch.compile(lambda x: module(x)["y"].sum(), backend="aot_eager", fullgraph=True)(x).backward()
+        health = monitor.close_epoch()["m"]
+        assert torch.equal(x.grad, torch.full_like(x, 2.0))
+        assert health.measurement is Measurement.PROBE_LOST
+        assert "cannot be looked into" in health.measurement_reason
+
     def test_calls_without_an_input_that_needs_a_gradient_beside_others_are_said(self, data):
         module, features = scaled_orthogonal(1.0), data.clone().requires_grad_()
         monitor = GradientMonitor({"m": module})

@@ -21,7 +21,7 @@ from sapflow.gradients.nodes import NodeHook, alias_of, listen, listen_at_change
 from sapflow.gradients.norms import add_mean_squares, has_numbers
 from sapflow.gradients.pass_sums import PassSums
 from sapflow.gradients.structures import StandIns, map_tensors
-from sapflow.gradients.taps import changes_in_place, inputs_to_tap, tap_inputs, tap_outputs
+from sapflow.gradients.taps import Traced, changes_in_place, inputs_to_tap, tap_inputs, tap_outputs
 
 # Compiled code looks at a part in so many of the activations, unless all are asked for.
 COMPILED_SHARE = 16
@@ -54,8 +54,7 @@ class Probe:
         self.compiled_share = 1 if sums is None or sums.every_activation else COMPILED_SHARE
         self.compiled = False  # in a forward of it the probe was, too; from then on no Python tells that it ran
         self.failure_said = False
-        self.untapped = False  # likewise, some of its inputs, which stand where they may be changed
-        self.compiled_tapped = self.compiled_detached = False  # likewise, a call with, and one without such inputs
+        self.traced = Traced()
         self.taps_input = module is not None and not changes_in_place(module)
         self.begin_epoch()
         if module is not None:
@@ -223,23 +222,31 @@ class Probe:
         row = self._row_in_dynamo()
         if row is None or not self.taps_input:
             return None
-        tapped = inputs_to_tap(args, kwargs, into_mutable=False)
-        if inputs_to_tap(args, kwargs, into_mutable=True) > tapped:
-            self._note_untapped()
-        elif tapped:
-            self._note_tapped()
-        else:
-            self._note_detached()
-        return tap_inputs(args, kwargs, row.cells[LEAVING])
+        try:
+            tapped = inputs_to_tap(args, kwargs, into_mutable=False)
+            if inputs_to_tap(args, kwargs, into_mutable=True) > tapped:
+                self.traced.note_untapped()
+            elif tapped:
+                self.traced.note_tapped()
+            else:
+                self.traced.note_detached()
+            return tap_inputs(args, kwargs, row.cells[LEAVING])
+        except Exception:  # training comes first
+            self.traced.note_failed()
+            return None
 
     def _after_compiled(self, args: Any, kwargs: Any, output: Any) -> Any:
         row = self._row_in_dynamo()
         if row is None:
             return None
         self._note_compiled()
-        if len(row.activations):  # in every pass, since now and then would be another graph; so not all of it
-            add_mean_squares(row.activations, (args, kwargs), output, self.compiled_share)
-        return tap_outputs(output, row.cells[ENTERING])
+        try:
+            if len(row.activations):  # in every pass, since now and then would be another graph; so not all of it
+                add_mean_squares(row.activations, (args, kwargs), output, self.compiled_share)
+            return tap_outputs(output, row.cells[ENTERING])
+        except Exception:  # training comes first
+            self.traced.note_failed()
+            return None
 
     @run_at_compile_time
     def _note_compiled(self) -> None:
@@ -247,18 +254,6 @@ class Probe:
         self.compiled = True
         if self.sums is not None:
             self.sums.compiled = True
-
-    @run_at_compile_time
-    def _note_untapped(self) -> None:
-        self.untapped = True
-
-    @run_at_compile_time
-    def _note_tapped(self) -> None:
-        self.compiled_tapped = True
-
-    @run_at_compile_time
-    def _note_detached(self) -> None:
-        self.compiled_detached = True
 
     def _note_unheard(self) -> None:
         """Note that the module ran with gradients in a pass that is left out, or for another module's sake."""

@@ -21,6 +21,7 @@ TOO_LOW = (
     "what enters by calls whose input needs no gradient counts, too, under torch.compile, and makes the ratio too low: "
     "have them not compiled"
 )
+UNREADABLE = "what it takes or returns cannot be looked into under torch.compile: watch the module around it"
 UNTAPPED = (
     "what it is given in a list, dict or dataclass is not measured under torch.compile: give it tensors or tuples, or "
     "watch the module around it"
@@ -106,10 +107,12 @@ def _measurement(epoch: EpochSums, row: int, probe: Probe) -> tuple[Measurement,
     entering_fired, leaving_fired = bool(epoch.fired[row, ENTERING]), bool(epoch.fired[row, LEAVING])
     if probe.failure:
         return Measurement.PROBE_LOST, f"watch the module around it: the probe cannot measure it, {probe.failure}"
-    if probe.untapped:
+    if probe.traced.failed:
+        return Measurement.PROBE_LOST, UNREADABLE
+    if probe.traced.untapped:
         return Measurement.PROBE_LOST, UNTAPPED
     if epoch.passes[row]:
-        return Measurement.MEASURED, TOO_LOW if probe.compiled_tapped and probe.compiled_detached else ""
+        return Measurement.MEASURED, TOO_LOW if probe.traced.tapped and probe.traced.detached else ""
     if epoch.non_finite[row]:
         return (
             Measurement.NON_FINITE,

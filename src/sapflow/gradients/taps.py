@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sapflow.gradients.frames import run_at_compile_time
 from sapflow.gradients.norms import norm_of
 from sapflow.gradients.structures import map_tensors
 
@@ -38,6 +39,36 @@ class _OutputTap(_Tap):
     def forward(ctx: Any, tensor: Tensor, cell: Tensor) -> Tensor:
         ctx.cell = cell
         return tensor.clone()
+
+
+class Traced:
+    """What TorchDynamo saw of a module's calls, each once, when it compiled them."""
+
+    def __init__(self) -> None:
+        self.tapped = False  # a call with inputs that are measured …
+        self.detached = False  # … and one without any that need a gradient
+        self.untapped = False  # a call with inputs that stand where they may be changed
+        self.failed = False  # one that cannot be measured
+
+    @run_at_compile_time
+    def note_tapped(self) -> None:
+        """A call with inputs that are measured."""
+        self.tapped = True
+
+    @run_at_compile_time
+    def note_detached(self) -> None:
+        """A call without an input that needs a gradient."""
+        self.detached = True
+
+    @run_at_compile_time
+    def note_untapped(self) -> None:
+        """A call with inputs that stand where they may be changed, and are left alone."""
+        self.untapped = True
+
+    @run_at_compile_time
+    def note_failed(self) -> None:
+        """A call that cannot be measured."""
+        self.failed = True
 
 
 def tap_inputs(args: Any, kwargs: dict[str, Any], cell: Tensor) -> Any:
