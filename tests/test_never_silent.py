@@ -116,6 +116,12 @@ MISSING = {
         lambda m, x: m(needing(x)).y.sum().backward(),
         ("a Result",),
     ),
+    "output is a view that is changed in place": (
+        Measurement.PROBE_LOST,
+        nn.Linear(3, 3),
+        lambda m, x: m(needing(x.view(1, 2, 3))).relu_().sum().backward(),
+        ("inplace=False",),
+    ),
     "output does not depend on the input": (
         Measurement.INPUT_DETACHED,
         Constant(),

@@ -77,6 +77,7 @@ class Probe:
         self.input_needed = False  # in one of these: an input did
         self.entered_alone = False  # a gradient entered by one of these in which none did
         self.output_hooked = False
+        self.output_is_view = False  # of which a change in place leaves out the node that is listened to
         self.output_seen = False  # a tensor was found in it
         self.opaque_output = ""  # the type of one in which none was
         self.unheard = False  # it ran while the probe did not listen
@@ -189,7 +190,8 @@ class Probe:
                 enters = self._enters_alone
             if type(output) is Tensor and output.output_nr == 0 and (made_by := output.grad_fn) is not None:
                 made_by.register_prehook(enters)
-                self.output_hooked = True
+                if not self.output_hooked:
+                    self.output_hooked, self.output_is_view = True, output._is_view()
                 hooked: Any = output
             else:
                 hooked = map_tensors(lambda tensor: self._hook(tensor, enters, stand_ins), output)
@@ -210,6 +212,7 @@ class Probe:
         if output.is_leaf:  # a parameter handed out: hooks on it would outlive the pass and pile up
             output = alias_of(output)
         self.output_hooked = True
+        self.output_is_view |= output._is_view()
         listen(node_of(output), output.output_nr, enters)
         return output
 

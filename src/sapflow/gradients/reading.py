@@ -21,6 +21,10 @@ TOO_LOW = (
     "what enters by calls whose input needs no gradient counts, too, under torch.compile, and makes the ratio too low: "
     "have them not compiled"
 )
+CHANGED_VIEW = (
+    "its output is a view, and what changes it in place hides it from the probe: set inplace=False there, or write "
+    "y = y + x for y += x, or watch the module around it"
+)
 UNREADABLE = "what it takes or returns cannot be looked into under torch.compile: watch the module around it"
 UNTAPPED = (
     "what it is given in a list, dict or dataclass is not measured under torch.compile: give it tensors or tuples, or "
@@ -136,11 +140,14 @@ def _measurement(epoch: EpochSums, row: int, probe: Probe) -> tuple[Measurement,
         )
     if not (probe.output_hooked or probe.compiled):
         return Measurement.NO_GRADIENT, "its output needs no gradient: unfreeze a parameter in it or before it"
+    if probe.output_is_view and (probe.parameters_reached or leaving_fired):
+        return Measurement.PROBE_LOST, CHANGED_VIEW
     if probe.parameters_reached:
         return Measurement.PROBE_LOST, "gradients reached its parameters but not its probe: attach the probe again"
     if leaving_fired:
         return Measurement.NO_GRADIENT, "a gradient left it, but none entered: let the loss depend on its output"
-    return Measurement.NO_GRADIENT, "no backward pass reached its output: let the loss depend on it"
+    changed = f"; if it does, {CHANGED_VIEW}" if probe.output_is_view else ""
+    return Measurement.NO_GRADIENT, f"no backward pass reached its output: let the loss depend on it{changed}"
 
 
 def _why_nothing_left(probe: Probe) -> str:
