@@ -1,4 +1,4 @@
-"""A seed grows in a model of one's own: it learns beside it, blends in where it helps, and is exported with it."""
+"""A seed grows in a model of one's own: it learns beside it, blends in when it is sound, and is exported with it."""
 
 import torch
 from sklearn.datasets import load_digits

@@ -565,6 +565,18 @@ class TestTheEnd:
             self.loop(growth, KeyboardInterrupt())
         assert not {"ENV_FAILED", "ENV_COMPLETED", "RUN_COMPLETED"} & set(self.said(growth)[0])
 
+    @pytest.mark.parametrize(
+        ("error", "ends"), [(None, {"ENV_COMPLETED", "RUN_COMPLETED"}), (KeyError("uncaught"), {"ENV_FAILED"})]
+    )
+    def test_that_is_the_program_s_own_is_said(self, tmp_path, monkeypatch, error, ends):
+        at_exit = []
+        monkeypatch.setattr("atexit.register", at_exit.append)
+        monkeypatch.setattr(sys, "last_value", error, raising=False)
+        _, growth = self.begun(tmp_path)
+        for close in at_exit:
+            close()
+        assert ends == {"ENV_COMPLETED", "RUN_COMPLETED", "ENV_FAILED"} & set(self.said(growth)[0])
+
     def test_leaves_no_slot_of_which_the_model_sees_nothing(self, tmp_path):
         model, growth = self.begun(tmp_path)
         self.loop(growth)

@@ -92,6 +92,13 @@ def test_hold_stops_the_blending_and_lets_go_when_all_is_well_again(tmp_path):
     ]  # fmt: skip
 
 
+def test_what_nobody_validated_prunes_no_seed_for_its_accuracy(tmp_path):
+    rule = Rule(name="useless", when=Condition.ACCURACY_BELOW, level=0.5, for_epochs=1, actions=("prune",))
+    run = Run(tmp_path, [rule], stages={"after_1": [S.BLENDING]})
+    assert run.of(AlertRaised) == []
+    assert run.slot.state.stage is S.BLENDING
+
+
 def test_slow_down_lowers_the_seed_s_learning_rate_alone(tmp_path):
     run = Run(tmp_path, [above(2.0, "slow_down:0.25")])
     assert [group["lr"] for group in run.slot.optimizer.param_groups] == [pytest.approx(0.25e-3)]
