@@ -2,8 +2,9 @@
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 from sapflow.history.arrow import pa, pc
 from sapflow.history.columns import BATCH_ROWS, batch_of
@@ -23,18 +24,11 @@ from sapflow.telemetry.vocabulary import EventType, SeedStage
 EVENT: str = "event"  # the id of the event that a row is from; kept in Parquet, no part of the public table
 WITH_EVENT: pa.Schema = GRADIENTS.append(pa.field(EVENT, pa.int64()))
 
+SAID_ONCE = ("env", "slot", "seed", "blueprint", "stage", "epoch", "vanishing", "exploding", "status", EVENT)
+
 STAGE_EVENTS = (
     EventType.SEED_GERMINATED, EventType.SEED_STAGE_CHANGED, EventType.SEED_PRUNED, EventType.SEED_FOSSILIZED
 )  # fmt: skip
-
-
-class _Sample(NamedTuple):
-    """One event of the table, whose passes are rows."""
-
-    event: int
-    env: int
-    stage: str | None
-    payload: GradientSampled
 
 
 class StageTimeline:
@@ -75,53 +69,60 @@ def gradient_batches(
 ) -> Iterator[pa.RecordBatch]:
     """The wanted columns of the samples that the journal's index finds for the selection, some 65,536 rows a batch."""
     timeline = StageTimeline(rows, selection.env) if "stage" in wanted else None
-    samples: list[_Sample] = []
-    passes = 0
+    taken = _Samples()
     for event_id, event in rows.readable((EventType.GRADIENT_SAMPLED,), selection.env, selection.epochs, after):
         payload, env = event.payload, event.env_id
         if not isinstance(payload, GradientSampled) or env is None or not payload.pass_index:
             continue
         if selection.slot not in (None, payload.slot_id):
             continue
-        samples.append(_Sample(event_id, env, timeline.at(event_id, env, payload) if timeline else None, payload))
-        passes += len(payload.pass_index)
-        if passes >= BATCH_ROWS:
-            yield _batch(samples, wanted)
-            samples, passes = [], 0
-    if samples:
-        yield _batch(samples, wanted)
+        taken.add(event_id, env, timeline.at(event_id, env, payload) if timeline else None, payload)
+        if len(taken.passes) >= BATCH_ROWS:
+            yield taken.batch(wanted)
+            taken = _Samples()
+    if taken.passes:
+        yield taken.batch(wanted)
 
 
-def _batch(samples: Sequence[_Sample], wanted: set[str]) -> pa.RecordBatch:
-    """One row a pass: what a sample says once is repeated for its passes."""
-    payloads = [sample.payload for sample in samples]
-    whose = array("i")
-    for position, payload in enumerate(payloads):
-        whose.extend([position] * len(payload.pass_index))
-    repeat = _array_of(whose, pa.int32())
-    entering = _array_of(array("d", (x for payload in payloads for x in payload.entering)), pa.float64())
-    leaving = _array_of(array("d", (x for payload in payloads for x in payload.leaving)), pa.float64())
+class _Samples:
+    """What samples say, one row a pass: what a sample says once is repeated for its passes.
 
-    def repeated(values: list[object], kind: pa.DataType) -> pa.Array:
-        return pa.array(values, kind).take(repeat)
+    No event is kept: an array has its numbers in a third of the time that a tuple of them takes, kept until the end.
+    """
 
-    columns = {
-        "env": lambda: repeated([sample.env for sample in samples], pa.int32()),
-        "slot": lambda: repeated([payload.slot_id for payload in payloads], pa.string()),
-        "seed": lambda: repeated([payload.seed_id for payload in payloads], pa.string()),
-        "blueprint": lambda: repeated([payload.blueprint_id for payload in payloads], pa.string()),
-        "stage": lambda: repeated([sample.stage for sample in samples], pa.string()),
-        "epoch": lambda: repeated([payload.epoch for payload in payloads], pa.int32()),
-        "pass": lambda: _array_of(array("q", (x for payload in payloads for x in payload.pass_index)), pa.int64()),
-        "ratio": lambda: ratio(entering, leaving),
-        "entering": lambda: entering,
-        "leaving": lambda: leaving,
-        "vanishing": lambda: repeated([payload.health.has_vanishing for payload in payloads], pa.bool_()),
-        "exploding": lambda: repeated([payload.health.has_exploding for payload in payloads], pa.bool_()),
-        "status": lambda: repeated([payload.health.measurement.value for payload in payloads], pa.string()),
-        EVENT: lambda: repeated([sample.event for sample in samples], pa.int64()),
-    }
-    return batch_of(WITH_EVENT, columns, wanted)
+    def __init__(self) -> None:
+        self.passes, self._entering, self._leaving = array("q"), array("d"), array("d")
+        self._ends = array("i")  # of each sample: how many passes there are up to its last
+        self._said: list[tuple[Any, ...]] = []
+
+    def add(self, event_id: int, env: int, stage: str | None, payload: GradientSampled) -> None:
+        self.passes.extend(payload.pass_index)
+        self._entering.extend(payload.entering)
+        self._leaving.extend(payload.leaving)
+        self._ends.append(len(self.passes))
+        health = payload.health
+        self._said.append(
+            (env, payload.slot_id, payload.seed_id, payload.blueprint_id, stage, payload.epoch, health.has_vanishing,
+             health.has_exploding, health.measurement.value, event_id)
+        )  # fmt: skip
+
+    def batch(self, wanted: set[str]) -> pa.RecordBatch:
+        """The wanted columns of all samples that were added."""
+        ends, passes = _array_of(self._ends, pa.int32()), _array_of(self.passes, pa.int64())
+        entering, leaving = (_array_of(norms, pa.float64()) for norms in (self._entering, self._leaving))
+
+        def repeated(place: int, name: str) -> pa.Array:
+            values = pa.array([said[place] for said in self._said], WITH_EVENT.field(name).type)
+            return pc.run_end_decode(pa.RunEndEncodedArray.from_arrays(ends, values))
+
+        columns: dict[str, Callable[[], pa.Array]] = {
+            "pass": lambda: passes,
+            "ratio": lambda: ratio(entering, leaving),
+            "entering": lambda: entering,
+            "leaving": lambda: leaving,
+            **{name: partial(repeated, place, name) for place, name in enumerate(SAID_ONCE)},
+        }
+        return batch_of(WITH_EVENT, columns, wanted)
 
 
 def ratio(entering: pa.Array, leaving: pa.Array) -> pa.Array:

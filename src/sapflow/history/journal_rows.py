@@ -55,8 +55,8 @@ class Row(NamedTuple):
             raise UnreadableEventError(
                 "too large" if self.size > MAX_EVENT_BYTES else "malformed", f"{self.size} bytes"
             )
-        event = codec.decode(self.body)
-        if (event.type, event.env_id, event.epoch) != (self.type, self.env, self.epoch):
+        event = codec.decode(self.body, self.type)
+        if event.payload.type != self.type or event.env_id != self.env or event.epoch != self.epoch:
             raise UnreadableEventError("malformed", f"event {self.id} is not what its columns say")
         if not _in_range(event):
             raise UnreadableEventError("out of range", f"event {self.id}")
@@ -146,7 +146,7 @@ class JournalRows(JournalFile):
         with closing(self.rows(sql, *parameters)) as rows:
             for row in map(Row._make, rows):
                 page.append(row)
-                taken += max(row.size, 0)
+                taken += row.size
                 if taken >= PAGE_BYTES:
                     break
         return page
@@ -192,7 +192,8 @@ def _in_range(event: TelemetryEvent) -> bool:
     payload = event.payload
     if isinstance(payload, GradientSampled):
         passes = payload.pass_index
-        even = len(passes) == len(payload.entering) == len(payload.leaving)
-        if not even or (passes and not (min(passes) >= 0 and max(passes) <= MAX_INT64)):
+        if not len(passes) == len(payload.entering) == len(payload.leaving):
+            return False
+        if passes and not 0 <= min(passes) <= max(passes) <= MAX_INT64:
             return False
     return 0 <= (event.env_id or 0) <= MAX_INT32 and 0 <= (event.epoch or 0) <= MAX_INT32 and is_time(event.time)

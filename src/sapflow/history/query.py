@@ -53,7 +53,8 @@ def asked(runs: Mapping[str, Run], sql: str) -> Iterator[pa.RecordBatchReader]:
     """The answer to one question in SQL, as a stream; inside the context.
 
     The tables are those of a run, and `runs`, a row a run. Over several runs each table begins with a column `run`, the
-    names in `runs`. Nothing is read that the question does not ask for.
+    names in `runs`. Nothing is made that the question does not ask for: no other columns and, as far as its conditions
+    tell, no other env and no other epochs.
 
     Raises:
         InputError: it is no question, cannot be answered, would touch files or the network, or takes too much memory.

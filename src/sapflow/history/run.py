@@ -13,6 +13,7 @@ from sapflow.history.journal_rows import JournalRows
 from sapflow.history.lives import alert_batches, seed_batches
 from sapflow.history.manifest import preferred
 from sapflow.history.rolled import RolledTables
+from sapflow.history.scannable import Scannable
 from sapflow.history.selection import Selection
 from sapflow.history.summary import RunSummary, summarize
 from sapflow.telemetry.run_directory import ROLLED_NAME
@@ -139,8 +140,9 @@ class Run:
         return self._tables.batches(Selection(table=table, columns=asked, env=env, slot=slot, epochs=epochs))
 
     def scannable(self, table: str) -> Any:
-        """The table for an engine that takes Arrow, such as DuckDB, as often as it likes: a pyarrow dataset of a rolled
-        run, into which it pushes down what it wants; else an object with `__arrow_c_stream__`, made anew each time.
+        """The table as a pyarrow dataset, for an engine such as DuckDB, which pushes down into it what it wants of it.
+
+        It may do so as often as it likes: what is not rolled is made anew each time.
         """
         return self._tables.scannable(table)
 
@@ -209,9 +211,9 @@ class JournalTables:
         """What is selected, as a stream."""
         return pa.RecordBatchReader.from_batches(selection.schema, self._batches(selection))
 
-    def scannable(self, table: str) -> "_Stream":
+    def scannable(self, table: str) -> Scannable:
         """What an engine takes that takes Arrow."""
-        return _Stream(self, Selection(table=table))
+        return Scannable(table, self.batches)
 
     def close(self) -> None:
         """Let go of the journal."""
@@ -240,17 +242,3 @@ class JournalTables:
             raise JournalError(
                 f"{rows.path} holds numbers that no run has ({error}): restore it from a copy"
             ) from error
-
-
-class _Stream:
-    """A table that can be read more than once, by Arrow's PyCapsule protocol."""
-
-    def __init__(self, tables: JournalTables, selection: Selection) -> None:
-        self._tables = tables
-        self._selection = selection
-
-    def __arrow_c_schema__(self) -> object:
-        return self._selection.schema.__arrow_c_schema__()
-
-    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
-        return self._tables.batches(self._selection).__arrow_c_stream__(requested_schema)
