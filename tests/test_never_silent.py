@@ -68,6 +68,12 @@ MISSING = {
         lambda m, x: None,
         ("forward", "call"),
     ),
+    "holds others, which run": (
+        Measurement.UNMEASURED,
+        nn.ModuleList([nn.Linear(3, 3)]),
+        lambda m, x: m[0](needing(x)).sum().backward(),
+        ("no forward",),
+    ),
     "called without gradients": (
         Measurement.UNMEASURED,
         nn.Linear(3, 3),

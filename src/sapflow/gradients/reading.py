@@ -161,6 +161,8 @@ def _why_nothing_left(probe: Probe) -> str:
 
 
 def _why_it_did_not_run(probe: Probe) -> tuple[Measurement, str]:
+    if getattr(type(probe.module), "forward", None) is nn.Module.forward:
+        return Measurement.UNMEASURED, "it only holds other modules, and has no forward: watch those"
     if probe.unheard:
         return Measurement.UNMEASURED, "it ran only between the passes that are measured: lower `every`"
     if probe.parameters_reached:
