@@ -565,12 +565,17 @@ async def test_alerts_stand_there_with_value_evidence_action_and_outcome(tmp_pat
         await now.press("end")
         assert "prune ✕  hold ✓" in now.text
         details = now.text
+        fits = "evidence" in details and "back to normal" in details
+        assert ("[ ] scroll" in now.lines[-1]) is not fits
         for _ in range(8):
-            now.app.screen.query_one("#details").scroll_relative(y=1, animate=False)
-            await now.pilot.pause()
+            await now.press("]")
             details += now.text
         for what in ("it is fossilised", "held (epoch 5)", "back to normal", "evidence  ratio 7.31 for 3 epochs"):
             assert what in details
+        await now.press("[")
+        assert ("evidence" in now.text) is fits
+        await now.press("up")  # another alert is read from its beginning
+        assert "evidence" in now.text
 
 
 async def test_an_entry_of_the_log_offers_what_can_be_asked_about_its_seed(tmp_path: Path) -> None:

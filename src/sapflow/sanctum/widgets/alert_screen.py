@@ -26,8 +26,12 @@ class AlertScreen(SearchScreen[AlertLife]):
     """The open alerts first; the one under the cursor is shown in full below."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding(str(number), f"state('{state}')", state, show=False, tooltip=f"Show {state} alerts")
-        for number, state in enumerate(STATES, start=1)
+        Binding("left_square_bracket", "scroll(-1)", "scroll", key_display="[ ]", tooltip="Scroll the alert up"),
+        Binding("right_square_bracket", "scroll(1)", "scroll down", show=False, tooltip="Scroll the alert down"),
+        *(
+            Binding(str(number), f"state('{state}')", state, show=False, tooltip=f"Show {state} alerts")
+            for number, state in enumerate(STATES, start=1)
+        ),
     ]
 
     def __init__(self, env_id: int | None = None) -> None:
@@ -67,9 +71,22 @@ class AlertScreen(SearchScreen[AlertLife]):
     def _show_details(self) -> None:
         life = self.rows.chosen
         title = "" if life is None else f"alert of env {life.env_id:02}" if life.env_id is not None else "alert"
-        self.query_one("#details", ScrollPanel).show(
-            life, lambda width: [title_line(title, width), *alert_details(life, width)] if life else ()
-        )
+        self._details.show(life, lambda width: [title_line(title, width), *alert_details(life, width)] if life else ())
+        self.call_after_refresh(lambda: self.offer_for(self._scrolls))
+
+    @property
+    def _details(self) -> ScrollPanel:
+        return self.query_one("#details", ScrollPanel)
+
+    @property
+    def _scrolls(self) -> bool:
+        """Whether the alert under the cursor takes more lines than there are for it."""
+        return any(details.max_scroll_y > 0 for details in self.query(ScrollPanel))  # none before it is there
+
+    def on_row_list_moved(self, message: RowList.Moved) -> None:
+        """Another alert is read from its beginning."""
+        self._details.scroll_home(animate=False)
+        super().on_row_list_moved(message)
 
     def _read(self, wanted: AlertFilter) -> None:
         """Looks up what has come; all of it where another env or another moment is shown."""
@@ -89,6 +106,14 @@ class AlertScreen(SearchScreen[AlertLife]):
         if self._events is not told or (wanted, standing) != self._read_for:
             self._read_for = (wanted, standing)
             self._lives = [life for life in alert_lives(self._events or (), standing) if wanted.lets_through(life)]
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """The alert is scrolled where it does not all fit."""
+        return self._scrolls if action == "scroll" else super().check_action(action, parameters)
+
+    def action_scroll(self, lines: int) -> None:
+        """Scrolls through the alert under the cursor."""
+        self._details.scroll_lines(lines)
 
     def action_state(self, state: str) -> None:
         """Shows open, closed, or all alerts."""
