@@ -27,13 +27,17 @@ from sapflow.sanctum.rewind import opened
 from sapflow.sanctum.screenshot import save, without_web
 from sapflow.sanctum.spans import clean
 from sapflow.sanctum.themes import DEFAULT, THEMES, Theme
+from sapflow.sanctum.widgets.alert_screen import AlertScreen
 from sapflow.sanctum.widgets.ascii_only import AsciiOnly
-from sapflow.sanctum.widgets.commands import COMMANDS, HAND, screen_for, time_bar
+from sapflow.sanctum.widgets.commands import COMMANDS, HAND
+from sapflow.sanctum.widgets.compare_screen import CompareScreen
 from sapflow.sanctum.widgets.env_detail_screen import EnvDetailScreen
 from sapflow.sanctum.widgets.env_grid import EnvGrid
 from sapflow.sanctum.widgets.env_overview import OverviewScreen
+from sapflow.sanctum.widgets.event_screen import EventScreen
 from sapflow.sanctum.widgets.help_screen import HelpScreen
 from sapflow.sanctum.widgets.key_bar import working_keys
+from sapflow.sanctum.widgets.request_dialog import RequestDialog
 from sapflow.sanctum.widgets.snapshot_screen import SnapshotScreen
 from sapflow.sanctum.widgets.span_view import SpanView
 from sapflow.telemetry.source import Source
@@ -151,24 +155,24 @@ class SanctumApp(FollowingApp):
 
     async def action_events(self) -> None:
         """Opens the log of events."""
-        await self.open(screen_for("event_screen", "EventScreen", self._listed_env))
+        await self.open(EventScreen(self._listed_env))
 
     async def action_alerts(self) -> None:
         """Opens the alerts."""
-        await self.open(screen_for("alert_screen", "AlertScreen", self._listed_env))
+        await self.open(AlertScreen(self._listed_env))
 
     async def action_compare(self) -> None:
         """Opens the comparison."""
-        await self.open(screen_for("compare_screen", "CompareScreen", self.subject.env_id))
+        await self.open(CompareScreen(self.subject.env_id))
 
     async def action_request(self, action: str) -> None:
         """Asks the person whether the trainer is to do this."""
-        await self.open(screen_for("request_dialog", "RequestDialog", action, self.subject))
+        await self.open(RequestDialog(action, self.subject))
 
     async def action_time_bar(self) -> None:
         """Shows the time bar, or takes it away."""
         if isinstance(self.screen, SnapshotScreen):
-            await self.screen.toggle_time_bar(time_bar)
+            await self.screen.toggle_time_bar()
             await self.show()
 
     def action_step(self, epochs: int) -> None:

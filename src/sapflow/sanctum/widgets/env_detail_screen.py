@@ -18,7 +18,7 @@ from sapflow.sanctum.schema import EnvState, SanctumSnapshot, SeedState
 from sapflow.sanctum.spans import Line, fit
 from sapflow.sanctum.widgets.event_log import EventLog
 from sapflow.sanctum.widgets.key_bar import KeyBar
-from sapflow.sanctum.widgets.panel import TallPanel
+from sapflow.sanctum.widgets.panel import Panel, TallPanel
 from sapflow.sanctum.widgets.run_header import RunHeader
 from sapflow.sanctum.widgets.seed_detail_screen import SeedDetailScreen
 from sapflow.sanctum.widgets.shell import Subject, shell
@@ -68,24 +68,6 @@ class SeedCard(SpanView):
         self.post_message(self.Clicked(self))
 
 
-class EnvLine(SpanView):
-    """What is said of the env as a whole."""
-
-    def __init__(self, env: EnvState) -> None:
-        super().__init__()
-        self.env = env
-
-    def show(self, env: EnvState) -> None:
-        """Draws `env`, if anything about it changed."""
-        if env is not self.env:
-            self.env = env
-            self.redraw()
-
-    def build(self, width: int) -> Sequence[Line]:
-        """One line at `width` cells."""
-        return [env_line(self.env, width)]
-
-
 class SeedCards(VerticalScroll, can_focus=False, inherit_bindings=False):
     """The cards in a grid; the arrows are the screen's, which goes from card to card, too."""
 
@@ -132,7 +114,7 @@ class EnvDetailScreen(SnapshotScreen):
     def compose(self) -> ComposeResult:
         """From the top to the bottom."""
         yield RunHeader()
-        yield EnvLine(EnvState(env_id=self.env_id))
+        yield Panel(id="env-line")
         yield SeedCards()
         yield TallPanel(id="asked")
         yield EventLog(f"events of env {self.env_id:02}")
@@ -142,7 +124,7 @@ class EnvDetailScreen(SnapshotScreen):
         """Draws the env as it is in `snapshot`; before the env began, it has nothing."""
         self.query_one(RunHeader).show(snapshot, notice)
         env = snapshot.envs.get(self.env_id, EnvState(env_id=self.env_id))
-        self.query_one(EnvLine).show(env)
+        self.query_one("#env-line", Panel).show(env, lambda width, _: [env_line(env, width)])
         self.query_one(EventLog).show(env.log, env)
         self._show_requests(env)
         seeds = list(env.seeds.values())

@@ -18,31 +18,13 @@ from sapflow.sanctum.widgets.count_strip import KINDS, CountStrip
 from sapflow.sanctum.widgets.env_grid import Density, EnvGrid
 from sapflow.sanctum.widgets.event_log import EventLog
 from sapflow.sanctum.widgets.key_bar import KeyBar
+from sapflow.sanctum.widgets.panel import Panel
 from sapflow.sanctum.widgets.run_header import RunHeader
 from sapflow.sanctum.widgets.search_line import SearchLine
 from sapflow.sanctum.widgets.shell import Subject, shell
 from sapflow.sanctum.widgets.snapshot_screen import SnapshotScreen
-from sapflow.sanctum.widgets.span_view import SpanView
 
 COPIED_WIDTH = 48  # cells of a card that is copied
-
-
-class ViewLine(SpanView):
-    """How many of the envs are shown, in which order, and why not the others."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._spans: Line = ()
-
-    def show(self, spans: Line) -> None:
-        """Draws the line, if it is another."""
-        if spans != self._spans:
-            self._spans = spans
-            self.redraw()
-
-    def build(self, width: int) -> list[Line]:
-        """The line at `width` cells."""
-        return [self._spans]
 
 
 class OverviewScreen(SnapshotScreen):
@@ -70,7 +52,7 @@ class OverviewScreen(SnapshotScreen):
         """From the top to the bottom."""
         yield RunHeader(trouble=False)
         yield CountStrip()
-        yield ViewLine()
+        yield Panel(id="view-line")
         yield EnvGrid()
         yield EventLog("events")
         with Horizontal(id="search"):
@@ -99,7 +81,8 @@ class OverviewScreen(SnapshotScreen):
         envs = arranged(snapshot, census, self.order, self.kind, self.search)
         self.query_one(RunHeader).show(snapshot, notice)
         self.query_one(CountStrip).show(census.total, self.kind)
-        self.query_one(ViewLine).show(self._view(len(envs), len(snapshot.envs)))
+        view = self._view(len(envs), len(snapshot.envs))
+        self.query_one("#view-line", Panel).show(view, lambda width, _: [view])
         self.query_one(EventLog).show(snapshot.log)
         self.query_one(EnvGrid).show(envs, self.density, len(snapshot.envs), self._nothing)
 

@@ -1,7 +1,6 @@
 """The base of the screens that follow the run."""
 
-from collections.abc import Callable, Sequence
-from typing import Protocol, cast
+from collections.abc import Sequence
 
 from textual.screen import Screen
 from textual.widget import Widget
@@ -9,19 +8,13 @@ from textual.widget import Widget
 from sapflow.sanctum.schema import SanctumSnapshot
 from sapflow.sanctum.spans import Line
 from sapflow.sanctum.widgets.shell import Subject, shell
-
-
-class ShowsTime(Protocol):
-    """A time bar."""
-
-    def show(self, snapshot: SanctumSnapshot) -> None:
-        """Draws where the moment shown lies in the run."""
+from sapflow.sanctum.widgets.time_bar import TimeBar
 
 
 class SnapshotScreen(Screen[None]):
     """A screen that is shown every new snapshot while it is the active one."""
 
-    _time_bar: Widget | None = None
+    _time_bar: TimeBar | None = None
     _before_time_bar: Widget | None = None
     _offered_for: object = None
 
@@ -52,13 +45,13 @@ class SnapshotScreen(Screen[None]):
     def show_time(self, snapshot: SanctumSnapshot) -> None:
         """Draws the time bar, where there is one."""
         if self._time_bar is not None:
-            cast(ShowsTime, self._time_bar).show(snapshot)
+            self._time_bar.show(snapshot)
 
-    async def toggle_time_bar(self, make: Callable[[], Widget]) -> None:
+    async def toggle_time_bar(self) -> None:
         """Mounts a time bar above the last widget, the key bar; or takes it away: what had the focus has it again."""
         if self._time_bar is None:
             self._before_time_bar = self.focused
-            self._time_bar = make()
+            self._time_bar = TimeBar()
             await self.mount(self._time_bar, before=-1)
         else:
             await self._time_bar.remove()

@@ -9,14 +9,14 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from sapflow.sanctum.spans import DIM, Line, fit, line
-from sapflow.sanctum.themes import DEFAULT, THEMES, Theme
+from sapflow.sanctum.themes import DEFAULT, THEMES
 
 
 class SpanView(Widget):
     """Draws the lines that `build` makes. Nothing in their texts is ever read as markup."""
 
-    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
-        super().__init__(id=id, classes=classes)
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
         self._lines: Sequence[Line] = ()
         self._built_for = -1
 
@@ -49,11 +49,6 @@ def built(build: Callable[[], Sequence[Line]], widget: Widget) -> Sequence[Line]
     except Exception as error:
         widget.log.error(error)
         return [line((f"cannot draw this: {type(error).__name__}", DIM))]
-
-
-def theme_of(widget: Widget) -> Theme:
-    """The theme that is on."""
-    return THEMES.get(widget.app.theme, THEMES[DEFAULT])
 
 
 def strip_of(spans: Line, base: Style, theme: str) -> Strip:
