@@ -477,6 +477,16 @@ def test_there_is_room_for_everything_on_a_wide_terminal() -> None:
         assert words in state
 
 
+def test_what_came_twice_is_said_where_there_is_room() -> None:
+    once, twice = story_of_demo = demo_run()[:2]
+    fold = SanctumAggregator()
+    for each in (*story_of_demo, once, twice, twice):
+        fold.apply(each)
+    told = "".join(text for text, _ in header_lines(fold.snapshot(), START, "", 200)[1])
+    assert "3 came twice" in told
+    assert "came twice" not in header(RunState.LIVE, 200)[1]
+
+
 def test_losses_are_shown_even_where_a_cut_off_run_leaves_little_room() -> None:
     assert "3 dropped" in header(RunState.ENDED, 100, dropped_events=3)[1]
 

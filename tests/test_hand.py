@@ -25,7 +25,7 @@ from sapflow.sanctum.widgets.request_dialog import RequestDialog
 from sapflow.telemetry.events import RequestAnswered, RunCompleted, SeedPruned
 from sapflow.telemetry.mailbox import Mailbox, Request
 from sapflow.telemetry.run_directory import JOURNAL_NAME
-from sapflow.telemetry.source import Source
+from sapflow.telemetry.source import RunState, Source
 from sapflow.telemetry.vocabulary import EventType, SeedStage
 
 ACTIONS = {"p": "prune", "o": "hold", "r": "resume", "x": "stop"}
@@ -260,6 +260,10 @@ async def until(pilot: Pilot[None], holds: Callable[[], bool]) -> None:
         await pilot.pause(0.05)
 
 
+def ended(app: SanctumApp) -> bool:
+    return app.snapshot.status is not None and app.snapshot.status.state is RunState.COMPLETED
+
+
 async def focus_slot(app: SanctumApp, pilot: Pilot[None], slot_id: str) -> None:
     """Goes to the slot's card, from the one on the left of it or of one before."""
     slots = [card.seed.slot_id for card in app.screen.query(SeedCard)]
@@ -272,7 +276,7 @@ async def test_a_seed_is_pruned_by_hand_and_a_fossil_is_not(tmp_path: Path) -> N
         async with watching(run_dir) as (app, pilot):
             seeds = lambda: app.snapshot.envs[0].seeds if 0 in app.snapshot.envs else {}  # noqa: E731
 
-            env_requests = lambda: app.snapshot.envs[0].requests  # noqa: E731
+            answers = lambda: [told.payload for told in app.source.events([EventType.REQUEST_ANSWERED], 0)]  # noqa: E731
 
             def first_in(stage: SeedStage) -> str:
                 return next((slot_id for slot_id, seed in seeds().items() if seed.stage is stage), "")
@@ -303,8 +307,8 @@ async def test_a_seed_is_pruned_by_hand_and_a_fossil_is_not(tmp_path: Path) -> N
             # As one that was asked before the seed was a fossil, or by another program.
             asked_late = new_request("prune", 0, fossil, seeds()[fossil].seed_id, time.time())
             Mailbox(run_dir).post(asked_late)
-            await until(pilot, lambda: any(a.request_id == asked_late.request_id for a in env_requests()))
-            (refused,) = [a for a in env_requests() if a.request_id == asked_late.request_id]
+            await until(pilot, lambda: any(a.request_id == asked_late.request_id for a in answers()))
+            (refused,) = [a for a in answers() if a.request_id == asked_late.request_id]
             assert not refused.done
             assert "fossilized" in refused.outcome
             assert seeds()[fossil].stage is SeedStage.FOSSILIZED
@@ -312,6 +316,6 @@ async def test_a_seed_is_pruned_by_hand_and_a_fossil_is_not(tmp_path: Path) -> N
             async with watching(run_dir) as (other, its_pilot):  # a second person at the same run
                 await until(its_pilot, lambda: 0 in other.snapshot.envs)
                 await its_pilot.press("x", "y")
-                await until(its_pilot, lambda: other.snapshot.completed)
-            await until(pilot, lambda: app.snapshot.completed)
+                await until(its_pilot, lambda: ended(other))
+            await until(pilot, lambda: ended(app))
             assert Mailbox(run_dir).pending() == []

@@ -13,8 +13,9 @@ from sanctum_screens import Sitting, sitting
 from sapflow.sanctum.alert_history import AlertLife
 from sapflow.sanctum.alert_panels import alert_details, alert_row
 from sapflow.sanctum.comparison import Side, comparison_lines, side_line
-from sapflow.sanctum.event_panels import alert_filter_line, log_filter_line, log_row
+from sapflow.sanctum.event_panels import alert_filter_line, log_filter_line
 from sapflow.sanctum.hand import pending_lines
+from sapflow.sanctum.panels import log_row
 from sapflow.sanctum.query import AlertFilter, LogFilter, Query
 from sapflow.sanctum.schema import EnvState, LogLine, SeedState
 from sapflow.sanctum.slot_charts import spread_lines

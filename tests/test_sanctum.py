@@ -459,7 +459,7 @@ async def test_a_journal_on_disk_is_followed_and_drawn(tmp_path: Path) -> None:
     with Source(tmp_path) as source:
         app = SanctumApp(source, poll_seconds=3600)
         async with app.run_test(size=(100, 30)) as pilot:
-            while not app.snapshot.completed:
+            while "■ completed" not in screen_text(app):
                 await pilot.pause()
             await pilot.pause()
             assert screen_lines(app)[1].startswith(" ■ completed ")

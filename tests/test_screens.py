@@ -112,6 +112,13 @@ async def test_many_cards_are_walked_row_by_row_and_each_is_seen_whole(tmp_path:
         assert next(iter(now.app.screen.query(SeedCard))).region.y == view.y
 
 
+async def test_the_help_names_every_key_once(tmp_path: Path) -> None:
+    async with sitting(tmp_path, demo_run(), (100, 60)) as now:
+        await now.press("enter", "question_mark")
+        assert "←↓↑→ " in now.text
+        assert "←↓↑→ ←↓↑→" not in now.text
+
+
 async def test_the_chosen_card_stays_chosen_while_another_window_is_in_front(tmp_path: Path) -> None:
     async with sitting(tmp_path, demo_run()) as now:
         await now.press("enter", "right")

@@ -1,14 +1,13 @@
 """Events in, snapshots out: keeps what is known of a run, whatever order its envs' events arrive in."""
 
 from bisect import insort
-from collections import deque
 from functools import singledispatchmethod
 from math import inf
 from types import MappingProxyType
 
 from msgspec.structs import replace
 
-from sapflow.sanctum.env_view import REQUESTS_LIMIT, EnvView
+from sapflow.sanctum.env_view import EnvView
 from sapflow.sanctum.log import log_line
 from sapflow.sanctum.reducers import reduce
 from sapflow.sanctum.schema import EnvState, EnvStatus, LogLine, SanctumSnapshot
@@ -16,8 +15,6 @@ from sapflow.telemetry.events import (
     EpochCompleted,
     GradientSampled,
     Payload,
-    RequestAnswered,
-    RunCompleted,
     RunResumed,
     RunStarted,
     TelemetryEvent,
@@ -50,7 +47,6 @@ class SanctumAggregator:
         self._run_id = ""
         self._read_until = -inf
         self._log: list[LogLine] = []
-        self._requests: deque[RequestAnswered] = deque(maxlen=REQUESTS_LIMIT)
         self._last_run_sequence = -1
         self._run = SanctumSnapshot()
         self._run_changed = False
@@ -83,7 +79,6 @@ class SanctumAggregator:
             return
         if sequence is not None:
             if sequence > env.last_sequence + 1:
-                env.gaps += 1
                 self._gaps += 1
             env.last_sequence = sequence
         env.last_time = event.time
@@ -100,9 +95,7 @@ class SanctumAggregator:
     def forget_gaps(self) -> None:
         """What was left out until now was left out on purpose."""
         self._gaps = 0
-        for env in self._envs.values():
-            env.gaps = 0
-        self._changed.update(self._envs)
+        self._run_changed = True
 
     def complete(self, env_id: int, whole: "SanctumAggregator") -> None:
         """Know of an env what another knows of it, which was told of the same events and of more before them."""
@@ -110,8 +103,7 @@ class SanctumAggregator:
         self._left_out += whole._left_out  # perhaps some of them twice, but none untold
         view = whole._envs.get(env_id)
         if view is not None:
-            before = self._envs[env_id]
-            view.gaps, view.last_sequence = before.gaps, max(before.last_sequence, view.last_sequence)
+            view.last_sequence = max(self._envs[env_id].last_sequence, view.last_sequence)
             self._envs[env_id] = self._changed[env_id] = view
 
     def snapshot(self) -> SanctumSnapshot:
@@ -128,7 +120,6 @@ class SanctumAggregator:
             left_out=self._left_out,
             run_id=self._run_id,
             read_until=self._read_until if self._read_until > -inf else None,
-            requests=tuple(self._requests),
         )
         self._run_changed = False
         return self._run
@@ -185,7 +176,6 @@ class SanctumAggregator:
     def _(self, payload: RunStarted, time: float) -> None:
         self._update_run(
             task=payload.task,
-            rng_seed=payload.rng_seed,
             started_at=time,
             resumed_at=time,
             expected_envs=payload.envs,
@@ -194,15 +184,7 @@ class SanctumAggregator:
 
     @_reduce_run.register
     def _(self, payload: RunResumed, time: float) -> None:
-        self._update_run(completed=False, resumed_at=time, resumed_from=payload.from_epoch)
-
-    @_reduce_run.register
-    def _(self, payload: RunCompleted, time: float) -> None:
-        self._update_run(completed=True)
-
-    @_reduce_run.register
-    def _(self, payload: RequestAnswered, time: float) -> None:
-        self._requests.append(payload)
+        self._update_run(resumed_at=time, resumed_from=payload.from_epoch)
 
     def _update_run(self, **changes: object) -> None:
         self._run = replace(self._run, **changes)

@@ -14,7 +14,7 @@ from sapflow.sanctum.glyphs import (
     VERMILLION,
 )
 from sapflow.sanctum.header import of_epochs
-from sapflow.sanctum.numbers import compact
+from sapflow.sanctum.numbers import known
 from sapflow.sanctum.plots import accuracy_trend, loss_trend
 from sapflow.sanctum.schema import Condition, EnvState, EnvStatus, SlotMark
 from sapflow.sanctum.spans import DIM, Line, Span, box, clean, fit, line, width_of
@@ -47,8 +47,8 @@ def card_lines(rows: int) -> int:
 
 def _learning_line(env: EnvState, width: int) -> Line:
     """Accuracy and validation loss, each with its trend; where two would be too short, that of the accuracy alone."""
-    accuracy = line(f"acc {_number(env.accuracy):>5} ")
-    loss = line(f" loss {_number(env.validation_loss):>6} ")
+    accuracy = line(f"acc {known(env.accuracy):>5} ")
+    loss = line(f" loss {known(env.validation_loss):>6} ")
     room = width - width_of(accuracy) - width_of(loss)
     for_loss = room // 2 if room >= 2 * LEAST_TREND else 0
     return line(
@@ -57,10 +57,6 @@ def _learning_line(env: EnvState, width: int) -> Line:
         *loss,
         (loss_trend(env.loss_history, for_loss), SKY_BLUE),
     )
-
-
-def _number(value: float | None) -> str:
-    return "--" if value is None else compact(value)
 
 
 def env_foot(env: EnvState, width: int) -> Line:
@@ -88,7 +84,7 @@ def dense_line(env: EnvState, digits: int, slots: int, focused: bool = False) ->
     for mark in env.seeds.marks[:slots]:
         spans += _dense_slot(mark)
     spans.append(("   " * (slots - len(env.seeds)), ""))
-    spans.append((f"{_number(env.accuracy):>5}  ", frame or DIM))
+    spans.append((f"{known(env.accuracy):>5}  ", frame or DIM))
     return fit(tuple(spans), dense_width(digits, slots))
 
 

@@ -7,11 +7,10 @@ from msgspec.structs import replace
 
 from sapflow.sanctum.schema import FLAGGED, Condition, EnvState, EnvStatus, LogLine, Seeds, SeedState, Totals
 from sapflow.sanctum.slot_view import HISTORY_LIMIT, SlotView
-from sapflow.telemetry.events import Alert, EpochCompleted, GradientSampled, RequestAnswered
+from sapflow.telemetry.events import Alert, EpochCompleted, GradientSampled
 from sapflow.telemetry.vocabulary import Measurement
 
 ENV_LOG_LIMIT = 100
-REQUESTS_LIMIT = 8
 PACE_EPOCHS = 8  # that the passes a second are taken over
 
 MEASURED = Measurement.MEASURED
@@ -34,10 +33,8 @@ class EnvView:
         self.open_alerts: tuple[Alert, ...] = ()
         self.totals = Totals()
         self.log: deque[LogLine] = deque(maxlen=ENV_LOG_LIMIT)
-        self.requests: deque[RequestAnswered] = deque(maxlen=REQUESTS_LIMIT)
         self.last_sequence = -1
         self.last_time = 0.0
-        self.gaps = 0
         self._concern = Condition.RESTING
         self._octaves_off = 0
         self._accuracies: deque[float] = deque(maxlen=HISTORY_LIMIT)
@@ -85,7 +82,6 @@ class EnvView:
             germinated=payload.total_germinated,
             pruned=payload.total_pruned,
             fossilized=payload.total_fossilized,
-            alerts=payload.total_alerts,
             shadows=payload.total_shadows,
             recompiles=payload.total_recompiles,
         )
@@ -142,13 +138,11 @@ class EnvView:
             open_alerts=self.open_alerts,
             totals=self.totals,
             log=tuple(self.log),
-            requests=tuple(self.requests),
             passes_per_second=self._pace(),
             concern=self._concern,
             octaves_off=self._octaves_off,
             last_sequence=self.last_sequence,
             last_time=self.last_time,
-            gaps=self.gaps,
         )
 
     def _pace(self) -> float:

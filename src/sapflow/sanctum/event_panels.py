@@ -1,30 +1,10 @@
-"""How the log of events looks on a screen of its own, and what lists say of their search."""
+"""What the lists of events and of alerts say of their search, and of where in them one is."""
 
 from collections.abc import Iterable
 
-from sapflow.sanctum.glyphs import BLUISH_GREEN, EVENT_MARKS, ORANGE, SKY_BLUE
-from sapflow.sanctum.numbers import clock
-from sapflow.sanctum.panels import SEVERITY_STYLES
+from sapflow.sanctum.glyphs import BLUISH_GREEN, ORANGE, SKY_BLUE
 from sapflow.sanctum.query import KINDS, STATES, AlertFilter, LogFilter, Query
-from sapflow.sanctum.schema import LogLine
-from sapflow.sanctum.spans import DIM, Line, Span, clean, ends, first_that_fits, fit, line, padded, width_of
-
-
-def log_row(entry: LogLine, width: int, slot_width: int) -> Line:
-    """One entry: when, what, where, and its words."""
-    mark, style = EVENT_MARKS.get(entry.kind, ("·", DIM))
-    severity = SEVERITY_STYLES[entry.severity] if entry.severity else ""
-    place = "run    " if entry.env_id is None else f"env {entry.env_id:02} "
-    return fit(
-        line(
-            (f"{clock(entry.time)}  ", DIM),
-            (f"{mark} ", style),
-            (place, "bold"),
-            f"{padded(entry.slot_id, slot_width)}  ",
-            ("  ".join(clean(part, 300) for part in entry.parts if part), severity),
-        ),
-        width,
-    )
+from sapflow.sanctum.spans import DIM, Line, Span, clean, ends, first_that_fits, line, width_of
 
 
 def log_filter_line(wanted: LogFilter, cursor: int, count: int, following: bool, width: int) -> Line:

@@ -189,7 +189,8 @@ def _losses(snapshot: SanctumSnapshot) -> tuple[Line, Line, Line, Line]:
     status = snapshot.status
     events, samples = (status.dropped_events, status.dropped_samples) if status else (0, 0)
     skipped = status.skipped if status else 0
-    every = ((snapshot.gaps, "gaps"), (events, "dropped"), (samples, "samples dropped"), (skipped, "skipped"))
+    every = [(snapshot.gaps, "gaps"), (events, "dropped"), (samples, "samples dropped"), (skipped, "skipped")]
+    every += [(snapshot.duplicates, "came twice")] if snapshot.duplicates else []  # nothing is lost by that
     brief = ((snapshot.gaps, "gaps"), (events + samples, "dropped"), (skipped, "skipped"))
     lost = sum(number for number, _ in brief)
     return _lost(every), _lost(brief), _lost(loss for loss in brief if loss[0]), _lost([(lost, "lost")] if lost else ())

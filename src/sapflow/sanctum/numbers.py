@@ -18,6 +18,11 @@ def compact(value: float) -> str:
     return f"{value:.2f}" if size < 99.995 else f"{value:.0f}"
 
 
+def known(value: float | None) -> str:
+    """`compact`, or -- where there is no number."""
+    return "--" if value is None else compact(value)
+
+
 def ratio(value: float) -> str:
     """A ratio in at most six cells; where two decimals would lie on the other side of the healthy band's end, more.
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from sapflow.sanctum.cells import env_foot
 from sapflow.sanctum.glyphs import CONDITION_GLYPHS, CONDITION_STYLES, EVENT_MARKS, ORANGE, SKY_BLUE, VERMILLION
-from sapflow.sanctum.numbers import clock, compact, humanised
+from sapflow.sanctum.numbers import clock, compact, humanised, known
 from sapflow.sanctum.plots import accuracy_trend, loss_trend
 from sapflow.sanctum.schema import Condition, EnvState, LogLine
 from sapflow.sanctum.spans import DIM, Line, clean, fit, line, padded, spaced
@@ -18,11 +18,11 @@ def env_line(env: EnvState, width: int) -> Line:
     """The head of an env's own screen: everything that is said of the env as a whole."""
     accuracy = "--" if env.accuracy is None else f"{compact(env.accuracy)} %"
     condition = env.condition
-    known = (
+    parts = (
         line((f"env {env.env_id:02} {CONDITION_GLYPHS[condition]}", f"bold {CONDITION_STYLES[condition]}")),
         line(f"acc {accuracy} ", (accuracy_trend(env.accuracy_history, 12).strip(), SKY_BLUE)),
         line(
-            f"loss {_number(env.train_loss)} / {_number(env.validation_loss)} ",
+            f"loss {known(env.train_loss)} / {known(env.validation_loss)} ",
             (loss_trend(env.loss_history, 12).strip(), SKY_BLUE),
         ),
         env_foot(env, 60),
@@ -32,17 +32,13 @@ def env_line(env: EnvState, width: int) -> Line:
         ),
         line((_extra_work(env), DIM)),
     )
-    return fit(spaced(known), width)
+    return fit(spaced(parts), width)
 
 
 def _extra_work(env: EnvState) -> str:
     """What growing costs: shadow forwards for each measured pass, and graphs that were compiled."""
     shadows = f"{env.totals.shadows / env.totals.passes:.2g} shadows a pass" if env.totals.passes else ""
     return shadows + (f"  {env.totals.recompiles} graphs compiled" if env.totals.recompiles else "")
-
-
-def _number(value: float | None) -> str:
-    return "--" if value is None else compact(value)
 
 
 def alert_lines(env: EnvState, width: int) -> list[Line]:
@@ -65,21 +61,25 @@ SEVERITY_STYLES = {Severity.WARNING: ORANGE, Severity.CRITICAL: f"bold {VERMILLI
 
 def log_lines(log: Iterable[LogLine], width: int) -> list[Line]:
     """Entries of the events log, the newest first."""
-    return [fit(_log_line(entry), width) for entry in reversed(tuple(log))]
+    return [log_row(entry, width, _SLOT_WIDTH) for entry in reversed(tuple(log))]
 
 
-def _log_line(entry: LogLine) -> Line:
+def log_row(entry: LogLine, width: int, slot_width: int) -> Line:
+    """One entry: when, what, where, and its words."""
     mark, style = EVENT_MARKS.get(entry.kind, ("·", DIM))
     place = "run   " if entry.env_id is None else f"env {entry.env_id:02}"
     severity = SEVERITY_STYLES[entry.severity] if entry.severity else ""
-    return line(
-        (f"{clock(entry.time)}  ", DIM),
-        (f"{mark} ", style),
-        (f"{place} ", "bold"),
-        f"{padded(entry.slot_id, _SLOT_WIDTH)} ",
-        (_joined(entry.parts), severity),
+    return fit(
+        line(
+            (f"{clock(entry.time)}  ", DIM),
+            (f"{mark} ", style),
+            (f"{place} ", "bold"),
+            f"{padded(entry.slot_id, slot_width)} ",
+            (_joined(entry.parts), severity),
+        ),
+        width,
     )
 
 
 def _joined(parts: Iterable[str]) -> str:
-    return "  ".join(clean(part, 200) for part in parts if part)
+    return "  ".join(clean(part, 300) for part in parts if part)

@@ -15,7 +15,6 @@ from sapflow.telemetry.events import (
     EnvFailed,
     EnvStarted,
     Payload,
-    RequestAnswered,
     SeedFossilized,
     SeedGerminated,
     SeedPayload,
@@ -82,18 +81,12 @@ def _(payload: SeedFossilized, env: EnvView) -> bool:
 def _(payload: AlertRaised, env: EnvView) -> bool:
     env.open_alerts = (*_others(env.open_alerts, payload.alert), payload.alert)
     env.worsen(Condition.ALERTED)
-    return _count(env, alerts=env.totals.alerts + 1)
+    return True
 
 
 @reduce.register
 def _(payload: AlertCleared, env: EnvView) -> bool:
     env.open_alerts = _others(env.open_alerts, payload.alert)
-    return True
-
-
-@reduce.register
-def _(payload: RequestAnswered, env: EnvView) -> bool:
-    env.requests.append(payload)
     return True
 
 

@@ -9,7 +9,7 @@ from typing import Self
 import msgspec
 from msgspec import Struct
 
-from sapflow.telemetry.events import Alert, GradientHealth, RequestAnswered, SeedTelemetry
+from sapflow.telemetry.events import Alert, GradientHealth, SeedTelemetry
 from sapflow.telemetry.source import RunStatus
 from sapflow.telemetry.vocabulary import EventType, Measurement, SeedStage, Severity
 
@@ -172,7 +172,6 @@ class Totals(Struct, frozen=True, kw_only=True, gc=False):
     germinated: int = 0
     pruned: int = 0
     fossilized: int = 0
-    alerts: int = 0
     shadows: int = 0
     recompiles: int = 0
 
@@ -182,8 +181,8 @@ class EnvState(Struct, frozen=True, kw_only=True, gc=False):
 
     Accuracies in percent on the validation split, losses in the task's unit, both None before the first epoch.
     `concern` and, among equals, `octaves_off` order the overview: the worst condition, and how far from 1 the gain of a
-    flagged seed is. They rise at once and fall only when an epoch ends, so that cards keep their places. `requests` are
-    the last answers to what people asked; `passes_per_second` is taken over the last epochs, 0.0 while unknown.
+    flagged seed is. They rise at once and fall only when an epoch ends, so that cards keep their places.
+    `passes_per_second` is taken over the last epochs, 0.0 while unknown.
     """
 
     env_id: int
@@ -202,13 +201,11 @@ class EnvState(Struct, frozen=True, kw_only=True, gc=False):
     open_alerts: tuple[Alert, ...] = ()
     totals: Totals = Totals()
     log: tuple[LogLine, ...] = ()
-    requests: tuple[RequestAnswered, ...] = ()
     passes_per_second: float = 0.0
     concern: Condition = Condition.RESTING
     octaves_off: int = 0
     last_sequence: int = -1
     last_time: float = 0.0
-    gaps: int = 0
 
     @property
     def ended(self) -> bool:
@@ -219,12 +216,6 @@ class EnvState(Struct, frozen=True, kw_only=True, gc=False):
     def urgency(self) -> tuple[int, int]:
         """Sorts the env that needs a look most before the others."""
         return (-self.concern, -self.octaves_off)
-
-    @property
-    def farthest(self) -> int:
-        """Whole octaves between 1 and the ratio of the flagged seed that is farthest from it, now."""
-        flagged = [seed for seed in self.seeds.values() if seed.condition in (Condition.VANISHING, Condition.EXPLODING)]
-        return max((octaves_off(seed.grad_ratio) for seed in flagged), default=0)
 
     @property
     def condition(self) -> Condition:
@@ -247,17 +238,14 @@ class SanctumSnapshot(Struct, frozen=True, kw_only=True):
     never was, its start.
     `expected_envs` and `expected_epochs` are what was asked for, 0 while unknown. `gaps` counts the places where events
     are missing, `duplicates` the events that came again, `left_out` those that say what cannot be. `passes_per_second`
-    sums the envs that train; `read_until` is the time of the newest event that went in, and `requests` are the last
-    answers of the run itself.
+    sums the envs that train; `read_until` is the time of the newest event that went in.
     """
 
     run_id: str = ""
     task: str = ""
-    rng_seed: int | None = None
     started_at: float | None = None
     resumed_at: float | None = None
     resumed_from: int = 0
-    completed: bool = False
     expected_envs: int = 0
     expected_epochs: int = 0
     envs: Mapping[int, EnvState] = MappingProxyType({})
@@ -268,7 +256,6 @@ class SanctumSnapshot(Struct, frozen=True, kw_only=True):
     left_out: int = 0
     passes_per_second: float = 0.0
     read_until: float | None = None
-    requests: tuple[RequestAnswered, ...] = ()
 
     @property
     def lag(self) -> float:

@@ -4,8 +4,9 @@ from typing import ClassVar
 
 from textual.binding import Binding, BindingType
 
-from sapflow.sanctum.event_panels import log_filter_line, log_row
+from sapflow.sanctum.event_panels import log_filter_line
 from sapflow.sanctum.log_book import LogBook, entry_key
+from sapflow.sanctum.panels import log_row
 from sapflow.sanctum.query import KINDS, LogFilter, Query
 from sapflow.sanctum.schema import LogLine
 from sapflow.sanctum.widgets.panel import Panel
@@ -43,7 +44,7 @@ class EventScreen(SearchScreen[LogLine]):
         book = self._current_book()
         with shell(self).look_up(self):
             book.look()
-        slots = slot_width(entry.slot_id for entry in book.shown[-SEEN:])
+        slots = slot_width(entry.slot_id for entry in book.shown[-SEEN:]) + 1
         rows = self.rows
         rows.show(book.shown, lambda entry, width: log_row(entry, width, slots), "no event like that")
         place = (rows.cursor, len(rows.rows), rows.following)

@@ -34,7 +34,10 @@ _OURS = (
     ("‖ held", "a person or a rule holds the seed in its stage; r lets it go on"),
     ("passes/s", "of all envs that train, each over its last epochs; -- where none is known, or the trainer is quiet"),
     ("lagging", "how far behind the journal's newest event this screen is"),
-    ("gaps", "places where events are missing; dropped: never written; skipped: not readable"),
+    (
+        "gaps",
+        "places where events are missing; dropped: never written; skipped: not readable; came twice: shown once",
+    ),
 )
 _NAME = 16  # cells
 _MARKS = re.compile(r"[*`]|\[([^\]]*)\]\([^)]*\)")  # of Markdown

@@ -46,7 +46,7 @@ def working_keys(screen: Screen[Any]) -> list[Key]:
         place = (active.node, binding.action)
         shown = screen.app.get_key_display(binding)
         if place in found:
-            found[place] = found[place]._replace(keys=(*found[place].keys, shown))
+            found[place] = found[place]._replace(keys=tuple(dict.fromkeys((*found[place].keys, shown))))
         else:
             sentence = active.tooltip or binding.tooltip or binding.description
             found[place] = Key((shown,), binding.description, sentence, binding.action, active.node, binding.show)
