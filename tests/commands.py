@@ -140,6 +140,13 @@ def finish_forked(arguments: Sequence[str], cwd: Path, code: str = MAIN) -> subp
     return Forked(arguments, cwd, code=code).finish()
 
 
+def run_script(code: str, cwd: Path) -> str:
+    """What a program in Python prints, in a process of its own; a warning is an error there."""
+    done = finish_forked([], cwd, f"import warnings\nwarnings.simplefilter('error')\n{code}")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
     """Bad input: exit code 2, one line on stderr that has `words`, and nothing on stdout."""
     assert done.returncode == 2, done.stderr

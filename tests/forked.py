@@ -13,7 +13,8 @@ import traceback
 from typing import Any, NoReturn
 
 import sklearn.datasets  # noqa: F401
-import torch  # noqa: F401
+import torch
+import torch._dynamo  # which the first optimizer would import  # noqa: F401
 
 import sapflow.cli.commands
 import sapflow.cli.rules

@@ -1,12 +1,12 @@
 """What the documents say is so: their examples run, their links lead somewhere, their trees name what is there."""
 
 import re
-import subprocess
-import sys
 import xml.etree.ElementTree
 from pathlib import Path
 
 import pytest
+
+from commands import run_script
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
@@ -22,11 +22,7 @@ EXAMPLES = [
 
 @pytest.mark.parametrize("code", EXAMPLES)
 def test_examples_run(code, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout
+    assert run_script(code, tmp_path)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

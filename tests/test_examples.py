@@ -1,11 +1,10 @@
 """The examples run as they stand, and say what they promise."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from commands import run_script
 from sapflow.telemetry.events import NonFiniteOrigin
 from sapflow.telemetry.source import RunState, Source
 
@@ -13,11 +12,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def output_of(name: str, cwd: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(EXAMPLES / name)], cwd=cwd, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return run_script((EXAMPLES / name).read_text(encoding="utf-8"), cwd)
 
 
 def test_every_example_has_a_test():
