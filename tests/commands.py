@@ -140,6 +140,11 @@ def finish_forked(arguments: Sequence[str], cwd: Path, code: str = MAIN) -> subp
     return Forked(arguments, cwd, code=code).finish()
 
 
+def program(name: str) -> str:
+    """The program of that name beside the tests, as code for a fork."""
+    return f"import runpy\nrunpy.run_path({str(Path(__file__).with_name(name))!r}, run_name='__main__')"
+
+
 def run_script(code: str, cwd: Path) -> str:
     """What a program in Python prints, in a process of its own; a warning is an error there."""
     done = finish_forked([], cwd, f"import warnings\nwarnings.simplefilter('error')\n{code}")

@@ -12,6 +12,11 @@ import threading
 import traceback
 from typing import Any, NoReturn
 
+# Read when torch is imported: its own C++ warnings go to stderr without passing Python's filters.
+os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
+
+import duckdb  # noqa: F401
+import pyarrow.parquet  # noqa: F401
 import sklearn.datasets  # noqa: F401
 import torch
 import torch._dynamo  # which the first optimizer would import  # noqa: F401

@@ -1,12 +1,11 @@
 """What the tests of plots and reports share: a run that was really trained, and ones that are made to be difficult."""
 
 import random
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from commands import SAPFLOW
+from commands import finish_forked
 from journals import event, finished_run
 from sapflow.telemetry.events import (
     Alert,
@@ -35,8 +34,7 @@ def train(run_dir: Path, *options: str) -> Path:
     """A run of `sapflow train` on the digits: two envs, in which a seed vanishes and another explodes."""
     plants = ("--plant", "0:mid:sigmoid", "--plant", "1:mid:explosive")
     plan = ("--task", "digits-mlp", "--envs", "2", "--epochs", "9", "--checkpoint-every", "0", *plants, *options)
-    command = [*SAPFLOW, "train", *plan, "--run-dir", str(run_dir)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = finish_forked(["train", *plan, "--run-dir", str(run_dir)], run_dir.parent)
     assert done.returncode == 0, done.stderr
     return run_dir
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from few_digits import few_digits
 from resume_worker import finish, trainer
 from sapflow.errors import InputError
 from sapflow.telemetry.mailbox import Mailbox, Request
@@ -66,4 +67,5 @@ def main(scratch):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    with few_digits():
+        main(Path(sys.argv[1]))

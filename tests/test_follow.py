@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import ENDLESS, SAPFLOW, TRAIN, finish, follow_to, read_whole, refused, started, wait_until
+from commands import ENDLESS, SAPFLOW, TRAIN, Forked, finish_forked, follow_to, read_whole, refused, started, wait_until
 from journals import PATIENCE, finished_run, python
 from receivers import free_port, receiver
 from sanctum_events import RUN_ID, demo_run
@@ -23,7 +23,7 @@ from sapflow.telemetry.source import RunState
 
 DEMO = demo_run(epochs=6, completed=True)
 KEYS = [event_key(one, RUN_ID) for one in DEMO]
-FOLLOW = (*SAPFLOW, "follow")
+FOLLOW = ("follow",)
 
 # A trainer that emits so many events slowly enough to be followed, and ends when its stdin does.
 TRAINER = """
@@ -69,7 +69,7 @@ def ledger(run_dir: Path, name: str = "webhook"):
 
 def test_a_finished_run_goes_to_several_places_each_by_a_process_of_its_own(run_dir):
     with receiver() as server:
-        done = finish(webhook(run_dir, server.url, "--export", "jsonlines"), run_dir)
+        done = finish_forked(webhook(run_dir, server.url, "--export", "jsonlines"), run_dir)
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(done.stdout.splitlines()) == [
         f"jsonlines: {len(DEMO)} events exported",
@@ -85,16 +85,16 @@ def test_a_rolled_run_whose_journal_is_gone_is_exported_from_where_it_was(run_di
     pytest.importorskip("pyarrow")
     path_of(run_dir, "jsonlines").parent.mkdir()
     path_of(run_dir, "jsonlines").write_text('{"cursor": 10}')
-    assert finish((*SAPFLOW, "roll", str(run_dir), "--remove-journal"), tmp_path).returncode == 0
+    assert finish_forked(("roll", str(run_dir), "--remove-journal"), tmp_path).returncode == 0
     assert not (run_dir / "journal.sqlite").exists()
-    done = finish((*FOLLOW, str(run_dir), "--export", "jsonlines"), tmp_path)
+    done = finish_forked((*FOLLOW, str(run_dir), "--export", "jsonlines"), tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     lines = (run_dir / "exporters" / "events.jsonl").read_text().splitlines()
     assert [json.loads(line)["key"] for line in lines] == KEYS[10:]
 
 
 def test_to_a_pipe(run_dir):
-    done = finish((*FOLLOW, str(run_dir), "--export", "jsonlines", "--option", "jsonlines.path=-"), run_dir)
+    done = finish_forked((*FOLLOW, str(run_dir), "--export", "jsonlines", "--option", "jsonlines.path=-"), run_dir)
     lines = done.stdout.splitlines()
     assert [json.loads(line)["key"] for line in lines[:-1]] == KEYS
     assert lines[-1] == f"jsonlines: {len(DEMO)} events exported"
@@ -104,7 +104,7 @@ def test_a_backend_that_hangs_holds_up_nobody_else(run_dir):
     with receiver() as server:
         server.always = lambda body: 200 if server.released.wait(PATIENCE) else 500
         server.released = threading.Event()
-        with started(webhook(run_dir, server.url, "--export", "jsonlines"), run_dir) as both:
+        with started((*SAPFLOW, *webhook(run_dir, server.url, "--export", "jsonlines")), run_dir) as both:
             wait_until(lambda: getattr(ledger(run_dir, "jsonlines"), "state", "") == "done", "the end of jsonlines")
             server.wait_for(lambda it: it.asked > 0, "a batch")
             assert ledger(run_dir).exported == 0
@@ -132,7 +132,7 @@ def test_sigkill_and_restarts_lose_nothing_and_duplicates_are_known_by_their_key
             total += 30
             # The backend is away when the follower begins, then fails, then takes a batch and never answers.
             with started(
-                webhook(run_dir, f"http://127.0.0.1:{port}", "--option", "webhook.timeout=30"), tmp_path
+                (*SAPFLOW, *webhook(run_dir, f"http://127.0.0.1:{port}", "--option", "webhook.timeout=30")), tmp_path
             ) as one:
                 wait_until(lambda one=one: retries(run_dir, one), "a retry")
                 with receiver(port) as server:
@@ -150,7 +150,7 @@ def test_sigkill_and_restarts_lose_nothing_and_duplicates_are_known_by_their_key
                     one.send_signal(signal.SIGKILL)
                     assert one.wait(PATIENCE) == -signal.SIGKILL
                 taken += server.keys
-        with receiver(port) as server, started(webhook(run_dir, server.url), tmp_path) as last:
+        with receiver(port) as server, started((*SAPFLOW, *webhook(run_dir, server.url)), tmp_path) as last:
             server.wait_for(lambda it: len(it.bodies) > 0, "a batch")
             trainer.stdin.close()
             assert last.wait(PATIENCE) == 0
@@ -167,7 +167,7 @@ def test_sigkill_and_restarts_lose_nothing_and_duplicates_are_known_by_their_key
 
 def test_it_waits_for_a_run_that_is_yet_to_begin(tmp_path):
     run_dir = tmp_path / "run"
-    with started((*FOLLOW, str(run_dir), "--export", "jsonlines", "--wait", "60"), tmp_path) as follower:
+    with started((*SAPFLOW, *FOLLOW, str(run_dir), "--export", "jsonlines", "--wait", "60"), tmp_path) as follower:
         run_directory.create(run_dir)  # which has to be empty, or not there
         wait_until(lambda: getattr(ledger(run_dir, "jsonlines"), "state", "") == "waiting", "the follower")
         with python(TRAINER, run_dir) as trainer:
@@ -179,7 +179,7 @@ def test_it_waits_for_a_run_that_is_yet_to_begin(tmp_path):
 def test_ctrl_c_and_sigterm_end_it_and_keep_its_place(run_dir):
     for number in (signal.SIGINT, signal.SIGTERM):
         command = webhook(run_dir, f"http://127.0.0.1:{free_port()}", "--export", "jsonlines")
-        with started(command, run_dir) as both:
+        with started((*SAPFLOW, *command), run_dir) as both:
             wait_until(lambda: getattr(ledger(run_dir), "state", "") == "retrying", "a retry")
             both.send_signal(number)
             assert both.wait(PATIENCE) == 130
@@ -189,28 +189,28 @@ def test_ctrl_c_and_sigterm_end_it_and_keep_its_place(run_dir):
 
 
 def test_a_backend_that_stays_away_is_given_up_with_one_line(run_dir):
-    done = finish(webhook(run_dir, f"http://127.0.0.1:{free_port()}", "--patience", "0"), run_dir)
+    done = finish_forked(webhook(run_dir, f"http://127.0.0.1:{free_port()}", "--patience", "0"), run_dir)
     assert done.returncode == 1
     assert "cannot be reached" in done.stderr
 
 
 def test_bad_input_is_one_line(run_dir, tmp_path):
     follow = (*FOLLOW, str(run_dir))
-    refused(finish(follow, tmp_path), "--export")
-    refused(finish((*follow, "--export", "promethius"), tmp_path), "no exporter 'promethius'")
-    refused(finish((*follow, "--export", "webhook"), tmp_path), "needs a url")
-    refused(finish((*FOLLOW, str(tmp_path), "--export", "jsonlines"), tmp_path), "no journal")
-    refused(finish((*FOLLOW, "nowhere", "--export", "jsonlines"), tmp_path), "nowhere")
+    refused(finish_forked(follow, tmp_path), "--export")
+    refused(finish_forked((*follow, "--export", "promethius"), tmp_path), "no exporter 'promethius'")
+    refused(finish_forked((*follow, "--export", "webhook"), tmp_path), "needs a url")
+    refused(finish_forked((*FOLLOW, str(tmp_path), "--export", "jsonlines"), tmp_path), "no journal")
+    refused(finish_forked((*FOLLOW, "nowhere", "--export", "jsonlines"), tmp_path), "nowhere")
     with receiver() as server:
         server.always = 401
-        refused(finish(webhook(run_dir, server.url), tmp_path), "401", "credentials")
+        refused(finish_forked(webhook(run_dir, server.url), tmp_path), "401", "credentials")
 
 
 def test_what_is_dropped_is_said_and_counted(run_dir):
     poison = KEYS[7].encode()
     with receiver() as server:
         server.always = lambda body: 422 if b'"' + poison + b'"' in body else 200
-        done = finish(webhook(run_dir, server.url), run_dir)
+        done = finish_forked(webhook(run_dir, server.url), run_dir)
     assert done.returncode == 1
     assert done.stdout == f"webhook: {len(DEMO) - 1} events exported, 1 dropped\n"
     assert "1 BatchAtFaultError" in done.stderr.splitlines()[-1]
@@ -222,7 +222,7 @@ def test_what_was_refused_once_is_refused_again_and_nobody_s_file_is_touched(run
     (tmp_path / "mine.txt").write_text("precious")
     follow = (*FOLLOW, str(run_dir), "--export", "jsonlines", "--option", f"jsonlines.path={tmp_path / 'mine.txt'}")
     for _ in range(2):
-        refused(finish(follow, tmp_path), "mine.txt", "choose another path")
+        refused(finish_forked(follow, tmp_path), "mine.txt", "choose another path")
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
@@ -241,7 +241,7 @@ def test_the_process_is_over_although_a_backend_left_threads_and_exit_hooks_behi
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(site), *sys.path))}
     done = subprocess.run(
-        [*FOLLOW, str(run_dir), "--export", "sticky"], env=environment, capture_output=True, timeout=PATIENCE,
+        [*SAPFLOW, *FOLLOW, str(run_dir), "--export", "sticky"], env=environment, capture_output=True, timeout=PATIENCE,
         text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, f"sticky: {len(DEMO)} events exported\n")
@@ -252,9 +252,9 @@ def test_the_process_is_over_although_a_backend_left_threads_and_exit_hooks_behi
 
 def test_a_training_is_exported_while_it_runs_and_to_its_end(tmp_path):
     with receiver() as server:
-        done = finish(
-            (*TRAIN, "--epochs", "3", "--run-dir", "run", "--export", "webhook", "--export", "jsonlines",
-             "--export-option", f"webhook.url={server.url}"),
+        done = finish_forked(
+            (*TRAIN[len(SAPFLOW) :], "--epochs", "3", "--run-dir", "run", "--export", "webhook",
+             "--export", "jsonlines", "--export-option", f"webhook.url={server.url}"),
             tmp_path,
         )  # fmt: skip
     run_dir = tmp_path / "run"
@@ -268,24 +268,28 @@ def test_a_training_is_exported_while_it_runs_and_to_its_end(tmp_path):
 
 def test_a_training_goes_on_when_its_exporter_is_killed_and_its_backend_away(tmp_path):
     url = f"webhook.url=http://127.0.0.1:{free_port()}"
-    command = (*ENDLESS, "--run-dir", "run", "--export", "webhook", "--export-option", url)
     run_dir = tmp_path / "run"
-    with started(command, tmp_path) as trainer:
+    endless = ENDLESS[len(SAPFLOW) :]
+    trainer = Forked((*endless, "--run-dir", "run", "--export", "webhook", "--export-option", url), tmp_path)
+    try:
         follow_to(run_dir, EpochCompleted, 1)
         wait_until(lambda: ledger(run_dir).state == "retrying", "a retry")
         follower = ledger(run_dir).pid
         os.kill(follower, signal.SIGKILL)
         follow_to(run_dir, EpochCompleted, 3)
         trainer.send_signal(signal.SIGINT)
-        assert trainer.wait(PATIENCE) == 130
+        wait_until(lambda: trainer.poll() is not None, "the end of the training")
+        assert trainer.returncode == 130
+    finally:
+        trainer.send_signal(signal.SIGKILL)
     events, _ = read_whole(run_dir)
     with receiver() as server:  # and everything is there for another follower
-        assert finish(webhook(run_dir, server.url), tmp_path).returncode == 0
+        assert finish_forked(webhook(run_dir, server.url), tmp_path).returncode == 0
     assert server.keys == [event_key(one, identity_of(run_dir).key) for one in events]
 
 
 def test_a_training_that_cannot_be_exported_as_was_asked_does_not_begin(tmp_path):
-    train = (*TRAIN, "--epochs", "1", "--run-dir", "run")
+    train = (*TRAIN[len(SAPFLOW) :], "--epochs", "1", "--run-dir", "run")
     with receiver() as server:
         taken = f"prometheus.port={server.port}"
         bad = {
@@ -295,7 +299,7 @@ def test_a_training_that_cannot_be_exported_as_was_asked_does_not_begin(tmp_path
             "no file": (("--export-config", "missing.toml"), "missing.toml"),
         }
         for arguments, words in bad.values():
-            done = finish((*train, *arguments), tmp_path)
+            done = finish_forked((*train, *arguments), tmp_path)
             assert words in done.stderr
             refused(done, words)
             assert not (tmp_path / "run").exists()

@@ -1,7 +1,7 @@
 """The operator's hand: from a key to a seed that is gone, and every way in which that may not be."""
 
 import contextlib
-import subprocess
+import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from textual.pilot import Pilot
 
-from commands import TRAIN
+from commands import ENDLESS, SAPFLOW, Forked, wait_until
 from journals import PATIENCE
 from sanctum_events import START, demo_run, epoch, event, seeds_of
 from sanctum_screens import Sitting, sitting
@@ -232,17 +232,13 @@ def test_no_text_breaks_the_question(words: str, action: str) -> None:
 def trainer(cwd: Path) -> Iterator[Path]:
     """`sapflow train` at work in another process, on one env with seeds in its slots."""
     run_dir = cwd / "run"
-    command = (*TRAIN, "--epochs", "1000000", "--run-dir", str(run_dir), "--checkpoint-every", "0")
-    with subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            deadline = time.monotonic() + PATIENCE
-            while not (run_dir / JOURNAL_NAME).exists():
-                assert time.monotonic() < deadline
-                assert process.poll() is None
-                time.sleep(0.05)
-            yield run_dir
-        finally:
-            process.kill()
+    trainer = Forked((*ENDLESS[len(SAPFLOW) :], "--run-dir", str(run_dir), "--checkpoint-every", "0"), cwd)
+    try:
+        wait_until((run_dir / JOURNAL_NAME).exists, "a journal")
+        yield run_dir
+    finally:
+        trainer.send_signal(signal.SIGKILL)
+        trainer.finish()
 
 
 @asynccontextmanager

@@ -4,39 +4,28 @@ Each world is started once and runs all of its cases (ranks_worker.py); the test
 """
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+import signal
 
 import pytest
 import torch
 
-WORKER = Path(__file__).with_name("ranks_worker.py")
+from commands import Forked, program, wait_until
+
 BF16_TOLERANCE = 1e-2
 
 
 def run_world(world, scratch):
     """Starts `world` ranks; gives a dict of results by case for each of them, and what they said on stderr."""
-    # torch's own C++ warnings go to stderr without passing Python's filters.
-    environment = os.environ | {"TORCH_CPP_LOG_LEVEL": "ERROR"}
     ranks = [
-        subprocess.Popen(
-            [sys.executable, WORKER, str(rank), str(world), scratch],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world)
+        Forked([str(rank), str(world), str(scratch)], scratch, code=program("ranks_worker.py")) for rank in range(world)
     ]
     try:
-        said = [rank.communicate(timeout=90)[0] for rank in ranks]
+        wait_until(lambda: all(rank.poll() is not None for rank in ranks), "the end of all ranks")
     finally:
         for rank in ranks:
-            rank.kill()
-            rank.wait()
-    assert said == [""] * world
+            rank.send_signal(signal.SIGKILL)
+    done = [rank.finish() for rank in ranks]
+    assert [one.stdout + one.stderr for one in done] == [""] * world
     return [json.loads((scratch / f"rank{rank}.json").read_text()) for rank in range(world)]
 
 

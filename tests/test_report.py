@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 import sapflow
-from commands import SAPFLOW, finish, refused
+from commands import finish_forked, refused
 from history_runs import (
     HOSTILE,
     alert,
@@ -345,9 +345,8 @@ def test_several_runs_are_compared_on_one_axis(trained, tmp_path):
     for name in ("new-1", "new-2", "old-1", "old-2"):
         shutil.copytree(trained, tmp_path / name)
     output = tmp_path / "report.html"
-    done = finish(
+    done = finish_forked(
         [
-            *SAPFLOW,
             "report",
             *(str(tmp_path / name) for name in ("new-1", "new-2", "old-1", "old-2")),
             "-o",
@@ -388,13 +387,13 @@ def test_groups_are_what_lies_together_and_is_numbered(tmp_path):
 
 def test_nothing_is_overwritten_unless_it_is_asked_for(trained, tmp_path):
     output = tmp_path / "report.html"
-    command = [*SAPFLOW, "report", str(trained), "-o"]
+    command = ["report", str(trained), "-o"]
     output.write_text("mine")
-    refused(finish([*command, str(output)], HERE), str(output), "--force")
+    refused(finish_forked([*command, str(output)], HERE), str(output), "--force")
     assert output.read_text() == "mine"
-    refused(finish([*command, "/dev/null", "--force"], HERE), "/dev/null is no plain file")
+    refused(finish_forked([*command, "/dev/null", "--force"], HERE), "/dev/null is no plain file")
     assert Path("/dev/null").is_char_device()
-    done, printed = finish([*command, str(output), "--force"], HERE), finish([*command, "-"], HERE)
+    done, printed = finish_forked([*command, str(output), "--force"], HERE), finish_forked([*command, "-"], HERE)
     assert done.returncode == 0, done.stderr
     assert printed.stdout == output.read_text(encoding="utf-8")  # and the same run gives the same page
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]

@@ -2,8 +2,7 @@
 
 import json
 import logging
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from commands import ENDLESS, follow_to, read_whole, started, wait_until
-from journals import PATIENCE, python
+from commands import ENDLESS, SAPFLOW, Forked, finish_forked, follow_to, program, read_whole, wait_until
+from few_digits import few_digits
 from requests_worker import PLAN, TRIALS, ask_after
 from sapflow import SeedTraining, grow
 from sapflow.health.rules import Condition, Rule
@@ -44,8 +43,8 @@ for text in sys.argv[2:]:
 
 def ask(run_dir, *requests):
     """From another process."""
-    with python(ASK, run_dir, *(json.dumps(request) for request in requests)) as viewer:
-        assert viewer.wait(PATIENCE) == 0
+    viewer = finish_forked([str(run_dir), *(json.dumps(request) for request in requests)], run_dir, ASK)
+    assert viewer.returncode == 0, viewer.stderr
 
 
 def asked(request_id="r", action="prune", **fields):
@@ -215,9 +214,10 @@ def test_a_folder_that_goes_away_breaks_nothing(tmp_path):
 def asked_run(tmp_path_factory):
     """Two endless envs: a seed of env 0 is pruned, env 1 is stopped and asked again, env 0 is stopped."""
     run_dir = tmp_path_factory.mktemp("asked") / "run"
-    endless = [*ENDLESS, "--run-dir", str(run_dir)]
+    endless = [*ENDLESS[len(SAPFLOW) :], "--run-dir", str(run_dir)]
     endless[endless.index("--envs") + 1] = "2"
-    with started(endless, Path.cwd()) as trainer:
+    trainer = Forked(endless, Path.cwd())
+    try:
         follow_to(run_dir, EpochCompleted, times=6)
         living = next(seed for seed in last_epoch(run_dir).seeds if seed.stage.alive)
         ask(run_dir, asked("prune", slot_id=living.slot_id, seed_id=living.seed_id), asked("no-env", env_id=9))
@@ -229,7 +229,9 @@ def asked_run(tmp_path_factory):
         follow_to(run_dir, RequestAnswered, times=5)
         ask(run_dir, asked("stop-0", "stop"))
         wait_until(lambda: trainer.poll() is not None, "the end of the run")
-        assert trainer.returncode == 0, trainer.stderr.read()
+    finally:
+        trainer.send_signal(signal.SIGKILL)
+    assert trainer.finish().returncode == 0, trainer.finish().stderr
     return run_dir, living.seed_id
 
 
@@ -271,6 +273,12 @@ def test_an_env_that_is_stopped_by_hand_ends_and_the_others_go_on(asked_run):
 # Killed and resumed
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _few_digits():
+    with few_digits():
+        yield
+
+
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     """A run that was never stopped, and asked so that it answered at the end of a given epoch."""
@@ -297,8 +305,7 @@ def answer_in(run_dir):
 @pytest.mark.timeout(240)
 def test_killed_around_an_answer_and_resumed_it_is_the_run_that_was_asked_then(tmp_path, reference):
     """SIGKILL at random moments around a request, and resumed from a checkpoint that is up to three epochs old."""
-    worker = Path(__file__).with_name("requests_worker.py")
-    done = subprocess.run([sys.executable, worker, tmp_path], capture_output=True, text=True, check=False)
+    done = finish_forked([str(tmp_path)], tmp_path, program("requests_worker.py"))
     assert done.returncode == 0, done.stderr
     trials = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(trials) == TRIALS

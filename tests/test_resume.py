@@ -5,8 +5,6 @@ import json
 import logging
 import pickle
 import sqlite3
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from commands import Forked, finish_forked, refused
+from commands import Forked, finish_forked, program, refused
 from few_digits import few_digits
 from sapflow.errors import InputError
 from sapflow.telemetry.events import ActionTaken, AlertRaised, GradientSampled, RunResumed
@@ -93,10 +91,7 @@ def assert_same_run(one, other):
 
 @pytest.mark.timeout(240)
 def test_killed_at_random_moments_and_resumed_it_is_the_same_to_the_bit(tmp_path):
-    worker = Path(__file__).with_name("resume_worker.py")
-    done = subprocess.run(
-        [sys.executable, worker, tmp_path, str(TRIALS)], capture_output=True, text=True, check=False
-    )  # fmt: skip
+    done = finish_forked([str(tmp_path), str(TRIALS)], tmp_path, program("resume_worker.py"))
     assert done.returncode == 0, done.stderr
     trials = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(trials) == TRIALS

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 import sapflow
-from commands import SAPFLOW, finish, finish_forked, iter_events, refused
+from commands import finish_forked, iter_events, refused
 from journals import PATIENCE, event, finished_run, killed_run, open_folder, plain_user, python
 from sanctum_events import demo_run
 from sapflow.cli import run
@@ -464,13 +464,13 @@ def test_the_folder_has_the_permissions_of_its_run(demo):
 
 
 def test_the_command(demo, tmp_path):
-    done = finish((*SAPFLOW, "roll", "demo", "--remove-journal"), tmp_path)
+    done = finish_forked(("roll", "demo", "--remove-journal"), tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("demo: 128 events and 112 rows of gradients in ")
     assert done.stdout.endswith("of Parquet, read back and the same; the journal is gone\n")
-    refused(finish((*SAPFLOW, "roll", "missing"), tmp_path), "there is no journal at")
-    refused(finish((*SAPFLOW, "sanctum", "demo"), tmp_path), "Sanctum needs a terminal")  # so the run was found
-    (tmp_path / "rules.toml").write_text(finish((*SAPFLOW, "rules", "default"), tmp_path).stdout)
-    checked = finish((*SAPFLOW, "rules", "check", "rules.toml", "--run", "demo"), tmp_path)
+    refused(finish_forked(("roll", "missing"), tmp_path), "there is no journal at")
+    refused(finish_forked(("sanctum", "demo"), tmp_path), "Sanctum needs a terminal")  # so the run was found
+    (tmp_path / "rules.toml").write_text(finish_forked(("rules", "default"), tmp_path).stdout)
+    checked = finish_forked(("rules", "check", "rules.toml", "--run", "demo"), tmp_path)
     assert (checked.returncode, checked.stderr) == (0, "")
     assert "in 56 epochs of all envs" in checked.stdout
