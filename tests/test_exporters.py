@@ -217,6 +217,14 @@ def test_what_a_backend_refuses_of_what_it_takes_is_counted(run_dir, monkeypatch
     assert (progress.dropped, progress.exported) == ({"data points": 6}, len(DEMO))
 
 
+def test_an_answer_that_is_none_is_an_exporter_s_bug_as_others_are(run_dir):
+    class Chatty(Backend):
+        def export(self, events):
+            return 7
+
+    assert follow(run_dir, Chatty()).dropped == {"TypeError": len(DEMO)}
+
+
 def test_an_exporter_s_bug_is_logged_once(run_dir, caplog):
     class Broken(Backend):
         def export(self, events):

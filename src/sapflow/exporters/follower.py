@@ -142,7 +142,7 @@ class Follower:
         pause, tries, over_since = FIRST_PAUSE_SECONDS, 0, None
         while True:
             try:
-                refused = self._exporter.export(events) or {}
+                refused = dict(self._exporter.export(events) or {})  # a stranger's may be none
             except BackendAwayError as error:
                 if over_since is None and _is_over(source):
                     over_since = time.monotonic()
