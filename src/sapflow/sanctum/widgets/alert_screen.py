@@ -12,9 +12,9 @@ from sapflow.sanctum.event_panels import alert_filter_line
 from sapflow.sanctum.query import STATES, AlertFilter, Query
 from sapflow.sanctum.slot_panels import title_line
 from sapflow.sanctum.stretch import Stretch
+from sapflow.sanctum.widgets.list_screen import ListScreen, choices, slot_width
 from sapflow.sanctum.widgets.panel import Panel, ScrollPanel
 from sapflow.sanctum.widgets.row_list import RowList
-from sapflow.sanctum.widgets.search_screen import SearchScreen, slot_width
 from sapflow.sanctum.widgets.shell import Subject, shell
 from sapflow.telemetry.events import TelemetryEvent
 
@@ -22,21 +22,17 @@ EVENT_LIMIT = 5_000
 SEEN = 200  # rows: at least a screen
 
 
-class AlertScreen(SearchScreen[AlertLife]):
+class AlertScreen(ListScreen[AlertLife]):
     """The open alerts first; the one under the cursor is shown in full below."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("left_square_bracket", "scroll(-1)", "scroll", key_display="[ ]", tooltip="Scroll the alert up"),
         Binding("right_square_bracket", "scroll(1)", "scroll down", show=False, tooltip="Scroll the alert down"),
-        *(
-            Binding(str(number), f"state('{state}')", state, show=False, tooltip=f"Show {state} alerts")
-            for number, state in enumerate(STATES, start=1)
-        ),
+        *choices(STATES, " alerts"),
     ]
 
     def __init__(self, env_id: int | None = None) -> None:
         super().__init__(env_id)
-        self._state = "all"
         self._lives: Sequence[AlertLife] = ()
         self._stretch: Stretch | None = None
         self._events: list[TelemetryEvent] | None = None  # None: still to be looked up
@@ -57,7 +53,7 @@ class AlertScreen(SearchScreen[AlertLife]):
 
     def draw(self) -> None:
         """Draws the alerts that are wanted, and one of them in full."""
-        wanted = AlertFilter(query=Query.parse(self.text, self.env_id), state=self._state)
+        wanted = AlertFilter(query=Query.parse(self.text, self.env_id), state=self.choice)
         self._read(wanted)
         slots = slot_width(life.alert.slot_id for life in self._lives[:SEEN])
         rows = self.rows
@@ -114,8 +110,3 @@ class AlertScreen(SearchScreen[AlertLife]):
     def action_scroll(self, lines: int) -> None:
         """Scrolls through the alert under the cursor."""
         self._details.scroll_lines(lines)
-
-    def action_state(self, state: str) -> None:
-        """Shows open, closed, or all alerts."""
-        self._state = state
-        self.draw()

@@ -2,32 +2,28 @@
 
 from typing import ClassVar
 
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 
 from sapflow.sanctum.event_panels import log_filter_line
 from sapflow.sanctum.log_book import LogBook, entry_key
 from sapflow.sanctum.panels import log_row
 from sapflow.sanctum.query import KINDS, LogFilter, Query
 from sapflow.sanctum.schema import LogLine
+from sapflow.sanctum.widgets.list_screen import ListScreen, choices, slot_width
 from sapflow.sanctum.widgets.panel import Panel
 from sapflow.sanctum.widgets.row_list import RowList
-from sapflow.sanctum.widgets.search_screen import SearchScreen, slot_width
 from sapflow.sanctum.widgets.shell import Subject, shell
 
 SEEN = 200  # entries: at least a screen
 
 
-class EventScreen(SearchScreen[LogLine]):
+class EventScreen(ListScreen[LogLine]):
     """Entries from old to new; the cursor on the last one follows what comes."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding(str(number), f"kind('{kind}')", kind, show=False, tooltip=f"Show {kind}")
-        for number, kind in enumerate(KINDS, start=1)
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = choices(KINDS)
 
     def __init__(self, env_id: int | None = None) -> None:
         super().__init__(env_id)
-        self._kind = "all"
         self._book: LogBook | None = None
         self._moment: int | None = None
 
@@ -56,7 +52,7 @@ class EventScreen(SearchScreen[LogLine]):
     def _current_book(self) -> LogBook:
         """The book for what is wanted now; another kind or env, or another moment, needs another one."""
         moment = shell(self).moment
-        wanted = LogFilter(query=Query.parse(self.text, self.env_id), kind=self._kind)
+        wanted = LogFilter(query=Query.parse(self.text, self.env_id), kind=self.choice)
         if self._book is None or moment != self._moment or not self._book.holds(wanted):
             self._book, self._moment = LogBook(shell(self).source, wanted, moment), moment
         elif wanted != self._book.wanted:
@@ -68,8 +64,3 @@ class EventScreen(SearchScreen[LogLine]):
         if message.at_top and self._book is not None:
             self._book.want_more()
         super().on_row_list_moved(message)
-
-    def action_kind(self, kind: str) -> None:
-        """Shows events of a kind alone."""
-        self._kind = kind
-        self.draw()

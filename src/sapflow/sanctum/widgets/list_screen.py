@@ -23,10 +23,10 @@ Row = TypeVar("Row")
 LEAST_SLOT, MOST_SLOT = 4, 20  # cells
 
 
-class SearchScreen(SnapshotScreen, Generic[Row]):
+class ListScreen(SnapshotScreen, Generic[Row]):
     """Its Input is there while it is used; `text` is what is searched for, `env_id` None for all envs.
 
-    What a row is, how it is drawn and what it is about, a subclass says.
+    What a row is, how it is drawn and what it is about, a subclass says; and which `choices` there are of rows.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -42,7 +42,7 @@ class SearchScreen(SnapshotScreen, Generic[Row]):
         super().__init__()
         self.env_id = env_id
         self.text = ""
-
+        self.choice = "all"
         self.snapshot = SanctumSnapshot()
 
     def make_rows(self) -> RowList[Row]:
@@ -117,6 +117,11 @@ class SearchScreen(SnapshotScreen, Generic[Row]):
         self.query_one(Input).display = bool(self.text)
         self.refresh_bindings()
 
+    def action_only(self, choice: str) -> None:
+        """Shows rows of that choice alone."""
+        self.choice = choice
+        self.draw()
+
     def action_everywhere(self) -> None:
         """Shows all envs."""
         self.env_id = None
@@ -142,6 +147,14 @@ class SearchScreen(SnapshotScreen, Generic[Row]):
     async def action_leave(self) -> None:
         """Closes the screen."""
         await self.run_action("app.back")
+
+
+def choices(names: Iterable[str], of: str = "") -> list[BindingType]:
+    """The keys 1, 2 ... for the choices of these names."""
+    return [
+        Binding(str(number), f"only('{name}')", name, show=False, tooltip=f"Show {name}{of}")
+        for number, name in enumerate(names, start=1)
+    ]
 
 
 def slot_width(slot_ids: Iterable[str]) -> int:
