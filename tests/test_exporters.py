@@ -546,6 +546,7 @@ NOW = datetime.now(UTC)
         (format_datetime(NOW + timedelta(hours=3), usegmt=True), 3_600.0, 10_800.0),
         (format_datetime(NOW - timedelta(days=1), usegmt=True), 0.0, 0.0),
     ],
+    ids=["in three hours", "a day ago"],  # of the same name in both processes that collect tests
 )
 def test_retry_after_may_be_a_date(header, least, most):
     with receiver() as server:
