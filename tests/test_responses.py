@@ -9,7 +9,7 @@ from journals import PATIENCE
 from sapflow import SeedTraining, grow
 from sapflow.errors import InputError
 from sapflow.health.rules import Condition, Rule
-from sapflow.telemetry.events import ActionTaken, AlertCleared, AlertRaised, Payload, SeedPruned
+from sapflow.telemetry.events import ActionTaken, AlertCleared, AlertRaised, GradientSampled, Payload, SeedPruned
 from sapflow.telemetry.source import Source
 from sapflow.telemetry.vocabulary import SeedStage
 from test_grow import Script, batches
@@ -179,6 +179,7 @@ class TestDecisionsWithinAnEpoch:
         assert said.stage is S.PRUNED
         assert "for 8 passes" in pruned.evidence
         assert run.growth._grower.trainer.shadows == 8  # pruned after the eighth step of the first epoch
+        assert [index for sample in run.of(GradientSampled) for index in sample.pass_index] == list(range(8))
 
     def test_come_as_often_as_suits_the_rules_where_nobody_says(self, tmp_path):
         run = Run(tmp_path, [above(2.0, "prune", for_passes=4)], epochs=1)
@@ -190,6 +191,8 @@ class TestDecisionsWithinAnEpoch:
         (pruned,) = run.of(SeedPruned)
         assert pruned.epoch == 1
         assert run.growth._grower.trainer.shadows == len(run.losses)
+        passes = [index for sample in run.of(GradientSampled) for index in sample.pass_index]
+        assert passes == list(range(len(run.losses)))
 
     def test_are_the_same_in_every_run(self, tmp_path):
         rules = [

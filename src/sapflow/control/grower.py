@@ -235,8 +235,10 @@ class Grower:
             replace(states[slot_id].telemetry(), masked_values=0, **asdict(health))
             for slot_id, health in self.monitor.close_window().items()
         ]
-        outcome = self.rules.evaluate_window(epoch, passes, window)
-        self.responses.carry_out(epoch, self.responses.say(epoch, outcome))
+        raised = self.responses.say(epoch, self.rules.evaluate_window(epoch, passes, window))
+        if raised:
+            self._sampler.finish(epoch)  # of a seed that is pruned nothing could be said any more
+        self.responses.carry_out(epoch, raised)
 
     def _seed_in(self, slot_id: str) -> tuple[str, str]:
         state = self.slots[slot_id].state

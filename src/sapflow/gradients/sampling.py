@@ -13,7 +13,7 @@ SAMPLE_SECONDS = 0.4  # a sample takes a millisecond or two, which training shou
 class Sampler:
     """Hands what the monitor has seen since the last time to a stream.
 
-    `poll` it after every pass, and `finish` it before the epoch is closed: then no pass is missing.
+    `poll` it after every pass, and `finish` it before the epoch is closed or a module detached: no pass is missing then.
 
     Args:
         monitor: is asked for the passes that have reached the host.
@@ -44,7 +44,7 @@ class Sampler:
         self._say(epoch, wait=False)
 
     def finish(self, epoch: int) -> None:
-        """Say the passes that are left, at the end of an epoch; waits for the device."""
+        """Say the passes that are left; waits for the device."""
         self._say(epoch, wait=True)
 
     def _say(self, epoch: int, *, wait: bool) -> None:
