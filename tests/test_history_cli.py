@@ -24,7 +24,7 @@ from msgspec.structs import replace
 
 import sapflow
 from commands import SAPFLOW, Terminal, finish, refused, started, wait_until, without
-from journals import PATIENCE, event, finished_run, killed_run
+from journals import PATIENCE, event, finished_run, killed_run, small_files
 from sanctum_events import demo_run
 from sapflow.cli import run
 from sapflow.errors import InputError
@@ -272,6 +272,30 @@ def test_a_file_is_overwritten_only_when_that_is_asked_for_and_only_by_a_whole_a
     assert file.read_text() == '"n"\n112\n'
     assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
     assert file.stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+@pytest.mark.parametrize("name", ["demo", "rolled"])
+@pytest.mark.parametrize("how", ["csv", "parquet"])
+def test_a_full_disk_is_one_line_and_no_bad_question(home, tmp_path, name, how):
+    path = tmp_path / f"all.{how}"
+    for question in (("query", f"runs/{name}", "SELECT * FROM gradients"), ("export", f"runs/{name}", "gradients")):
+        with small_files(500):
+            done = home.sap(*question, "-o", str(path))
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "File too large" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_hard_links_will_do(home, tmp_path, monkeypatch):
+    def refuse(path: Path, target: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    path = tmp_path / "count.csv"
+    home.answer("query", "runs/demo", COUNT, "-o", str(path))
+    assert path.read_text() == '"n"\n112\n'
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import sqlite3
@@ -23,7 +22,7 @@ from msgspec.structs import replace
 
 import sapflow
 from commands import finish_forked, iter_events, refused
-from journals import PATIENCE, event, finished_run, killed_run, open_folder, plain_user, python
+from journals import PATIENCE, event, finished_run, killed_run, open_folder, plain_user, python, small_files
 from sanctum_events import demo_run
 from sapflow.cli import run
 from sapflow.errors import InputError, JournalError, RunDirectoryError
@@ -423,14 +422,8 @@ def test_no_room_to_make_a_journal_again_is_one_line_that_says_where_to_make_som
     roll(demo, remove_journal=True)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "rules.toml").write_text(dump_rules(DEFAULT_RULES))
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    try:
+    with small_files(20_000):
         assert run(["rules", "check", str(tmp_path / "rules.toml"), "--run", str(demo)]) == 1
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, before)
     (line,) = capsys.readouterr().err.splitlines()
     assert "TMPDIR" in line
     assert list(tmp_path.glob("sapflow-*")) == []

@@ -10,7 +10,7 @@ from sapflow.errors import InputError
 from sapflow.exporters.prometheus_rules import rule_file
 from sapflow.health.replay import Firing, Replay, blind_spots
 from sapflow.health.rule_file import RuleFile, dump_rules, load_rules
-from sapflow.health.rule_words import sentence
+from sapflow.health.rule_words import sentence, ways
 from sapflow.health.rules import DEFAULT_RULES
 from sapflow.history.restoring import with_journal
 from sapflow.telemetry.source import Source
@@ -35,7 +35,7 @@ def check(file: Path, /, *, run_dir: Annotated[Path | None, Parameter(name="--ru
     if found.decide_every:
         say(f"rules for passes are judged every {found.decide_every} passes of an epoch, and at its end.")
     if found.notify:
-        say(f"notifications go by {', '.join(_scheme(url) for url in found.notify)}.")
+        say(f"notifications go by {ways(found.notify)}.")
     if replay is not None:
         _say_outcome(found, *replay)
 
@@ -103,8 +103,3 @@ def _fired(firing: Firing) -> str:
         f"({alert.blueprint_id}): {alert.evidence}{asked}; {firing.end}"
     )
     return "".join(character if character.isprintable() else "�" for character in said)  # names are a stranger's
-
-
-def _scheme(url: str) -> str:
-    """Of a URL all that is never a secret."""
-    return url.partition("://")[0] if "://" in url else "a variable"

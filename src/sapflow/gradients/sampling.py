@@ -13,7 +13,8 @@ SAMPLE_SECONDS = 0.4  # a sample takes a millisecond or two, which training shou
 class Sampler:
     """Hands what the monitor has seen since the last time to a stream.
 
-    `poll` it after every pass, and `finish` it before the epoch is closed or a module detached: no pass is missing then.
+    `poll` it after every pass, and `finish` it before the epoch is closed, or a module detached: then no pass is
+    missing.
 
     Args:
         monitor: is asked for the passes that have reached the host.

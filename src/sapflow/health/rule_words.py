@@ -21,6 +21,11 @@ DOINGS = {
 }
 
 
+def ways(urls: Iterable[str]) -> str:
+    """By what notifications go: of each address all that is never a secret."""
+    return ", ".join(url.partition("://")[0] if "://" in url else "a variable" for url in urls)
+
+
 def sentence(rule: Rule) -> str:
     """What the rule does, whole: condition, times, scope, actions and clearing."""
     return (

@@ -91,12 +91,23 @@ def new_file(path: Path, *, force: bool) -> Iterator[IO[bytes]]:
         if force:
             Path(name).replace(path)
         else:
-            path.hardlink_to(name)  # which, unlike a rename, never replaces what came meanwhile
+            _name(Path(name), path)
     except FileExistsError as error:
         raise InputError(f"{path} exists: choose another name, or overwrite it with --force") from error
     finally:
         with suppress(FileNotFoundError):
             Path(name).unlink()
+
+
+def _name(file: Path, path: Path) -> None:
+    """Give the file that name, and never replace what came meanwhile, as a rename would."""
+    try:
+        path.hardlink_to(file)
+    except FileExistsError:
+        raise
+    except OSError:  # the file system has no hard links, such as exFAT
+        path.touch(exist_ok=False)
+        file.replace(path)
 
 
 def _umask() -> int:

@@ -23,6 +23,7 @@ BATCH_ROWS = 10_000
 MEMORY = "2GB"
 MOST_THREADS = 4
 INTERVAL = re.compile(r'(?<!")\bINTERVAL\b(?!")')  # the type, and no field of that name
+ENGINE_ERRORS = (duckdb.Error, pa.ArrowException, OSError)
 PLAN = ["explain_key", "explain_value"]
 
 RUNS = pa.schema(
@@ -60,18 +61,24 @@ def asked(runs: Mapping[str, Run], sql: str) -> Iterator[pa.RecordBatchReader]:
         InputError: it is no question, cannot be answered, would touch files or the network, or takes too much memory.
         JournalError: a run cannot be read.
     """
-    with duckdb.connect(":memory:", config=_confined()) as connection, _explained(runs):
-        _refuse_more_than_a_question(connection, sql)
-        for table, columns in TABLES.items():
-            _view(connection, table, columns.names, runs).create_view(table)
-        connection.from_arrow(_Runs(runs)).create_view("runs")
-        relation = connection.sql(sql)
-        _refuse_twins(relation.columns)
-        if relation.columns == PLAN:
-            yield _lines(relation.fetchall())
-            return
-        answer = _with_intervals_as_text(relation).to_arrow_reader(BATCH_ROWS)
-        yield pa.RecordBatchReader.from_batches(answer.schema, _batches(answer, runs))
+    with duckdb.connect(":memory:", config=_confined()) as connection:
+        with _explained(runs):
+            answer = _answer(connection, runs, sql)
+        with _explained(runs, (duckdb.Error, pa.ArrowException)):  # that a disk is full is no fault of the question
+            yield answer
+
+
+def _answer(connection: duckdb.DuckDBPyConnection, runs: Mapping[str, Run], sql: str) -> pa.RecordBatchReader:
+    _refuse_more_than_a_question(connection, sql)
+    for table, columns in TABLES.items():
+        _view(connection, table, columns.names, runs).create_view(table)
+    connection.from_arrow(_Runs(runs)).create_view("runs")
+    relation = connection.sql(sql)
+    _refuse_twins(relation.columns)
+    if relation.columns == PLAN:
+        return _lines(relation.fetchall())
+    answer = _with_intervals_as_text(relation).to_arrow_reader(BATCH_ROWS)
+    return pa.RecordBatchReader.from_batches(answer.schema, _batches(answer, runs))
 
 
 def _confined() -> dict[str, str | bool | int | float | list[str]]:
@@ -171,11 +178,11 @@ def _batches(answer: pa.RecordBatchReader, runs: Mapping[str, Run]) -> Iterator[
 
 
 @contextmanager
-def _explained(runs: Mapping[str, Run]) -> Iterator[None]:
+def _explained(runs: Mapping[str, Run], errors: tuple[type[Exception], ...] = ENGINE_ERRORS) -> Iterator[None]:
     """What the engine says, as one line; of Ctrl-C and of a run that cannot be read, what we say."""
     try:
         yield
-    except (duckdb.Error, pa.ArrowException, OSError) as error:
+    except errors as error:
         if "interrupt" in str(error).lower():
             raise KeyboardInterrupt from error
         for failure in filter(None, (run.failure for run in runs.values())):

@@ -1,6 +1,5 @@
 """What of a table is asked for: columns, an env, a slot, epochs; checked once, pushed down as far as it goes."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import and_
@@ -66,16 +65,3 @@ class Selection:
         """What is asked for, of a batch that has at least the columns that are needed."""
         kept = batch if self.condition is None else batch.filter(self.condition)
         return kept.select(self.schema.names)
-
-
-def selection(
-    table: str,
-    columns: Sequence[str] | None = None,
-    env: int | None = None,
-    slot: str | None = None,
-    epochs: tuple[int, int] | None = None,
-) -> Selection:
-    """The same from what people pass."""
-    return Selection(
-        table=table, columns=None if columns is None else tuple(columns), env=env, slot=slot, epochs=epochs
-    )

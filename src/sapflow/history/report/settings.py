@@ -7,7 +7,7 @@ import msgspec
 
 from sapflow.errors import InputError
 from sapflow.health.rule_file import RuleFile, parse_rules
-from sapflow.health.rule_words import sentence
+from sapflow.health.rule_words import sentence, ways
 from sapflow.health.rules import DEFAULT_RULES
 from sapflow.history.plot.palette import shown
 from sapflow.telemetry.run_directory import PLAN_NAME
@@ -44,10 +44,5 @@ def rule_sentences(plan: dict[str, Any]) -> list[str]:
         return [shown(f"The rules of this run cannot be read: {error}", LONGEST_SENTENCE)]
     lines = [sentence(rule) for rule in found.rules]
     if found.notify:
-        lines.append("Notifications go by " + ", ".join(_scheme(url) for url in found.notify) + ".")
+        lines.append(f"Notifications go by {ways(found.notify)}.")
     return [shown(line, LONGEST_SENTENCE) for line in lines]
-
-
-def _scheme(url: str) -> str:
-    """Of a URL all that is never a secret."""
-    return url.partition("://")[0] if "://" in url else "a variable"
