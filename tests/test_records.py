@@ -21,7 +21,8 @@ from sapflow.telemetry.events import (
     SeedTelemetry,
 )
 from sapflow.telemetry.record_page import render, render_index
-from sapflow.telemetry.records import FIELDS, Range, Record, all_records, record, record_of
+from sapflow.telemetry.record_sections import Range
+from sapflow.telemetry.records import FIELDS, Record, all_records, record, record_of
 from sapflow.telemetry.vocabulary import Measurement, SeedStage
 
 PAGES = Path(__file__).parents[1] / "docs" / "records"

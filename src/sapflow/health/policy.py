@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Protocol
 
-from sapflow.telemetry.records import Band, record_of
+from sapflow.telemetry.record_sections import Band
+from sapflow.telemetry.records import record_of
 from sapflow.telemetry.vocabulary import Fault, Measurement
 
 # A ratio is measured from fp32 norms: one that differs from an end of the band by less than this, relatively, is on it.

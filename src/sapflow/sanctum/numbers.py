@@ -5,7 +5,7 @@ from functools import cache
 from math import isfinite
 
 from sapflow.health.policy import record_band
-from sapflow.telemetry.records import Band
+from sapflow.telemetry.record_sections import Band
 
 
 def compact(value: float) -> str:

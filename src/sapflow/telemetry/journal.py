@@ -20,23 +20,15 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from sapflow.errors import RunDirectoryError
 from sapflow.telemetry import codec
 from sapflow.telemetry.events import GradientSampled, TelemetryEvent
-from sapflow.telemetry.journal_layout import (
-    CREATE,
-    DROPPED_EVENTS,
-    DROPPED_SAMPLES,
-    INSERT_EVENT,
-    SELECT_DROPPED,
-    SET_META,
-)
-from sapflow.telemetry.run_directory import JOURNAL_NAME, network_warning, refuse_rolled
+from sapflow.telemetry.journal_layout import DROPPED_EVENTS, DROPPED_SAMPLES, INSERT_EVENT, SELECT_DROPPED, SET_META
+from sapflow.telemetry.journal_opening import create, reopen
+from sapflow.telemetry.run_directory import JOURNAL_NAME, network_warning
 
 LOGGER = logging.getLogger("sapflow.journal")
 
 BATCH_EVENTS = 1_000
-BUSY_SECONDS = 0.25
 FIRST_RETRY_SECONDS = 0.05
 LONGEST_RETRY_SECONDS = 2.0
 CLOSING_SECONDS = 2.0  # what the last transaction and the checkpoint may take beyond the caller's timeout
@@ -78,7 +70,7 @@ class Journal:
         self.path = run_dir / JOURNAL_NAME
         if warning := network_warning(run_dir):
             LOGGER.warning(warning)
-        self._connection = _reopen(self.path) if resume else _create(self.path)
+        self._connection = reopen(self.path) if resume else create(self.path)
         self._queue_size = queue_size
         self._queue: deque[TelemetryEvent] = deque()
         # Guards all that follows. Reentrant, since a signal handler may emit while its thread emits.
@@ -259,44 +251,3 @@ class Journal:
 def _kind(event: TelemetryEvent) -> str:
     """Under which key the event is counted if it is dropped."""
     return DROPPED_SAMPLES if isinstance(event.payload, GradientSampled) else DROPPED_EVENTS
-
-
-def _reopen(path: Path) -> sqlite3.Connection:
-    """A journal that is there, after `Source` has found it to be one; what a killed trainer left in its WAL is kept."""
-    try:
-        connection = sqlite3.connect(
-            f"{path.resolve().as_uri()}?mode=rw",
-            uri=True,
-            timeout=BUSY_SECONDS,
-            isolation_level=None,
-            check_same_thread=False,
-        )
-        connection.execute("PRAGMA journal_mode = WAL").fetchall()
-        connection.execute("PRAGMA synchronous = NORMAL")
-    except sqlite3.Error as error:
-        raise RunDirectoryError(f"cannot write the journal {path} ({error}): check the file and the disk") from error
-    return connection
-
-
-def _create(path: Path) -> sqlite3.Connection:
-    """A new journal; whenever its maker is killed, readers see no file, an empty one, or one with all its tables."""
-    refuse_rolled(path.parent)
-    try:
-        path.touch(exist_ok=False)
-    except FileExistsError as error:
-        raise RunDirectoryError(f"{path} exists, and a journal is written once: choose another directory") from error
-    except OSError as error:
-        raise RunDirectoryError(f"cannot make the journal {path} ({error}): choose another run directory") from error
-    made = path.with_name(f".{path.name}.new")
-    try:
-        made.unlink(missing_ok=True)
-        with contextlib.closing(sqlite3.connect(made, isolation_level=None)) as connection:
-            for statement in ("BEGIN IMMEDIATE", *CREATE, "COMMIT", "PRAGMA journal_mode = WAL"):
-                connection.execute(statement).fetchall()
-        made.replace(path)
-        return _reopen(path)
-    except (OSError, sqlite3.Error, RunDirectoryError) as error:
-        path.unlink(missing_ok=True)
-        raise RunDirectoryError(f"cannot make the journal {path} ({error}): choose another run directory") from error
-    finally:
-        made.unlink(missing_ok=True)

@@ -2,18 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from sapflow.telemetry.records import (
-    CARD_FILE,
-    SCHEMA_FILE,
-    STATE_FILE,
-    TEXT_FILE,
-    Display,
-    Range,
-    Reader,
-    Record,
-    Timing,
-    record_of,
-)
+from sapflow.telemetry.record_sections import Display, Range, Reader, Timing
+from sapflow.telemetry.records import CARD_FILE, SCHEMA_FILE, STATE_FILE, TEXT_FILE, Record, record_of
 
 READERS: dict[Reader, str] = {
     "operator": "Training operator (real-time monitoring)",
