@@ -8,6 +8,8 @@ from hypothesis import settings
 # Before torch is imported, here or in a process that a test starts: threads that wait for each other's share of a small
 # tensor do it in a loop, and where there are more of them than cores, they take ten times the time of the work.
 os.environ["OMP_NUM_THREADS"] = "1"
+# They are many: each would compile all of Sapflow anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import rest as rest
 import sapflow
