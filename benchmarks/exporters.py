@@ -211,10 +211,12 @@ def beside(name: str, options: list[str], pairs: int, seconds: float) -> Beside:
             ledger = path_of(run_dir, name.partition(",")[0])
             exported = lambda: progress.exported if (progress := read(ledger)) else 0  # noqa: E731
             deadline = time.monotonic() + STARTING_SECONDS
-            while not exported():
-                assert follower.poll() is None, f"{name} has ended"
-                assert time.monotonic() < deadline, f"{name} does not begin"
-                training.block(0.2)
+            for _ in range(2):  # with the first events it imports what it needs, which is part of its start
+                before = exported()
+                while exported() == before:
+                    assert follower.poll() is None, f"{name} has ended"
+                    assert time.monotonic() < deadline, f"{name} does not go on"
+                    training.block(0.2)
         training.block(seconds)
         began, taken_by_then = time.perf_counter(), processor_seconds(follower.pid)
         ratios: list[tuple[float, float]] = []
