@@ -46,10 +46,10 @@ records: install  ## docs/records/ from the records and from a verification that
 	$(BIN)/python scripts/record_pages.py
 
 screenshots: install demo  ## the pictures in docs/, drawn by Sanctum itself: the demo as it stands after epoch 5, a watched run
-	$(BIN)/python scripts/screenshots.py $(DEMO_RUN) docs 5
+	$(BIN)/python scripts/screenshots.py $(DEMO_RUN) docs --epoch 5
 	folder=$$(mktemp -d) && \
 	(cd $$folder && $(abspath $(BIN))/python $(abspath examples/planted_nan.py)) && \
-	$(BIN)/python scripts/screenshots.py $$folder/runs/planted-nan docs/watched && rm -rf $$folder
+	$(BIN)/python scripts/screenshots.py $$folder/runs/planted-nan docs/watched --only overview detail && rm -rf $$folder
 	$(BIN)/python scripts/report_screenshots.py $(DEMO_RUN) docs/report
 
 overhead: install  ## docs/performance.md: what watching costs beside other ways, in 22 minutes

@@ -1,10 +1,7 @@
-"""Draws a run as Sanctum shows it, into SVG files that name no host: screenshots.py RUN_DIR OUT_DIR [EPOCH].
+"""Draws a run as Sanctum shows it, into SVG files that name no host."""
 
-With an epoch, the run is drawn as it stood live when that epoch had ended.
-"""
-
+import argparse
 import asyncio
-import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -16,7 +13,8 @@ from sapflow.telemetry.events import TelemetryEvent
 from sapflow.telemetry.source import MAX_READ_BYTES, RunState, RunStatus, Source
 from sapflow.telemetry.vocabulary import EventType
 
-SIZES = ((100, 30), (200, 60))
+SMALL, LARGE = (100, 30), (200, 60)
+IN_BOTH = ("overview", "detail", "seed")  # the others are drawn small alone
 # Each screen, by the keys that lead there from the one before.
 SCREENS = {
     "overview": (),
@@ -66,12 +64,12 @@ class EarlierSource(Source):
         return replace(super().status(), state=RunState.LIVE, last_event_time=self.last_time)
 
 
-async def draw(run_dir: Path, out_dir: Path, epoch: int | None) -> None:
+async def draw(run_dir: Path, out_dir: Path, epoch: int | None, wanted: Collection[str]) -> None:
     out_dir.mkdir(parents=True, exist_ok=True)
-    for width, height in SIZES:
+    for size in (SMALL, LARGE):
         with Source(run_dir) if epoch is None else EarlierSource(run_dir, epoch) as source:
             app = SanctumApp(source, clock=lambda: source.status().last_event_time or 0.0)
-            async with app.run_test(size=(width, height)) as pilot:
+            async with app.run_test(size=size) as pilot:
                 while app.read_batch():
                     pass
                 await app.show()
@@ -79,14 +77,23 @@ async def draw(run_dir: Path, out_dir: Path, epoch: int | None) -> None:
                 for name, keys in SCREENS.items():
                     await pilot.press(*keys)
                     await pilot.pause()
-                    save(app, out_dir / f"{name}-{width}x{height}.svg")
+                    if name in wanted and (size == SMALL or name in IN_BOTH):
+                        save(app, out_dir / f"{name}-{size[0]}x{size[1]}.svg")
 
 
 def save(app: SanctumApp, path: Path) -> None:
     path.write_text(without_web(app.export_screenshot()), encoding="utf-8")
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("out_dir", type=Path)
+    parser.add_argument("--epoch", type=int, help="draw the run as it stood live when this had ended")
+    parser.add_argument("--only", nargs="+", choices=SCREENS, default=list(SCREENS), help="these screens")
+    options = parser.parse_args()
+    asyncio.run(draw(options.run_dir, options.out_dir, options.epoch, options.only))
+
+
 if __name__ == "__main__":
-    if len(sys.argv) not in (3, 4):
-        sys.exit("usage: screenshots.py RUN_DIR OUT_DIR [EPOCH]")
-    asyncio.run(draw(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) == 4 else None))
+    main()
