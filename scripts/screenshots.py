@@ -2,16 +2,17 @@
 
 import argparse
 import asyncio
+import shutil
+import sqlite3
 from collections.abc import Collection, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-
-from msgspec.structs import replace
+from tempfile import TemporaryDirectory
 
 from sapflow.sanctum.app import SanctumApp
 from sapflow.sanctum.screenshot import without_web
-from sapflow.telemetry.events import TelemetryEvent
-from sapflow.telemetry.source import MAX_READ_BYTES, RunState, RunStatus, Source
-from sapflow.telemetry.vocabulary import EventType
+from sapflow.telemetry.run_directory import JOURNAL_NAME, TrainerLock
+from sapflow.telemetry.source import Source
 
 SMALL, LARGE = (100, 30), (200, 60)
 IN_BOTH = ("overview", "detail", "seed")  # the others are drawn small alone
@@ -27,47 +28,21 @@ SCREENS = {
 }
 
 
-class EarlierSource(Source):
-    """A run as a reader saw it while it was live, up to the end of an epoch."""
-
-    def __init__(self, path: Path, epoch: int) -> None:
-        super().__init__(path)
-        self.epoch = epoch
-        self.last_time: float | None = None
-        self.over = False
-
-    def stream(self, limit: int = 5_000, max_bytes: int = MAX_READ_BYTES) -> Iterator[TelemetryEvent]:
-        """As every source, until the first event of a later epoch."""
-        if self.over:
-            return
-        for event in super().stream(limit, max_bytes):
-            if (event.epoch or 0) > self.epoch:
-                self.over = True
-                return
-            self.last_time = event.time
-            yield event
-
-    def events(
-        self,
-        types: Collection[EventType],
-        env_id: int | None = None,
-        first_epoch: int | None = None,
-        last_epoch: int | None = None,
-        limit: int = 500,
-    ) -> list[TelemetryEvent]:
-        """As every source, but for what came later."""
-        last_epoch = self.epoch if last_epoch is None else min(last_epoch, self.epoch)
-        return super().events(types, env_id, first_epoch, last_epoch, limit)
-
-    def status(self) -> RunStatus:
-        """Live, as of the last event read."""
-        return replace(super().status(), state=RunState.LIVE, last_event_time=self.last_time)
+@contextmanager
+def as_it_stood(run_dir: Path, epoch: int) -> Iterator[Path]:
+    """A copy of the run, live, of which no later epoch is known."""
+    with TemporaryDirectory() as folder:
+        copied = Path(shutil.copytree(run_dir, Path(folder) / run_dir.name))
+        with closing(sqlite3.connect(copied / JOURNAL_NAME)) as journal, journal:
+            journal.execute("DELETE FROM events WHERE id >= (SELECT min(id) FROM events WHERE epoch > ?)", (epoch,))
+        with TrainerLock(copied):
+            yield copied
 
 
-async def draw(run_dir: Path, out_dir: Path, epoch: int | None, wanted: Collection[str]) -> None:
+async def draw(run_dir: Path, out_dir: Path, wanted: Collection[str]) -> None:
     out_dir.mkdir(parents=True, exist_ok=True)
     for size in (SMALL, LARGE):
-        with Source(run_dir) if epoch is None else EarlierSource(run_dir, epoch) as source:
+        with Source(run_dir) as source:
             app = SanctumApp(source, clock=lambda: source.status().last_event_time or 0.0)
             async with app.run_test(size=size) as pilot:
                 while app.read_batch():
@@ -92,7 +67,9 @@ def main() -> None:
     parser.add_argument("--epoch", type=int, help="draw the run as it stood live when this had ended")
     parser.add_argument("--only", nargs="+", choices=SCREENS, default=list(SCREENS), help="these screens")
     options = parser.parse_args()
-    asyncio.run(draw(options.run_dir, options.out_dir, options.epoch, options.only))
+    shown = nullcontext(options.run_dir) if options.epoch is None else as_it_stood(options.run_dir, options.epoch)
+    with shown as run_dir:
+        asyncio.run(draw(run_dir, options.out_dir, options.only))
 
 
 if __name__ == "__main__":
