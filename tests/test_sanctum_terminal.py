@@ -16,6 +16,7 @@ import pytest
 from commands import SAPFLOW, Terminal, wait_until
 from sanctum_events import demo_run
 from sapflow.telemetry.journal import Journal
+from sapflow.telemetry.mailbox import Mailbox
 from sapflow.telemetry.run_directory import TrainerLock
 
 # A shell in miniature with job control: starts Sanctum as a job of its own on this terminal, says when it stops, and
@@ -57,12 +58,13 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def live_run(tmp_path: Path) -> Iterator[Path]:
-    """A run whose trainer is at work, as far as anybody can see."""
+    """A run whose trainer is at work and takes requests, as far as anybody can see."""
     with TrainerLock(tmp_path):
         journal = Journal(tmp_path)
         for event in demo_run():
             journal.emit(event)
         journal.close()
+        Mailbox(tmp_path).open()
         yield tmp_path
 
 
