@@ -54,12 +54,18 @@ class _EventFile:
         name = f"events.out.tfevents.{seconds:010}.{rest:09}.{socket.gethostname()}.{os.getpid()}"
         self._file: IO[bytes] = (folder / name).open("xb")
         self._records = RecordWriter(self._file)
+        self._described: set[str] = set()
         self.write(Event(wall_time=time.time(), file_version="brain.Event:2"))
         # TensorBoard drops what older files have from this step on: what comes a second time.
         start = SessionLog(status=SessionLog.START)
         self.write(Event(wall_time=time.time(), step=first_step, session_log=start))
 
     def write(self, event: "Event") -> None:
+        """Writes it; what a tag is, as every reader remembers it, with its first value alone."""
+        for value in event.summary.value:
+            if value.tag in self._described:
+                value.ClearField("metadata")
+            self._described.add(value.tag)
         self._records.write(event.SerializeToString())
 
     def flush(self) -> None:
@@ -145,10 +151,13 @@ class TensorBoard:
 
 def _write(file: _EventFile, event: TelemetryEvent) -> None:
     from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
 
     payload = event.payload
-    for summary in _epoch(payload) if isinstance(payload, EpochCompleted) else _words(event):
-        file.write(Event(wall_time=event.time, step=event.epoch, summary=summary))
+    summaries = _epoch(payload) if isinstance(payload, EpochCompleted) else _words(event)
+    values = [value for summary in summaries for value in summary.value]
+    if values:
+        file.write(Event(wall_time=event.time, step=event.epoch, summary=Summary(value=values)))
 
 
 def _epoch(done: EpochCompleted) -> Iterator["Summary"]:
@@ -163,25 +172,30 @@ def _epoch(done: EpochCompleted) -> Iterator["Summary"]:
         for series in SEED_SERIES:
             if (value := series.value(seed)) is not None:
                 yield scalar_pb(f"{series.name}/{seed.slot_id}", value, series.help)
-        if seed.ratio_histogram:
+        if any(seed.ratio_histogram):
             yield _histogram(seed)
 
 
 def _histogram(seed: SeedTelemetry) -> "Summary":
-    """The octaves as buckets: left and right edge, and count. The first and the last stand for all beyond."""
+    """The octaves from the first to the last with a pass, as buckets: left and right edge, and count.
+
+    The lowest and the highest that there are stand for all beyond.
+    """
+    import numpy as np
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.histogram.metadata import create_summary_metadata
     from tensorboard.util.tensor_util import make_tensor_proto
 
-    lowest = HISTOGRAM_LOWEST_OCTAVE - 1
-    buckets = [
-        (float(octave), octave + 1.0, float(count)) for octave, count in enumerate(seed.ratio_histogram, start=lowest)
-    ]
+    counts = np.trim_zeros(np.array(seed.ratio_histogram, np.float64), "b")  # what is written is summed up in Python
+    beyond = len(counts)
+    counts = np.trim_zeros(counts, "f")
+    lefts = np.arange(beyond - len(counts), beyond, dtype=np.float64) + (HISTOGRAM_LOWEST_OCTAVE - 1)
+    buckets = np.stack([lefts, lefts + 1, counts], axis=1)
     summary = Summary()
     summary.value.add(
         tag=f"gradient.gain of passes/{seed.slot_id}",
         metadata=create_summary_metadata(display_name=None, description=HISTOGRAM_TEXT),
-        tensor=make_tensor_proto(buckets, dtype="float64"),
+        tensor=make_tensor_proto(buckets),
     )
     return summary
 
