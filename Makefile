@@ -52,7 +52,7 @@ screenshots: install demo  ## the pictures in docs/, drawn by Sanctum itself: th
 	$(BIN)/python scripts/screenshots.py $$folder/runs/planted-nan docs/watched --only overview detail && rm -rf $$folder
 	$(BIN)/python scripts/report_screenshots.py $(DEMO_RUN) docs/report
 
-overhead: install  ## docs/performance.md: what watching costs beside other ways, in 22 minutes
+overhead: install  ## docs/performance.md: what watching costs beside other ways, in about half an hour
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group bench
 	$(BIN)/python benchmarks/overhead.py --write docs/performance.md
 

@@ -112,10 +112,11 @@ def _text(batch: int) -> tuple[Tensor, Tensor]:
     return torch.randint(VOCABULARY, (batch, TOKENS)), torch.randint(VOCABULARY, (batch, TOKENS))
 
 
-MLP = Task("MLP", "8 blocks of Linear(512, 512) and ReLU, batch 128, SGD", mlp, _vectors, sgd)
+MLP = Task("MLP", "8 blocks of Linear(512, 512) and ReLU, batch 128, SGD", mlp, _vectors, sgd, weight=2)
 CNN = Task(
-    "CNN", "3 blocks of Conv 3×3, BatchNorm and ReLU, 32–32–64–64 channels, 16 images of 32×32, SGD", cnn, _images, sgd
-)
+    "CNN", "3 blocks of Conv 3×3, BatchNorm and ReLU, 32–32–64–64 channels, 16 images of 32×32, SGD", cnn, _images,
+    sgd, weight=2,
+)  # fmt: skip
 TRANSFORMER = Task(
     "transformer", "4 blocks, width 256, 4 heads, 8 sequences of 128 tokens, AdamW",
     lambda: transformer(4, 256, 4), lambda: _text(8), adamw, cycle=20, weight=3,
