@@ -1,7 +1,8 @@
 """Kills real trainers with SIGKILL at random moments and lets them be resumed; started by test_resume.py.
 
 Trainers are forked from this process, which has imported everything and runs no thread: a start takes no time, so that
-moments are spread over the training. Prints a line of JSON a run.
+moments are spread over the training. They are moments of processor time, of which a training takes as much on a busy
+machine. Prints a line of JSON a run.
 """
 
 import json
@@ -40,10 +41,23 @@ def trainer(run_dir, *, resume, plan=None):
 
 
 def finish(run_dir, *, resume, plan=None):
-    begun = time.monotonic()
-    _, status = os.waitpid(trainer(run_dir, resume=resume, plan=plan), 0)
+    """The processor time that it took, in seconds."""
+    _, status, used = os.wait4(trainer(run_dir, resume=resume, plan=plan), 0)
     assert os.waitstatus_to_exitcode(status) in (0, 3), f"{run_dir}: {status}"
-    return time.monotonic() - begun
+    return used.ru_utime + used.ru_stime
+
+
+def kill_after(seconds, child):
+    """SIGKILL once the child has used so much processor time, or has ended; gives its status."""
+    clock = ~child << 3 | 2  # of a process, as clock_getcpuclockid(3) numbers it
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status
+        if time.clock_gettime(clock) >= seconds:
+            os.kill(child, signal.SIGKILL)
+            return os.waitpid(child, 0)[1]
+        time.sleep(0.001)
 
 
 def main(scratch, trials):
@@ -59,10 +73,7 @@ def main(scratch, trials):
         kills = 0
         for attempt in range(1 + trial % 3):  # killed up to three times in a row
             child = trainer(run_dir, resume=attempt > 0)
-            time.sleep(moments.random() * seconds)
-            os.kill(child, signal.SIGKILL)
-            _, status = os.waitpid(child, 0)
-            kills += os.WIFSIGNALED(status)
+            kills += os.WIFSIGNALED(kill_after(moments.random() * seconds, child))
         finish(run_dir, resume=True)
         print(json.dumps({"run": run_dir.name, "kills": kills}), flush=True)
 

@@ -298,6 +298,15 @@ def test_an_env_that_a_rule_has_ended_stays_ended(tmp_path):
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+def test_a_resume_that_comes_when_another_is_done_is_refused(tmp_path, whole):
+    run_dir = stopped_after(3, tmp_path / "run")
+    plans = [recording.plan_of(run_dir) for _ in range(2)]
+    recording.record(plans[0], run_dir, resume=True)
+    with pytest.raises(InputError, match="complete"):
+        recording.record(plans[1], run_dir, resume=True)
+    assert_same_run(run_dir, whole)
+
+
 class TestTheCommand:
     def test_resumes(self, tmp_path, whole):
         run_dir = stopped_after(3, tmp_path / "run")

@@ -74,12 +74,16 @@ def plan_of(run_dir: Path) -> RunPlan:
         raise InputError(f"{run_dir} holds no run that can be resumed ({path.name}: {error.strerror})") from error
     except msgspec.DecodeError as error:
         raise InputError(f"{path} is no plan of a run ({error}): restore it from a copy") from error
+    _refuse_complete(run_dir)
+    plan.check()
+    return plan
+
+
+def _refuse_complete(run_dir: Path) -> None:
     if run_directory.has_journal(run_dir):
         with Source(run_dir) as source:
             if source.status().state is RunState.COMPLETED:
                 raise InputError(f"the run in {run_dir} is complete: there is nothing to resume")
-    plan.check()
-    return plan
 
 
 def record(
@@ -94,10 +98,13 @@ def record(
         resume: go on with the run that ended there: its telemetry and weights become those of one that never did.
 
     Raises:
-        InputError: another trainer is at work there, or was, or its journal cannot be read, or was rolled and removed.
+        InputError: another trainer is at work there, or was, or is done, or its journal cannot be read, or was rolled
+            and removed.
     """
     run_directory.refuse_rolled(run_dir)
     with run_directory.TrainerLock(run_dir):
+        if resume:  # asked again: another trainer may have held the lock until it was done
+            _refuse_complete(run_dir)
         checkpoints = Checkpoints(run_dir, plan.checkpoint_every)
         going_on = resume and run_directory.has_journal(run_dir)
         known = WhatIsNew(run_dir) if going_on else None
