@@ -23,8 +23,8 @@ $(BIN)/sapflow:
 demo: $(BIN)/sapflow  ## a healthy, a vanishing and an exploding seed on real digits; the latter two are pruned
 	$(BIN)/sapflow train --plant 1:mid:sigmoid --plant 2:mid:explosive --run-dir $(DEMO_RUN)
 
-test: install  ## two processes, a file of tests in each
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: install  ## three processes, a file of tests in each: two cores, and what waits for others
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

@@ -43,7 +43,7 @@ from sapflow.sanctum.widgets.span_view import SpanView
 from sapflow.telemetry.source import Source
 
 PLAYED = 2.0  # epochs a second
-MINDING_SECONDS = 5.0  # between two looks whether the terminal is there
+MINDING_SECONDS = 2.0  # between two looks whether the terminal is there
 GC_THRESHOLD = 50_000  # objects: a look at a large run makes as many, and next to none of them lie in cycles
 
 
