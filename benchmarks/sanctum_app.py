@@ -18,7 +18,6 @@ import sys
 import tempfile
 import termios
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from textual.app import App, ComposeResult
 from textual.widgets import DataTable
 
 from sapflow.sanctum.app import SanctumApp
+from sapflow.sanctum.following import SHARE
 from sapflow.sanctum.numbers import compact
 from sapflow.sanctum.rewind import opened
 from sapflow.sanctum.schema import SanctumSnapshot
@@ -66,26 +66,14 @@ CASES = (
 
 
 class Stopwatch:
-    """Processor time and frames between WARM_UP and MEASURED seconds after the first frame.
-
-    A machine that does other work shows fewer frames with fewer epochs than it should, which costs less: what taking
-    events in took is scaled to the full rate of epochs, and all else to the full rate of frames with something new.
-    """
+    """Processor time and frames between WARM_UP and MEASURED seconds after the first frame."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()
         self.cpu = -1.0
-        self.taking = self.taken_before = 0.0
         self.epochs: list[int] = []
         self.times: list[float] = []
         self.lags: list[float] = []
-
-    def takes(self, read: Callable[[], bool]) -> bool:
-        """Reads, and counts what that costs."""
-        before = _cpu()
-        more = read()
-        self.taking += _cpu() - before
-        return more
 
     def frame(self, newest: float | None, epochs: int) -> bool:
         """A frame was drawn, with the newest event of that time and so many epochs in all; whether it is the last."""
@@ -93,23 +81,19 @@ class Stopwatch:
         if now < WARM_UP:
             return False
         if self.cpu < 0:
-            self.cpu, self.taken_before = _cpu(), self.taking
+            self.cpu = _cpu()
         self.epochs.append(epochs)
         self.times.append(now)
         self.lags.append(time.time() - newest if newest else 0.0)
         return now >= WARM_UP + MEASURED
 
-    def report(self, envs: int) -> dict[str, float]:
-        """The share of a core at full rates, what was reached of them, and how old the newest event was when drawn."""
+    def report(self) -> dict[str, float]:
+        """The share of a core, the rates that were reached, and how old the newest event was when drawn."""
         elapsed = self.times[-1] - self.times[0]
-        epochs = (self.epochs[-1] - self.epochs[0]) / elapsed
-        frames = (len(set(self.epochs)) - 1) / elapsed
-        taking = (self.taking - self.taken_before) / elapsed
-        drawing = (_cpu() - self.cpu) / elapsed - taking
         return {
-            "share": taking * max(envs * HERTZ / epochs, 1) + drawing * max(HERTZ / frames, 1),
-            "epochs": epochs,
-            "frames": frames,
+            "share": (_cpu() - self.cpu) / elapsed,
+            "epochs": (self.epochs[-1] - self.epochs[0]) / elapsed,
+            "frames": (len(set(self.epochs)) - 1) / elapsed,
             "lag": sorted(self.lags)[int(0.95 * len(self.lags))],
             "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
@@ -129,22 +113,18 @@ class Watched(SanctumApp):
 
     density = Density.AUTO
     result: dict[str, float] | None = None
-    watch: Stopwatch | None = None
+    stopwatch: Stopwatch | None = None
 
     def get_default_screen(self) -> OverviewScreen:
         screen = OverviewScreen()
         screen.density = self.density
         return screen
 
-    def read_batch(self) -> bool:
-        self.watch = self.watch or Stopwatch()
-        return self.watch.takes(super().read_batch)
-
     async def show(self) -> None:
         await super().show()
-        last = self.watch is not None and self.watch.frame(self.snapshot.read_until, _epochs(self.snapshot))
-        if self.watch is not None and last and self.result is None:
-            self.result = self.watch.report(len(self.snapshot.envs))
+        self.stopwatch = self.stopwatch or Stopwatch()
+        if self.stopwatch.frame(self.snapshot.read_until, _epochs(self.snapshot)) and self.result is None:
+            self.result = self.stopwatch.report()
             self.exit()
 
 
@@ -155,7 +135,7 @@ class Table(App[None]):
         super().__init__()
         self.source = source
         self.aggregator = opened(source)
-        self.watch = Stopwatch()
+        self.stopwatch = Stopwatch()
         self.newest: float | None = None
         self.result: dict[str, float] | None = None
 
@@ -173,7 +153,7 @@ class Table(App[None]):
         return bool(read)
 
     def look(self) -> None:
-        while self.watch.takes(self.read):
+        while self.read():
             pass
         table = self.query_one(DataTable)
         table.clear(columns=True)
@@ -183,15 +163,15 @@ class Table(App[None]):
         for env in envs:
             seeds = (f"{seed.stage} {seed.condition.name} {compact(seed.grad_ratio)}" for seed in env.seeds.values())
             table.add_row(str(env.env_id), str(env.accuracy), str(env.validation_loss), *seeds)
-        if self.watch.frame(self.newest, _epochs(self.aggregator.snapshot())) and self.result is None:
-            self.result = self.watch.report(len(envs))
+        if self.stopwatch.frame(self.newest, _epochs(self.aggregator.snapshot())) and self.result is None:
+            self.result = self.stopwatch.report()
             self.exit()
 
 
 def show(run_dir: Path, shown: str, report: Path) -> None:
     """In the pseudo-terminal: the app, until it is measured."""
     with suppress(PermissionError):
-        os.nice(-10)  # other work may not keep it from being on time
+        os.nice(-10)  # the trainer beside it may not keep it from being on time
     with Source(run_dir) as source:
         if shown == "table":
             app: Table | Watched = Table(source)
@@ -281,12 +261,11 @@ def section() -> str:
             "",
             f"A run in which every env ends an epoch {HERTZ} times a second, followed for {MEASURED:.0f} seconds in a",
             f"pseudo-terminal of {COLUMNS} × {ROWS}; {os.cpu_count()} cores ({platform.machine()}), Python",
-            f"{platform.python_version()}. Other work shared the machine, so what is given is processor time: of the",
-            "app's process, all of its threads, as a share of one core. Where there was no processor to be had, fewer",
-            "epochs and frames a second were shown; then what taking events in costs is scaled to the full rate of",
-            "epochs, and all else to the full rate of frames. A frame is a look at the journal with something new; the",
-            "age is that of the newest event when it was drawn, in 95 of 100 frames. Beside it, the plain way: a",
-            "Textual DataTable that is emptied and filled at every look.",
+            f"{platform.python_version()}, and no other work. What is given is processor time of the app's process,",
+            "all of its threads, as a share of one core. A frame is a look at the journal with something new; the age",
+            "is that of the newest event when it was drawn, in 95 of 100 frames. Where a look takes long, Sanctum",
+            f"looks less often: at most {SHARE:.0%} of a core is its own, since training comes first. Beside it, the",
+            "plain way: a Textual DataTable that is emptied and filled at every look.",
             "",
             "| | of a core | aim | | epochs a second | frames a second | age | peak memory |",
             "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: |",
