@@ -7,7 +7,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from sapflow.sanctum.schema import SanctumSnapshot
+from sapflow.sanctum.schema import SanctumSnapshot, Seeds, SeedState, facts_of
 from sapflow.telemetry.events import (
     ActionTaken,
     Alert,
@@ -80,6 +80,11 @@ class FakeSource:
 
 def event(payload: Payload, env_id: int | None, sequence: int | None, time: float = START) -> TelemetryEvent:
     return TelemetryEvent(run_id=RUN_ID, env_id=env_id, sequence=sequence, time=time, payload=payload)
+
+
+def slots_of(*states: SeedState) -> Seeds:
+    """Slots that are just as given."""
+    return Seeds({s.slot_id: facts_of(s, s, s.ratio_history, s.newest_sample) for s in states})
 
 
 def seed(slot_id: str, ratio: float = 0.0, **fields: object) -> SeedTelemetry:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from rich.cells import cell_len
 
-from sanctum_events import START, demo_run, epoch, event, explosion, seed, unmeasured
+from sanctum_events import START, demo_run, epoch, event, explosion, seed, slots_of, unmeasured
 from sapflow.health.policy import record_band
 from sapflow.sanctum import glyphs, panels
 from sapflow.sanctum.aggregator import SanctumAggregator
@@ -20,7 +20,7 @@ from sapflow.sanctum.formatting import card_height, gradient_line, seed_card, se
 from sapflow.sanctum.header import header_lines
 from sapflow.sanctum.numbers import clock, compact, duration, humanised, ratio
 from sapflow.sanctum.plots import accuracy_trend, loss_trend, ratio_plot, sparkline
-from sapflow.sanctum.schema import EnvState, EnvStatus, Seeds, SeedState
+from sapflow.sanctum.schema import EnvState, EnvStatus, SeedState
 from sapflow.sanctum.spans import Line, clean, ends, fit, line, width_of
 from sapflow.telemetry.events import (
     EnvCompleted,
@@ -304,8 +304,8 @@ def test_a_held_seed_says_so_on_the_narrowest_card(stage: SeedStage, epochs: int
 
 
 def test_a_held_seed_is_seen_in_the_dense_canvas() -> None:
-    env = EnvState(env_id=1, seeds=Seeds.of(SeedState.from_telemetry(seed("a", 1.0, paused=True))))
-    free = EnvState(env_id=1, seeds=Seeds.of(SeedState.from_telemetry(seed("a", 1.0))))
+    env = EnvState(env_id=1, seeds=slots_of(SeedState.from_telemetry(seed("a", 1.0, paused=True))))
+    free = EnvState(env_id=1, seeds=slots_of(SeedState.from_telemetry(seed("a", 1.0))))
     assert text(dense_line(env, 2, 1)) == text(dense_line(free, 2, 1)).replace("○✓ ", "○✓‖")
 
 
@@ -492,7 +492,7 @@ def test_losses_are_shown_even_where_a_cut_off_run_leaves_little_room() -> None:
 
 
 def test_an_env_that_failed_says_why() -> None:
-    env = EnvState(env_id=1, status=EnvStatus.FAILED, error="out of\nmemory", seeds=Seeds.of(SeedState(slot_id="a")))
+    env = EnvState(env_id=1, status=EnvStatus.FAILED, error="out of\nmemory", seeds=slots_of(SeedState(slot_id="a")))
     foot = text(env_card(env, 50, 1)[-1])
     assert "failed: out of�memory" in foot
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from textual.widgets import Input
 
-from sanctum_events import SLOTS, demo_run, epoch, event, sample, seed, seeds_of, unmeasured
+from sanctum_events import SLOTS, demo_run, epoch, event, sample, seed, seeds_of, slots_of, unmeasured
 from sanctum_pilot import arrive, focused, sanctum, screen_lines, screen_text, shown_envs
 from sapflow.sanctum.arrangement import Order, arranged
 from sapflow.sanctum.census import Census, Kind
-from sapflow.sanctum.schema import EnvState, SanctumSnapshot, Seeds, SeedState
+from sapflow.sanctum.schema import EnvState, SanctumSnapshot, SeedState
 from sapflow.sanctum.themes import THEMES
 from sapflow.sanctum.widgets.count_strip import CountStrip
 from sapflow.sanctum.widgets.env_detail_screen import EnvDetailScreen
@@ -277,7 +277,7 @@ def snapshot_of(chosen: Mapping[int, list[object]]) -> SanctumSnapshot:
         envs={
             env_id: EnvState(
                 env_id=env_id,
-                seeds=Seeds.of(
+                seeds=slots_of(
                     *(SeedState.from_telemetry(replace(each, slot_id=str(n))) for n, each in enumerate(seeds))
                 ),
             )

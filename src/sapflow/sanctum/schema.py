@@ -128,11 +128,6 @@ class Seeds(Mapping[str, SeedState]):
         self._facts = facts
         self.marks = tuple([slot.mark for slot in facts.values()])
 
-    @classmethod
-    def of(cls, *states: SeedState) -> Self:
-        """Slots that are just as given."""
-        return cls({s.slot_id: facts_of(s, s, s.ratio_history, s.newest_sample) for s in states})
-
     def __getitem__(self, slot_id: str) -> SeedState:
         return self._facts[slot_id].state
 
