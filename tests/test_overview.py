@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from textual.widgets import Input
 
-from sanctum_events import SLOTS, demo_run, epoch, event, sample, seed, seeds_of, slots_of, unmeasured
+from sanctum_events import SLOTS, demo_run, epoch, event, explosion, sample, seed, seeds_of, slots_of, unmeasured
 from sanctum_pilot import arrive, focused, sanctum, screen_lines, screen_text, shown_envs
 from sapflow.sanctum.arrangement import Order, arranged
 from sapflow.sanctum.census import Census, Kind
@@ -20,7 +20,7 @@ from sapflow.sanctum.widgets.count_strip import CountStrip
 from sapflow.sanctum.widgets.env_detail_screen import EnvDetailScreen
 from sapflow.sanctum.widgets.env_grid import EnvGrid
 from sapflow.sanctum.widgets.key_bar import KeyBar
-from sapflow.telemetry.events import EnvStarted, TelemetryEvent
+from sapflow.telemetry.events import EnvStarted, SeedTelemetry, TelemetryEvent
 from sapflow.telemetry.vocabulary import Measurement, SeedStage
 
 
@@ -267,12 +267,12 @@ STATES = (
 )
 envs = st.dictionaries(
     st.integers(0, 9),
-    st.lists(st.sampled_from(STATES), max_size=4),
+    st.tuples(st.lists(st.sampled_from(STATES), max_size=4), st.integers(0, 2)),  # seeds, and how many alerts stand
     max_size=6,
 )
 
 
-def snapshot_of(chosen: Mapping[int, list[object]]) -> SanctumSnapshot:
+def snapshot_of(chosen: Mapping[int, tuple[list[SeedTelemetry], int]]) -> SanctumSnapshot:
     return SanctumSnapshot(
         envs={
             env_id: EnvState(
@@ -280,14 +280,17 @@ def snapshot_of(chosen: Mapping[int, list[object]]) -> SanctumSnapshot:
                 seeds=slots_of(
                     *(SeedState.from_telemetry(replace(each, slot_id=str(n))) for n, each in enumerate(seeds))
                 ),
+                open_alerts=(explosion(3),) * alerts,
             )
-            for env_id, seeds in chosen.items()
+            for env_id, (seeds, alerts) in chosen.items()
         }
     )
 
 
 @given(st.lists(envs, min_size=1, max_size=4))
-def test_a_census_that_follows_counts_what_one_that_starts_anew_counts(moments: list[dict[int, list[object]]]) -> None:
+def test_a_census_that_follows_counts_what_one_that_starts_anew_counts(
+    moments: list[dict[int, tuple[list[SeedTelemetry], int]]],
+) -> None:
     following = Census()
     for moment in moments:
         snapshot = snapshot_of(moment)
@@ -295,14 +298,16 @@ def test_a_census_that_follows_counts_what_one_that_starts_anew_counts(moments: 
         anew = Census()
         anew.take(snapshot.envs)
         assert +following.total == +anew.total
-        assert following.total[Kind.EXPLODING] == sum(each is STATES[0] for seeds in moment.values() for each in seeds)
+        assert following.total[Kind.EXPLODING] == sum(
+            each is STATES[0] for seeds, _ in moment.values() for each in seeds
+        )
         for kind in Kind:
             only = arranged(snapshot, following, Order.WORST, kind)
             assert {env.env_id for env in only} == {n for n in snapshot.envs if anew.has(n, kind)}
 
 
 @given(envs, st.sampled_from(Order))
-def test_every_order_keeps_every_env(chosen: dict[int, list[object]], order: Order) -> None:
+def test_every_order_keeps_every_env(chosen: dict[int, tuple[list[SeedTelemetry], int]], order: Order) -> None:
     snapshot = snapshot_of(chosen)
     census = Census()
     census.take(snapshot.envs)
