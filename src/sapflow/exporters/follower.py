@@ -17,7 +17,7 @@ from sapflow.telemetry.source import RunState, Source
 
 BATCH_EVENTS = 500
 BATCH_BYTES = 2**20  # in the journal, and one event more
-POLL_SECONDS = 1.0
+POLL_SECONDS = 2.0  # each look costs as much as many an event, and so does each request that it leads to
 JOURNAL_POLL_SECONDS = 0.1
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
@@ -117,6 +117,8 @@ class Follower:
         for cause, count in self._dropping.items():  # no sooner, or what is brought again would be counted again
             self._progress.dropped[cause] = self._progress.dropped.get(cause, 0) + count
         self._note("following")
+        if not over and source.at_end():
+            self._wait(POLL_SECONDS)
         return True
 
     def _deliver(self, events: Sequence[TelemetryEvent], source: Source) -> None:
