@@ -12,6 +12,7 @@ from sapflow.errors import BackendAwayError, ExporterRefusedError
 from sapflow.exporters import registry
 from sapflow.exporters.exporter import Setting
 from sapflow.exporters.run_identity import RunIdentity
+from sapflow.exporters.series import GAIN
 from sapflow.telemetry.events import AlertRaised, EnvCompleted, EpochCompleted, RequestAnswered, TelemetryEvent
 from sapflow.telemetry.vocabulary import Measurement
 
@@ -72,6 +73,12 @@ def test_every_epoch_is_a_step_with_the_numbers_and_the_time_of_its_event(tmp_pa
         ]
 
 
+def test_what_a_tag_is_is_said_with_it(tmp_path):
+    found = reader(write(tmp_path, [event(epoch(1, seed("stem", 0.9))), event(epoch(2, seed("stem", 0.9)))]) / "env-0")
+    said = found.SummaryMetadata("gradient.gain/stem")
+    assert (said.plugin_data.plugin_name, said.summary_description) == ("scalars", GAIN.help)
+
+
 def test_histograms_are_the_octaves_of_the_passes(tmp_path):
     from tensorboard.util.tensor_util import make_ndarray
 
@@ -102,13 +109,14 @@ def test_alerts_are_text_that_no_name_can_turn_into_markup(tmp_path):
 
 def test_what_is_not_measured_is_absent_and_what_is_not_finite_is_there(tmp_path):
     lost = seed("lost", 0.0, measurement=Measurement.PROBE_LOST)
-    wild = seed("wild", math.inf, max_ratio=math.nan)
+    wild = seed("wild", math.inf, max_ratio=math.nan, entering_norm=1e300)
     logdir = write(tmp_path, [event(epoch(1, lost, wild))])
     tags = reader(logdir / "env-0").Tags()["tensors"]
     assert "gradient.gain/lost" not in tags
     assert scalars(logdir / "env-0", "gradient.measured/lost")[0][2] == 0.0
     assert scalars(logdir / "env-0", "gradient.gain/wild")[0][2] == math.inf
     assert math.isnan(scalars(logdir / "env-0", "gradient.gain_max/wild")[0][2])
+    assert scalars(logdir / "env-0", "gradient.entering_norm/wild")[0][2] == math.inf  # a number there has 32 bits
 
 
 @pytest.mark.parametrize(("acknowledged", "written"), [(50, 70), (70, 70), (1, 90), (len(DEMO) - 3, len(DEMO))])

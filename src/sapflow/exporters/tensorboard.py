@@ -5,6 +5,7 @@ import re
 import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -29,7 +30,8 @@ from sapflow.telemetry.wording import describe
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
 
 HISTOGRAM_TEXT = "log2 of the gain of single passes: 0 is a gain of 1, the band is from -1 to 1"
 TEXT_LIMIT = 2_000
@@ -60,12 +62,13 @@ class _EventFile:
         start = SessionLog(status=SessionLog.START)
         self.write(Event(wall_time=time.time(), step=first_step, session_log=start))
 
-    def write(self, event: "Event") -> None:
-        """Writes it; what a tag is, as every reader remembers it, with its first value alone."""
-        for value in event.summary.value:
-            if value.tag in self._described:
-                value.ClearField("metadata")
+    def describe(self, value: "Summary.Value", meaning: "SummaryMetadata") -> None:
+        """Say what a tag is with its first value alone, as every reader remembers it."""
+        if value.tag not in self._described:
             self._described.add(value.tag)
+            value.metadata.CopyFrom(meaning)
+
+    def write(self, event: "Event") -> None:
         self._records.write(event.SerializeToString())
 
     def flush(self) -> None:
@@ -151,53 +154,69 @@ class TensorBoard:
 
 def _write(file: _EventFile, event: TelemetryEvent) -> None:
     from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+    from tensorboard.compat.proto.types_pb2 import DT_FLOAT
 
     payload = event.payload
-    summaries = _epoch(payload) if isinstance(payload, EpochCompleted) else _words(event)
-    values = [value for summary in summaries for value in summary.value]
-    if values:
-        file.write(Event(wall_time=event.time, step=event.epoch, summary=Summary(value=values)))
+    said = Event(wall_time=event.time, step=event.epoch)
+    add = said.summary.value.add
+    if isinstance(payload, EpochCompleted):
+        for tag, number, help_ in _numbers(payload):
+            # Not as simple_value, which is shorter: of that the interface shows no description.
+            file.describe(add(tag=tag, tensor=TensorProto(dtype=DT_FLOAT, float_val=(number,))), _scalar(help_))
+        for seed in payload.seeds:
+            if seed.stage.alive and any(seed.ratio_histogram):
+                file.describe(add(tag=f"gradient.gain of passes/{seed.slot_id}", tensor=_buckets(seed)), _histogram())
+    else:
+        for summary in _words(event):
+            for value in summary.value:
+                file.describe(add(tag=value.tag, tensor=value.tensor), value.metadata)
+    if said.summary.value:
+        file.write(said)
 
 
-def _epoch(done: EpochCompleted) -> Iterator["Summary"]:
-    from tensorboard.plugins.scalar.summary_v2 import scalar_pb
-
+def _numbers(done: EpochCompleted) -> Iterator[tuple[str, float, str]]:
+    """Tags, numbers, and what they are."""
     for gauge in ENV_GAUGES:
         if (value := gauge.value(done)) is not None:
-            yield scalar_pb(f"env/{gauge.name}", value, gauge.help)
+            yield f"env/{gauge.name}", value, gauge.help
     for seed in done.seeds:
-        if not seed.stage.alive:
-            continue
-        for series in SEED_SERIES:
-            if (value := series.value(seed)) is not None:
-                yield scalar_pb(f"{series.name}/{seed.slot_id}", value, series.help)
-        if any(seed.ratio_histogram):
-            yield _histogram(seed)
+        if seed.stage.alive:
+            for series in SEED_SERIES:
+                if (value := series.value(seed)) is not None:
+                    yield f"{series.name}/{seed.slot_id}", value, series.help
 
 
-def _histogram(seed: SeedTelemetry) -> "Summary":
+@cache
+def _scalar(text: str) -> "SummaryMetadata":
+    from tensorboard.plugins.scalar.metadata import create_summary_metadata
+
+    return create_summary_metadata(display_name=None, description=text)
+
+
+@cache
+def _histogram() -> "SummaryMetadata":
+    from tensorboard.plugins.histogram.metadata import create_summary_metadata
+
+    return create_summary_metadata(display_name=None, description=HISTOGRAM_TEXT)
+
+
+def _buckets(seed: SeedTelemetry) -> "TensorProto":
     """The octaves from the first to the last with a pass, as buckets: left and right edge, and count.
 
     The lowest and the highest that there are stand for all beyond.
     """
-    import numpy as np
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.plugins.histogram.metadata import create_summary_metadata
-    from tensorboard.util.tensor_util import make_tensor_proto
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+    from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+    from tensorboard.compat.proto.types_pb2 import DT_DOUBLE
 
-    counts = np.trim_zeros(np.array(seed.ratio_histogram, np.float64), "b")  # what is written is summed up in Python
-    beyond = len(counts)
-    counts = np.trim_zeros(counts, "f")
-    lefts = np.arange(beyond - len(counts), beyond, dtype=np.float64) + (HISTOGRAM_LOWEST_OCTAVE - 1)
-    buckets = np.stack([lefts, lefts + 1, counts], axis=1)
-    summary = Summary()
-    summary.value.add(
-        tag=f"gradient.gain of passes/{seed.slot_id}",
-        metadata=create_summary_metadata(display_name=None, description=HISTOGRAM_TEXT),
-        tensor=make_tensor_proto(buckets),
-    )
-    return summary
+    counts = seed.ratio_histogram
+    passed = [place for place, count in enumerate(counts) if count]
+    places = range(passed[0], passed[-1] + 1)
+    lowest = HISTOGRAM_LOWEST_OCTAVE - 1
+    shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in (len(places), 3)])
+    edges = [number for place in places for number in (lowest + place, lowest + place + 1, counts[place])]
+    return TensorProto(dtype=DT_DOUBLE, tensor_shape=shape, double_val=edges)
 
 
 def _words(event: TelemetryEvent) -> Iterator["Summary"]:
