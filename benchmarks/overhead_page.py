@@ -148,7 +148,8 @@ may still be in the cache. The last column is two calls of `vector_norm` on hot 
 
 What it is made of shows in the results: "an alias and two empty hooks" is what Python and autograd take before
 anything is measured, in every step with its code out of the cache; "two norms that nobody keeps" adds the limit above
-as it is in a real step. What Sapflow costs beyond these is adding to a cell, closing the pass, and what is derived.
+as it is in a real step, and "in C++" does the same without Python. What Sapflow costs beyond these is adding to a cell,
+closing the pass, and what is derived.
 
 Compiled, the sum of squares is a loop of its own in the kernel that comes next, since what makes the gradient is a
 matrix product or a convolution: there, too, each gradient is read once more than without. In bf16 steps are shorter and
@@ -163,8 +164,8 @@ Tried, and left out: norms of small gradients gathered and taken by one `_foreac
 gradient lives longer, in the way of autograd, which would add to it in place, and of whoever changes it); `torch.dot`
 (a fifth faster on large fp32 tensors, 3e-3 off on 5e7 numbers, and several times slower on bf16); hooks put on a node
 by way of a tensor's (3 µs less a module where caches are hot, but they see a gradient before the user's own hooks have
-changed it, and fire for gradients that are only asked for). Not tried: hooks in C++, which would take a compiler on
-every machine that trains, to save the part that the empty hooks show.
+changed it, and fire for gradients that are only asked for); hooks in C++, which save no more than "these again, in C++"
+is below "two norms that nobody keeps", and would take a compiler on every machine that trains.
 
 ## Memory
 

@@ -1,6 +1,6 @@
 """The norm of a gradient, right for every dtype and layout, and the mean square of activations."""
 
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,16 +20,22 @@ def norm_of(gradient: Tensor) -> Tensor:
     """‖gradient‖₂ as a scalar on its device, in fp32 (fp64 of fp64), whatever its dtype or layout."""
     if gradient.requires_grad:  # under create_graph the sums must not become part of the graph
         gradient = gradient.detach()
-    gradient = numbers_of(gradient)
-    dtype = torch.float64 if gradient.dtype == torch.float64 else torch.float32
-    if gradient.numel() <= LARGE:
-        return cast(Tensor, vector_norm(gradient, dtype=dtype))
-    flat = _flat(gradient)
-    remainder = flat.numel() % ROW
+    if gradient.layout is not torch.strided or gradient.is_complex():
+        gradient = numbers_of(gradient)
+    dtype = torch.float64 if gradient.dtype is torch.float64 else torch.float32
+    size = gradient.numel()
+    norm: Tensor
+    if size <= LARGE:
+        norm = vector_norm(gradient, dtype=dtype)
+        return norm
+    ordered, remainder = _in_order_of_memory(gradient), size % ROW
     if not remainder:
-        return cast(Tensor, vector_norm(vector_norm(flat.view(-1, ROW), dim=-1, dtype=dtype)))
+        norm = vector_norm(vector_norm(ordered.reshape(-1, ROW), dim=-1, dtype=dtype))
+        return norm
+    flat = ordered.reshape(-1)
     norms = vector_norm(flat[:-remainder].view(-1, ROW), dim=-1, dtype=dtype)
-    return cast(Tensor, vector_norm(torch.cat((norms, vector_norm(flat[-remainder:], dtype=dtype).view(1)))))
+    norm = vector_norm(torch.cat((norms, vector_norm(flat[-remainder:], dtype=dtype).view(1))))
+    return norm
 
 
 def numbers_of(gradient: Tensor) -> Tensor:
@@ -39,11 +45,11 @@ def numbers_of(gradient: Tensor) -> Tensor:
     return torch.view_as_real(gradient) if gradient.is_complex() else gradient
 
 
-def _flat(tensor: Tensor) -> Tensor:
-    """All elements, in the order of memory where that needs no copy (channels last, a transposed matrix)."""
-    if not tensor.is_contiguous():
-        tensor = tensor.permute(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
-    return tensor.reshape(-1)
+def _in_order_of_memory(tensor: Tensor) -> Tensor:
+    """Its dimensions so that flattening needs no copy, where that can be (channels last, a transposed matrix)."""
+    if tensor.is_contiguous():
+        return tensor
+    return tensor.permute(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
 
 
 class MeanSquare(NamedTuple):
@@ -64,7 +70,7 @@ def mean_square_of(value: Any, every: int = 1) -> MeanSquare | None:
     if not tensors:
         return None
     norms = [norm_of(tensor) for tensor in tensors]
-    norm = norms[0] if len(norms) == 1 else cast(Tensor, vector_norm(torch.stack(norms)))
+    norm = norms[0] if len(norms) == 1 else vector_norm(torch.stack(norms))
     numbers = sum(tensor.numel() for tensor in tensors)
     return MeanSquare(norm.square() / numbers, numbers)
 
