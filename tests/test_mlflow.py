@@ -113,6 +113,18 @@ def test_a_run_from_the_command_line_is_there_whole(server, client, tmp_path):
             assert history(client, run, f"env-{env}/{slot}/gradient.gain") == expected
 
 
+def test_a_store_without_a_server_gets_the_same(tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    monkeypatch.chdir(tmp_path)  # where such a store keeps its files
+    uri = f"sqlite:///{tmp_path}/tracking.sqlite"
+    open_it(uri, "direct").export(DEMO)
+    client = MlflowClient(uri)
+    (run,) = runs_of(client, "direct")
+    done = [one.payload for one in DEMO if isinstance(one.payload, EpochCompleted) and one.env_id == 2]
+    assert history(client, run, "env-2/accuracy") == [(one.epoch, one.accuracy) for one in done]
+
+
 def test_what_comes_again_is_there_once_and_a_restart_goes_on_with_the_same_run(server, client):
     first = open_it(server, "twice")
     first.export(DEMO[:60])

@@ -1,11 +1,12 @@
 """To MLflow: a run of a tracking server, with metrics over epochs, parameters, tags and how it ended."""
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -19,13 +20,13 @@ from sapflow.telemetry.wording import describe_alert
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
 
 T = TypeVar("T")
 
 RUN_TAG = "sapflow.run_id"
 LATEST_ALERT_TAG = "sapflow.latest_alert"
 METRICS_AT_ONCE = 1_000  # what a tracking server takes in one request
+LOG_BATCH = "/api/2.0/mlflow/runs/log-batch"
 LONGEST_TAG = 5_000
 REFUSED = frozenset({401, 403, 404})
 AT_FAULT = 400
@@ -38,14 +39,25 @@ class Options(msgspec.Struct, frozen=True):
     experiment: str = ""
 
 
+class Measured(NamedTuple):
+    """A metric, as MLflow names what it consists of; the time in milliseconds."""
+
+    key: str
+    value: float
+    timestamp: int
+    step: int
+
+
 class MLflow:
     """One run of MLflow's for one of ours, found again by its tag.
 
     A metric that comes again has the same key, step, time and value, and a tracking server keeps it once.
     """
 
-    def __init__(self, client: "MlflowClient", experiment: str, setting: Setting) -> None:
+    def __init__(self, client: "MlflowClient", uri: str, experiment: str, setting: Setting) -> None:
         self._client = client
+        by_http = uri.startswith(("http://", "https://"))
+        self._log = partial(_log_by_http, uri) if by_http else partial(_log_by_client, client)
         self._experiment = experiment
         self._setting = setting
         self._run = setting.run
@@ -70,7 +82,7 @@ class MLflow:
     def export(self, events: Sequence[TelemetryEvent]) -> None:
         """See `Exporter.export`."""
         run = self.begin()
-        metrics: list[Metric] = []
+        metrics: list[Measured] = []
         for event in events:
             self._view.take(event)
             payload = event.payload
@@ -78,13 +90,13 @@ class MLflow:
                 case RunStarted():
                     _asked(partial(self._log_parameters, run, payload))
                 case EpochCompleted() if event.env_id is not None:
-                    metrics += _metrics(event, event.env_id, payload)
+                    metrics += _measured(event, event.env_id, payload)
                 case AlertRaised():
                     words = "; ".join(part for part in describe_alert(payload.alert) if part)
                     text = f"env {event.env_id}, epoch {payload.epoch}: {words}"[:LONGEST_TAG]
                     _asked(partial(self._client.set_tag, run, LATEST_ALERT_TAG, text))
         for start in range(0, len(metrics), METRICS_AT_ONCE):
-            _asked(partial(self._client.log_batch, run, metrics=metrics[start : start + METRICS_AT_ONCE]))
+            _asked(partial(self._log, run, metrics[start : start + METRICS_AT_ONCE]))
 
     def close(self) -> None:
         """Say how the run ended, if it has: KILLED stands for cut off."""
@@ -129,12 +141,33 @@ class MLflow:
         self._client.log_batch(run, params=parameters)
 
 
-def _metrics(event: TelemetryEvent, env_id: int, done: EpochCompleted) -> Iterator["Metric"]:
+def _log_by_client(client: "MlflowClient", run: str, metrics: Sequence[Measured]) -> None:
     from mlflow.entities import Metric
 
+    client.log_batch(run, metrics=[Metric(*metric) for metric in metrics])
+
+
+def _log_by_http(uri: str, run: str, metrics: Sequence[Measured]) -> None:
+    """What the client does for a server, in an eighth of the time: it makes five objects of a metric to send one."""
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request, verify_rest_response
+
+    body = {"run_id": run, "metrics": [metric._asdict() | {"value": _in_json(metric.value)} for metric in metrics]}
+    answer = http_request(get_default_host_creds(uri), LOG_BATCH, "POST", json=body)  # type: ignore[no-untyped-call]
+    verify_rest_response(answer, LOG_BATCH)
+
+
+def _in_json(value: float) -> float | str:
+    """As Protocol Buffers write a number in JSON, which has none for these."""
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _measured(event: TelemetryEvent, env_id: int, done: EpochCompleted) -> Iterator[Measured]:
     time = int(event.time * 1_000)
     for name, value in _numbers(env_id, done):
-        yield Metric(_key(name), value, time, done.epoch)
+        yield Measured(_key(name), value, time, done.epoch)
 
 
 def _numbers(env_id: int, done: EpochCompleted) -> Iterator[tuple[str, float]]:
@@ -201,7 +234,7 @@ def open_exporter(setting: Setting) -> MLflow:
         client = MlflowClient(uri)
     except MlflowException as error:
         raise ExporterRefusedError(f"MLflow: {_in_short(error)}") from error
-    exporter = MLflow(client, experiment, setting)
+    exporter = MLflow(client, uri, experiment, setting)
     with suppress(BackendAwayError):  # it is tried again with the first batch
         exporter.begin()
     return exporter
