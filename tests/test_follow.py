@@ -14,11 +14,13 @@ from commands import ENDLESS, SAPFLOW, TRAIN, Forked, finish_forked, follow_to, 
 from journals import PATIENCE, finished_run, python
 from receivers import free_port, receiver
 from sanctum_events import RUN_ID, demo_run
+from sapflow.cli.followers import Exporting
 from sapflow.exporters.exporter import event_key
 from sapflow.exporters.ledger import path_of, read
 from sapflow.exporters.run_identity import identity_of
 from sapflow.telemetry import run_directory
 from sapflow.telemetry.events import EpochCompleted
+from sapflow.telemetry.run_directory import TrainerLock
 from sapflow.telemetry.source import RunState
 
 DEMO = demo_run(epochs=6, completed=True)
@@ -303,3 +305,20 @@ def test_a_training_that_cannot_be_exported_as_was_asked_does_not_begin(tmp_path
             assert words in done.stderr
             refused(done, words)
             assert not (tmp_path / "run").exists()
+
+
+def test_an_interrupt_before_the_second_follower_has_started_leaves_none_behind(tmp_path, monkeypatch):
+    run_dir = finished_run(tmp_path / "run", *DEMO[:-1])
+    begun: list[subprocess.Popen[bytes]] = []
+    start = subprocess.Popen
+
+    def interrupted_at_the_second(command: list[str]) -> subprocess.Popen[bytes]:
+        if begun:
+            raise KeyboardInterrupt
+        begun.append(start(command))
+        return begun[0]
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted_at_the_second)
+    with TrainerLock(run_dir), pytest.raises(KeyboardInterrupt):  # a run that has no end for them to find
+        Exporting({"jsonlines": [], "prometheus": []}).run_beside(run_dir, [])
+    assert begun[0].poll() is not None

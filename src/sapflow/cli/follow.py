@@ -68,7 +68,7 @@ def follow(
         Source(run_dir).close()  # first what is wrong with the run
     if len(tables) > 1:
         exporting = Exporting.of(export, config, option)
-        return exporting.start_beside(run_dir, ["--patience", str(patience), "--wait", str(wait)]).wait()
+        return exporting.run_beside(run_dir, ["--patience", str(patience), "--wait", str(wait)])
     ((name, options),) = tables.items()
     code = guarded(partial(_follow_with, name, options, run_dir, patience, wait))
     # A backend's threads and exit hooks are not to keep anybody waiting: what was theirs to do is done, or given up.

@@ -32,15 +32,6 @@ class Followers:
         """Where a detached follower writes."""
         return self.run_dir / ledger.FOLDER / f"{name}.log"
 
-    def wait(self) -> int:
-        """Wait for all of them, and give an exit code that says what went wrong; an interrupt is theirs as well."""
-        try:
-            codes = [process.wait() for process in self.processes.values()]
-        except KeyboardInterrupt:
-            self.stop()
-            raise
-        return EXIT_FAILED if min(codes) < 0 else max(codes)  # below 0: killed
-
     def wait_until_open(self) -> None:
         """Wait until each has opened its exporter, or for OPENING_SECONDS.
 
@@ -123,10 +114,20 @@ class Exporting:
             }
         )
 
-    def start_beside(self, run_dir: Path, more: list[str]) -> Followers:
-        """Start followers in this terminal, with more arguments for each."""
-        commands = {name: _command(run_dir, name, [*own, *more]) for name, own in self.arguments.items()}
-        return Followers(run_dir, {name: subprocess.Popen(command) for name, command in commands.items()})
+    def run_beside(self, run_dir: Path, more: list[str]) -> int:
+        """Run followers in this terminal, with more arguments for each; an interrupt, whenever it comes, is theirs too.
+
+        Gives an exit code that says what went wrong with any.
+        """
+        followers = Followers(run_dir)
+        try:
+            for name, own in self.arguments.items():
+                followers.processes[name] = subprocess.Popen(_command(run_dir, name, [*own, *more]))
+            codes = [process.wait() for process in followers.processes.values()]
+        except KeyboardInterrupt:
+            followers.stop()
+            raise
+        return EXIT_FAILED if min(codes) < 0 else max(codes)  # below 0: killed
 
     def start(self, run_dir: Path) -> Followers:
         """Start followers of a run that is about to begin, so that they outlive this process and its terminal."""
