@@ -333,6 +333,15 @@ def test_passes_a_second_are_taken_over_the_last_epochs_of_the_envs_that_train()
     assert folded([*events, ended]).passes_per_second == pytest.approx(8.0)
 
 
+def test_the_time_for_which_a_run_was_cut_off_is_not_in_its_passes_a_second() -> None:
+    """100 passes a second before, and 50 after."""
+    times = [START + 1, START + 2, START + 1000, START + 1002, START + 1004]
+    events = [event(epoch(n, total_passes=100 * n), 0, n - 1, time) for n, time in enumerate(times, 1)]
+    resumed = event(RunResumed(from_epoch=2), None, 0, START + 990)
+    assert folded([*events[:2], resumed]).passes_per_second == 0.0
+    assert folded([*events[:2], resumed, *events[2:]]).passes_per_second == pytest.approx(50.0)
+
+
 @pytest.mark.parametrize("time", [START, START - 1, math.nan, math.inf, -math.inf])
 def test_a_clock_that_stands_or_jumps_gives_no_pace(time: float) -> None:
     events = [

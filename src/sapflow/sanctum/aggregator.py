@@ -184,6 +184,9 @@ class SanctumAggregator:
 
     @_reduce_run.register
     def _(self, payload: RunResumed, time: float) -> None:
+        for env in self._envs.values():
+            env.forget_pace(before=time)
+        self._changed.update(self._envs)
         self._update_run(resumed_at=time, resumed_from=payload.from_epoch)
 
     def _update_run(self, **changes: object) -> None:

@@ -117,6 +117,11 @@ class EnvView:
         self.slots = slots
         self._order, self._slot_ids = list(slots.values()), list(slots)
 
+    def forget_pace(self, *, before: float) -> None:
+        """Of a run that was cut off and goes on: between the two it was not training."""
+        while self._clock and self._clock[0][0] < before:
+            self._clock.popleft()
+
     @property
     def state(self) -> EnvState:
         """The env now."""
