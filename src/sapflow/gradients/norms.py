@@ -20,11 +20,13 @@ def norm_of(gradient: Tensor) -> Tensor:
     """‖gradient‖₂ as a scalar on its device, in fp32 (fp64 of fp64), whatever its dtype or layout."""
     if gradient.requires_grad:  # under create_graph the sums must not become part of the graph
         gradient = gradient.detach()
-    if gradient.layout is not torch.strided or gradient.is_complex():
-        gradient = numbers_of(gradient)
+    norm: Tensor
+    if gradient.dtype is torch.float32 and not gradient.is_sparse and gradient.numel() <= LARGE:
+        norm = vector_norm(gradient)  # most of them, in the fewest calls
+        return norm
+    gradient = numbers_of(gradient)
     dtype = torch.float64 if gradient.dtype is torch.float64 else torch.float32
     size = gradient.numel()
-    norm: Tensor
     if size <= LARGE:
         norm = vector_norm(gradient, dtype=dtype)
         return norm

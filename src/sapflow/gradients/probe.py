@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, compiler, is_grad_enabled, nn
+from torch._C import _are_functorch_transforms_active, _get_tracing_state
 from torch.autograd.graph import Node
 from torch.compiler import is_dynamo_compiling
 from torch.utils.hooks import RemovableHandle
@@ -108,13 +109,14 @@ class Probe:
 
     def listening(self) -> bool:
         """Whether a forward that runs now is to be measured."""
+        sums = self.sums
         return (
-            self.sums is not None
+            sums is not None
             and not self.muted
-            and not self.sums.paused
-            and torch.is_grad_enabled()
-            and not torch._C._are_functorch_transforms_active()
-            and torch._C._get_tracing_state() is None
+            and not sums.paused
+            and is_grad_enabled()
+            and not _are_functorch_transforms_active()
+            and _get_tracing_state() is None
         )
 
     # What runs in every call of the module and in every backward is written for few frames and few calls: their code is
@@ -124,7 +126,7 @@ class Probe:
     def _before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         if is_dynamo_compiling():
             return self._before_compiled(args, kwargs)
-        if torch.compiler._is_compiling_flag or not self.listening():  # exporting without TorchDynamo sets the flag
+        if compiler._is_compiling_flag or not self.listening():  # exporting without TorchDynamo sets the flag
             self._note_unheard()
             return None
         if not self.ran:
@@ -263,14 +265,14 @@ class Probe:
         if self.sums is None:
             return
         self.open_calls.append(None)
-        if torch.is_grad_enabled():
+        if is_grad_enabled():
             self.unheard = True
             self.sums.skipped |= self.sums.paused
 
     def _row_in_dynamo(self) -> Row | None:
         """The row, if a forward that TorchDynamo compiles, and does not export, is to be measured."""
         # In a backward that TorchDynamo compiles, too, nothing may be added to cells.
-        elsewhere = torch.compiler.is_exporting() or torch._dynamo.compiled_autograd.compiled_autograd_enabled
+        elsewhere = compiler.is_exporting() or torch._dynamo.compiled_autograd.compiled_autograd_enabled
         return None if elsewhere or not self.listening() else self.row
 
     def fail(self, error: Exception) -> None:
