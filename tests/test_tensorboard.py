@@ -13,7 +13,15 @@ from sapflow.exporters import registry
 from sapflow.exporters.exporter import Setting
 from sapflow.exporters.run_identity import RunIdentity
 from sapflow.exporters.series import GAIN
-from sapflow.telemetry.events import AlertRaised, EnvCompleted, EpochCompleted, RequestAnswered, TelemetryEvent
+from sapflow.telemetry.events import (
+    ActionTaken,
+    AlertRaised,
+    EnvCompleted,
+    EnvStarted,
+    EpochCompleted,
+    RequestAnswered,
+    TelemetryEvent,
+)
 from sapflow.telemetry.vocabulary import Measurement
 
 pytest.importorskip("tensorboard")
@@ -169,6 +177,62 @@ def test_an_env_that_has_ended_holds_no_file_open_and_what_is_said_of_it_later_i
     exporter.export([event(answered, 8)])
     exporter.close()
     assert [step for step, _, _ in scalars(tmp_path / "exporters" / "tensorboard" / "env-8", "env/accuracy")] == [1]
+
+
+def accuracies(run_dir: Path, env: int = 0) -> list[int]:
+    return [step for step, _, _ in scalars(run_dir / "exporters" / "tensorboard" / f"env-{env}", "env/accuracy")]
+
+
+def told(at: int) -> TelemetryEvent:
+    """People were told of an alert long after its epoch: that is said aside, whenever it is done."""
+    return event(ActionTaken(epoch=at, alert=explosion(since=1), action="notify", done=True, outcome="by mail"))
+
+
+EPOCHS = [event(epoch(number, seed("stem", 0.9))) for number in range(1, 7)]
+ENDED = event(EnvCompleted(epoch=6))
+ANOTHER = event(EnvStarted(host="cnn", host_params=1, slot_ids=("stem",), epochs=6), 1)
+
+
+@pytest.mark.parametrize("at", [2, 6])
+@pytest.mark.parametrize("before", [[*EPOCHS, ENDED], [*EPOCHS, ENDED, ANOTHER]], ids=["ended", "long ended"])
+def test_what_is_said_of_an_earlier_epoch_of_an_env_that_has_ended_takes_no_epoch_s_place(tmp_path, before, at):
+    exporter = open_it(tmp_path)
+    files_open = len(list(Path("/proc/self/fd").iterdir()))
+    exporter.export(before)
+    exporter.export([told(at)])
+    assert len(list(Path("/proc/self/fd").iterdir())) == files_open
+    exporter.close()
+    assert accuracies(tmp_path) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_restart_that_begins_with_something_old_or_with_another_env_takes_no_epoch_s_place(tmp_path):
+    rest = [ANOTHER, told(2), event(epoch(7, seed("stem", 0.9)))]
+    run_dir = finished_run(tmp_path / "run", *EPOCHS, *rest)
+    for resumed, part in enumerate((EPOCHS, rest)):
+        exporter = open_it(run_dir, resumed=bool(resumed), cursor=resumed * len(EPOCHS))
+        exporter.export(part)
+        exporter.close()
+    assert accuracies(run_dir) == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_restart_is_read_last_even_if_the_clock_was_set_back(tmp_path, monkeypatch):
+    run_dir = finished_run(tmp_path / "run", *EPOCHS)
+    for resumed, nanoseconds in enumerate((1_700_000_000 * 10**9, 1_600_000_000 * 10**9)):
+        monkeypatch.setattr("time.time_ns", lambda now=nanoseconds: now)
+        exporter = open_it(run_dir, resumed=bool(resumed), cursor=3 * resumed)
+        exporter.export(EPOCHS[3 * resumed :][:3])
+        exporter.close()
+    assert accuracies(run_dir) == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_event_at_fault_has_the_others_of_its_batch_there_once(tmp_path):
+    exporter = open_it(tmp_path)
+    exporter.export(EPOCHS[:2])
+    with pytest.raises(ValueError, match="range"):
+        exporter.export([*EPOCHS[2:], event(epoch(2**63, seed("stem", 0.9)))])
+    exporter.export(EPOCHS[2:])
+    exporter.close()
+    assert accuracies(tmp_path) == [1, 2, 3, 4, 5, 6]
 
 
 def test_nobody_s_folder_is_written_into(tmp_path):

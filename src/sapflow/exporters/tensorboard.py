@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 HISTOGRAM_TEXT = "log2 of the gain of single passes: 0 is a gain of 1, the band is from -1 to 1"
 TEXT_LIMIT = 2_000
 OWN = re.compile(r"env-\d+")
+FILE = re.compile(r"events\.out\.tfevents\.(\d{10})\.(\d{9})\.")
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -47,20 +48,19 @@ class Options(msgspec.Struct, frozen=True):
 class _EventFile:
     """An event file of one env, written in step, so that what went wrong is known where it did."""
 
-    def __init__(self, folder: Path, first_step: int) -> None:
+    def __init__(self, folder: Path, first_step: int | None) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         folder.mkdir(parents=True, exist_ok=True)
-        seconds, rest = divmod(time.time_ns(), 10**9)  # TensorBoard reads files in the order of their names
-        name = f"events.out.tfevents.{seconds:010}.{rest:09}.{socket.gethostname()}.{os.getpid()}"
-        self._file: IO[bytes] = (folder / name).open("xb")
+        self._file: IO[bytes] = (folder / _next_name(folder)).open("xb")
         self._records = RecordWriter(self._file)
         self._described: set[str] = set()
         self.write(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        # TensorBoard drops what older files have from this step on: what comes a second time.
-        start = SessionLog(status=SessionLog.START)
-        self.write(Event(wall_time=time.time(), step=first_step, session_log=start))
+        if first_step is not None:
+            # TensorBoard drops what older files have from this step on: what comes a second time.
+            start = SessionLog(status=SessionLog.START)
+            self.write(Event(wall_time=time.time(), step=first_step, session_log=start))
 
     def describe(self, value: "Summary.Value", meaning: "SummaryMetadata") -> None:
         """Say what a tag is with its first value alone, as every reader remembers it."""
@@ -78,18 +78,28 @@ class _EventFile:
         self._records.close()
 
 
+def _next_name(folder: Path) -> str:
+    """TensorBoard reads files in the order of their names, and a clock may have been set back since the last one."""
+    older = [int(found[1] + found[2]) for path in folder.iterdir() if (found := FILE.match(path.name))]
+    seconds, rest = divmod(max(time.time_ns(), *(one + 1 for one in older), 0), 10**9)
+    return f"events.out.tfevents.{seconds:010}.{rest:09}.{socket.gethostname()}.{os.getpid()}"
+
+
 class TensorBoard:
     """Writes event files with TensorBoard's own records and messages; needs neither TensorFlow nor torch.
 
-    A new file takes the place of all that older ones have from its first step on. So it begins with what was written of
-    that step before, and of each env the events of its last epoch are kept for that.
+    A new file takes the place of all that older ones have from its first step on. So it begins with the last epoch that
+    was written before, whose events are kept for that of each env; one that has ended long ago takes the place of none.
     """
 
     def __init__(self, logdir: Path, written: Iterable[TelemetryEvent]) -> None:
         self._logdir = logdir
-        self._last_epochs: dict[int, list[TelemetryEvent]] = {}
-        self._keep(written)
         self._files: dict[int, _EventFile] = {}
+        self._ended: set[int] = set()
+        self._last_epochs: dict[int, list[TelemetryEvent]] = {}
+        for event in written:
+            self._keep([event])
+            self._let_go([event])
 
     def export(self, events: Sequence[TelemetryEvent]) -> None:
         """See `Exporter.export`."""
@@ -103,6 +113,9 @@ class TensorBoard:
         except OSError as error:
             self._give_up_files()
             raise BackendAwayError(f"{self._logdir} cannot be written ({error.strerror})") from error
+        except Exception:  # an event is at fault: the others of the batch come again
+            self._give_up_files()
+            raise
 
     def close(self) -> None:
         """See `Exporter.close`."""
@@ -115,32 +128,38 @@ class TensorBoard:
         if env_id is None or epoch is None or isinstance(event.payload, GradientSampled):
             return
         if env_id not in self._files:
-            file = self._files[env_id] = _EventFile(self._logdir / f"env-{env_id}", epoch)
-            for one in self._last_epochs.get(env_id, ()):
-                if one.epoch == epoch:
-                    _write(file, one)
+            kept = self._last_epochs.get(env_id, [])
+            first = kept[0].epoch if kept else None if env_id in self._ended else epoch
+            file = self._files[env_id] = _EventFile(self._logdir / f"env-{env_id}", first)
+            for one in kept:
+                _write(file, one)
         _write(self._files[env_id], event)
 
     def _keep(self, events: Iterable[TelemetryEvent]) -> None:
         """Those of the last epoch of each env; called when they are written for good."""
         for event in events:
-            if event.env_id is None or event.epoch is None or isinstance(event.payload, GradientSampled):
+            env_id, epoch = event.env_id, event.epoch
+            if env_id is None or epoch is None or isinstance(event.payload, GradientSampled):
                 continue
-            kept = self._last_epochs.setdefault(event.env_id, [])
-            if kept and (kept[0].epoch or 0) < event.epoch:
+            if env_id in self._ended and env_id not in self._last_epochs:
+                continue
+            kept = self._last_epochs.setdefault(env_id, [])
+            if kept and (kept[0].epoch or 0) < epoch:
                 kept.clear()
-            if not kept or kept[0].epoch == event.epoch:
+            if not kept or kept[0].epoch == epoch:
                 kept.append(event)
 
     def _let_go(self, events: Iterable[TelemetryEvent]) -> None:
         """Of the files of envs that have ended; and, once another begins, of what was kept of them."""
         for event in events:
             match event.payload:
-                case EnvCompleted() | EnvFailed() if event.env_id in self._files:
-                    self._files.pop(event.env_id).close()
+                case EnvCompleted() | EnvFailed() if event.env_id is not None:
+                    self._ended.add(event.env_id)
                 case EnvStarted():
-                    for env_id in self._last_epochs.keys() - self._files.keys():
+                    for env_id in [one for one in self._last_epochs if one in self._ended]:
                         del self._last_epochs[env_id]
+        for env_id in [one for one in self._files if one in self._ended]:
+            self._files.pop(env_id).close()
 
     def _give_up_files(self) -> None:
         """Their ends may be torn; the next try begins new ones, and TensorBoard drops what those repeat."""
