@@ -2,6 +2,8 @@
 
 import errno
 import math
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from sapflow.telemetry.events import (
     RequestAnswered,
     TelemetryEvent,
 )
+from sapflow.telemetry.run_directory import JOURNAL_NAME
 from sapflow.telemetry.vocabulary import Measurement
 
 pytest.importorskip("tensorboard")
@@ -223,6 +226,17 @@ def test_a_restart_is_read_last_even_if_the_clock_was_set_back(tmp_path, monkeyp
         exporter.export(EPOCHS[3 * resumed :][:3])
         exporter.close()
     assert accuracies(run_dir) == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_comes_after_the_place_of_a_restart_is_there_once_where_something_before_it_is_unreadable(tmp_path):
+    run_dir = finished_run(tmp_path / "run", *EPOCHS)
+    with closing(sqlite3.connect(run_dir / JOURNAL_NAME)) as connection, connection:
+        connection.execute("UPDATE events SET type = 'OF_TOMORROW', body = x'00' WHERE id = 1")
+    for resumed, part in enumerate((EPOCHS[1:3], EPOCHS[3:])):
+        exporter = open_it(run_dir, resumed=bool(resumed), cursor=3 * resumed)
+        exporter.export(part)
+        exporter.close()
+    assert accuracies(run_dir) == [2, 3, 4, 5, 6]
 
 
 def test_an_event_at_fault_has_the_others_of_its_batch_there_once(tmp_path):

@@ -1,11 +1,13 @@
 """A run as it stands now, for exporters that tell a state and not a story."""
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Self
 
 import msgspec
@@ -233,6 +235,6 @@ def state_of(setting: Setting) -> RunState | None:
 def events_before(setting: Setting) -> Iterator[TelemetryEvent]:
     """The events that were done with when the exporter was stopped; none for one that begins."""
     if setting.cursor:
-        with Source(setting.read_from or setting.run_dir) as source:
-            while (left := setting.cursor - source.cursor) > 0 and (events := source.read(min(left, 5_000))):
-                yield from events
+        path = setting.read_from or setting.run_dir
+        with Source(path) as source, closing(source.stream(setting.cursor, sys.maxsize)) as events:
+            yield from takewhile(lambda _: source.cursor <= setting.cursor, events)

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from enum import StrEnum
 from pathlib import Path
@@ -75,7 +75,7 @@ class Source:
         """
         return list(self.stream(limit, max_bytes))
 
-    def stream(self, limit: int = 5_000, max_bytes: int = MAX_READ_BYTES) -> Iterator[TelemetryEvent]:
+    def stream(self, limit: int = 5_000, max_bytes: int = MAX_READ_BYTES) -> Generator[TelemetryEvent, None, None]:
         """What `read` gives, one by one: who keeps none of them needs no more memory than one takes, and less time."""
         given = taken = 0
         with closing(self._file.rows(questions.SELECT_NEXT, self._cursor)) as rows:
