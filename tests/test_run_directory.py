@@ -12,7 +12,10 @@ import pytest
 from journals import PATIENCE, finished_run, open_folder, plain_user, python
 from sapflow.errors import RunDirectoryError
 from sapflow.telemetry import run_directory
+from sapflow.telemetry.events import RunCompleted
+from sapflow.telemetry.keeping import Keeping
 from sapflow.telemetry.run_directory import JOURNAL_NAME, LOCK_NAME, TrainerLock, create, newest, trainer_is_alive
+from sapflow.telemetry.source import Source
 
 
 def test_create_makes_the_directory_and_its_parents(tmp_path):
@@ -35,6 +38,17 @@ def test_create_says_why_it_cannot(tmp_path, name):
     (tmp_path / "file").touch()
     with pytest.raises(RunDirectoryError, match=r"cannot make the run directory .* \(.*\): choose another"):
         create(tmp_path / name)
+
+
+@pytest.mark.parametrize(("name", "run_id"), [(os.fsdecode(b"odd\xff"), "odd\ufffd"), (".", "here")])
+def test_a_loop_s_run_is_kept_under_a_name_whatever_its_directory_is_called(tmp_path, monkeypatch, name, run_id):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    keeping = Keeping(Path(name), "unkept")
+    keeping.run.emit(RunCompleted(completed_envs=1))
+    keeping.close()
+    with Source(Path(name)) as source:
+        assert [event.run_id for event in source.read()] == [run_id]
 
 
 def dated(path: Path, seconds: int) -> None:

@@ -1,6 +1,5 @@
 """Which run a directory holds: by its name for people, by its key for receivers; before its first event, too."""
 
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from sapflow.errors import JournalError
 from sapflow.telemetry.events import RunStarted
-from sapflow.telemetry.run_directory import ROLLED_NAME, token_of
+from sapflow.telemetry.run_directory import ROLLED_NAME, run_id_of, token_of
 from sapflow.telemetry.source import Source
 from sapflow.telemetry.vocabulary import EventType
 
@@ -34,7 +33,7 @@ def identity_of(run_dir: Path) -> RunIdentity:
     with suppress(JournalError), Source(run_dir) as source:
         for first in source.read(1):
             return RunIdentity(first.run_id, _said_token(source))
-    return RunIdentity(os.fsencode(run_dir.resolve().name).decode(errors="replace"), token_of(run_dir))
+    return RunIdentity(run_id_of(run_dir), token_of(run_dir))
 
 
 def wait_for_run(run_dir: Path, seconds: float, wait: Callable[[float], object] = time.sleep) -> float:

@@ -31,7 +31,7 @@ class Keeping:
         self._open = ExitStack()
         sink = self._keep(run_dir) if run_dir is not None else _Nowhere()
         self.token = run_directory.token_of(self.run_dir) if self.run_dir is not None else ""
-        run_id = self.run_dir.name if self.run_dir is not None else unkept_id
+        run_id = run_directory.run_id_of(self.run_dir) if self.run_dir is not None else unkept_id
         self.run, self.env = EventStream(sink, run_id), EventStream(sink, run_id, 0)
 
     def flush(self, seconds: float) -> bool:

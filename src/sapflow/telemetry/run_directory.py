@@ -1,6 +1,7 @@
 """The run directory: made once, held by one trainer, found again by readers, and better not on a network."""
 
 import fcntl
+import os
 import re
 import secrets
 import time
@@ -65,6 +66,11 @@ def token_of(run_dir: Path) -> str:
     except OSError:
         return ""
     return token[0].decode() if token else ""
+
+
+def run_id_of(run_dir: Path) -> str:
+    """The run's name, which is its directory's own, as text: bytes that are none cannot travel in an event."""
+    return os.fsencode(run_dir.resolve().name).decode(errors="replace")
 
 
 def create_beside(path: Path) -> Path:

@@ -1,6 +1,5 @@
 """A run that is kept: its directory, the lock that says a trainer lives, and the journal around the training."""
 
-import os
 import secrets
 import signal
 import sys
@@ -112,7 +111,7 @@ def record(
             (run_dir / run_directory.JOURNAL_NAME).unlink(missing_ok=True)  # an empty file, if any
         journal = Journal(run_dir, resume=going_on)
         sink: Sink = journal
-        run_id = _run_id(run_dir)
+        run_id = run_directory.run_id_of(run_dir)
         if known is not None:
             sink, run_id = known.before(journal), known.run_id or run_id
         kept = (known.last_sequence if known is not None else {}) if resume else None
@@ -172,8 +171,3 @@ def _undisturbed() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-
-
-def _run_id(run_dir: Path) -> str:
-    """The directory's own name as text: bytes that are none cannot travel in an event."""
-    return os.fsencode(run_dir.resolve().name).decode(errors="replace")
