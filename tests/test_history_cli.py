@@ -172,6 +172,15 @@ def test_runs_of_one_name_are_told_apart_and_one_named_twice_is_refused(home, el
         refused(elsewhere.sap("query", "a/demo", twice, sql), f"{'a/demo'} is named more than once")
 
 
+def test_a_run_is_asked_whatever_its_directory_is_called(elsewhere):
+    odd = os.fsdecode(b"odd\xff")
+    for name in (odd, "even"):
+        finished_run(elsewhere.path / name, *demo_run(completed=True))
+    assert elsewhere.rows("SELECT run FROM runs", odd) == [{"run": "odd\\xff"}]
+    count = "SELECT run, count(*) AS n FROM epochs GROUP BY run ORDER BY run"
+    assert elsewhere.rows(count, odd, "even") == [{"run": "even", "n": 168}, {"run": "odd\\xff", "n": 168}]
+
+
 def test_formats_say_the_same(home, tmp_path):
     sql = """SELECT 'a"b,c' AS text, NULL AS nothing, 'nan'::DOUBLE AS nan, '-inf'::DOUBLE AS low, 0.1::DOUBLE AS tenth,
         [1, 2] AS list, {'a': 'inf'::DOUBLE} AS struct, sum(i) AS huge, MAP {'k': 1} AS map,
@@ -225,6 +234,7 @@ def test_a_whole_table_is_exported_in_every_format(home, tmp_path, table):
         (("runs/demo", "SELECT 1 AS a, 2 AS a"), "two columns of the answer are called 'a'"),
         (("runs/demo", "SELECT (pass * 1000)::TINYINT FROM gradients"), "Conversion Error"),
         (("runs/demo", ""), "a query is one SELECT"),
+        (("runs/demo", os.fsdecode(b"SELECT '\xff'")), "a query is text in UTF-8"),
         (("runs/demo", "SELECT 1; SELECT 2"), "a query is one SELECT"),
         (("runs/demo", "COPY gradients TO 'x.csv'"), "a query is one SELECT"),
         (("runs/demo", "ATTACH 'x.db'"), "a query is one SELECT"),

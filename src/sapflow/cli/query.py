@@ -1,5 +1,6 @@
 """`sapflow query`: a question in SQL to one run or to many; `sapflow export`: a whole table."""
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -98,4 +99,9 @@ def _named(paths: list[str]) -> dict[str, str]:
             raise InputError(f"{path} is named more than once: a run counts once")
     names = [Path(path).resolve().name for path in paths]
     unique = len(set(names)) == len(names)
-    return dict(zip(names if unique else paths, paths, strict=True))
+    return dict(zip(map(_text, names if unique else paths), paths, strict=True))
+
+
+def _text(name: str) -> str:
+    """Bytes that are no text are written as in Python."""
+    return os.fsencode(name).decode(errors="backslashreplace")

@@ -97,6 +97,10 @@ def _confined() -> dict[str, str | bool | int | float | list[str]]:
 
 
 def _refuse_more_than_a_question(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
+    try:
+        sql.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"a query is text in UTF-8, not {sql.strip()!r}: leave out what is not") from error
     statements = connection.extract_statements(sql)
     kinds = duckdb.StatementType
     if len(statements) != 1 or statements[0].type not in (kinds.SELECT, kinds.EXPLAIN):
