@@ -33,7 +33,7 @@ from sapflow.history.query import asked
 from sapflow.history.restoring import with_journal
 from sapflow.history.rolling import roll
 from sapflow.telemetry import codec, run_directory
-from sapflow.telemetry.events import GradientHealth, GradientSampled, RunCompleted
+from sapflow.telemetry.events import GradientHealth, GradientSampled, RunCompleted, RunStarted
 from sapflow.telemetry.journal import Journal
 from sapflow.telemetry.run_directory import CHECKPOINTS_NAME, JOURNAL_NAME, MANIFEST_NAME, ROLLED_NAME, TrainerLock
 from sapflow.telemetry.source import RunState, Source
@@ -185,6 +185,29 @@ def test_a_text_that_is_none_keeps_the_journal(demo, change):
         roll(demo, remove_journal=True)
     assert (demo / JOURNAL_NAME).exists()
     assert not (demo / ROLLED_NAME).exists()
+
+
+def test_a_run_that_could_not_be_opened_without_its_journal_keeps_it(demo):
+    with closing(sqlite3.connect(demo / JOURNAL_NAME)) as connection, connection:
+        connection.execute("INSERT INTO meta VALUES ('more', NULL)")
+    with pytest.raises(JournalError, match="says of its run does not come back"):
+        roll(demo, remove_journal=True)
+    assert (demo / JOURNAL_NAME).exists()
+    assert not (demo / ROLLED_NAME).exists()
+
+
+def test_a_run_that_says_more_of_itself_than_can_be_read_back_keeps_its_journal(tmp_path):
+    start = RunStarted(task="digits", envs=1, epochs=1, versions={"sapflow": "1" * 2**20})
+    run_dir = finished_run(tmp_path / "run", event(start, None))
+    with pytest.raises(JournalError, match="says of its run does not come back"):
+        roll(run_dir, remove_journal=True)
+    assert (run_dir / JOURNAL_NAME).exists()
+
+
+def test_a_directory_whose_name_no_parquet_can_have_is_said(tmp_path):
+    run_dir = finished_run(tmp_path / os.fsdecode(b"odd\xff"), *demo_run(1, completed=True))
+    with pytest.raises(InputError, match="rename it first"):
+        roll(run_dir, remove_journal=True)
 
 
 def test_a_live_run_is_refused(demo):

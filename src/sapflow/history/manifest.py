@@ -35,7 +35,12 @@ def manifest_of(run_dir: Path) -> Manifest | None:
     Raises:
         JournalError: it is damaged, or of a newer Sapflow.
     """
-    path = run_dir / ROLLED_NAME / MANIFEST_NAME
+    return manifest_in(run_dir / ROLLED_NAME)
+
+
+def manifest_in(folder: Path) -> Manifest | None:
+    """What was rolled into the folder, if anything was. Raises what `manifest_of` does."""
+    path = folder / MANIFEST_NAME
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise JournalError(f"{path} is no manifest of a rolled run: it is too large")

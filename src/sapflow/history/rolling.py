@@ -19,7 +19,7 @@ from sapflow.history.comparing import same_rows
 from sapflow.history.epochs import event_batch, payloads_of
 from sapflow.history.gradients import EVENT, WITH_EVENT, gradient_batches
 from sapflow.history.journal_rows import PAGE_ROWS, JournalRows, Row
-from sapflow.history.manifest import FORMAT, Manifest, continues, is_current, manifest_of
+from sapflow.history.manifest import FORMAT, Manifest, continues, is_current, manifest_in, manifest_of
 from sapflow.history.rolled import (
     STORED_EVENTS,
     RolledTables,
@@ -86,6 +86,7 @@ def roll(run_dir: Path, *, remove_journal: bool = False) -> Rolled:
         return Rolled(rows=manifest.rows, parquet_bytes=_size(run_dir / ROLLED_NAME), journal_bytes=0, removed=True)
     with closing(JournalRows(run_dir)) as rows:
         run_dir, last_id = rows.run_dir, rows.last_id()
+        _refuse_odd_name(run_dir)
         summary = summarize(run_dir, rows)
         if summary.state is RunState.LIVE:
             raise InputError(f"{run_dir} is live: roll it when its training is over")
@@ -112,6 +113,14 @@ def roll(run_dir: Path, *, remove_journal: bool = False) -> Rolled:
 def _without_journal(run_dir: Path) -> Manifest | None:
     """Of a run whose journal is gone already."""
     return None if not run_dir.is_dir() or has_journal(run_dir) else manifest_of(run_dir)
+
+
+def _refuse_odd_name(run_dir: Path) -> None:
+    """Raises InputError where pyarrow could open no file in the directory."""
+    try:
+        str(run_dir).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{run_dir} is no text in UTF-8, as names of Parquet files are: rename it first") from error
 
 
 def _refuse_to_lose(rows: JournalRows, run_dir: Path) -> None:
@@ -244,6 +253,8 @@ def _cut(row: Row, payload: Payload | None) -> tuple[bytes, int | None]:
 def _verify(rows: JournalRows, folder: Path, manifest: Manifest) -> None:
     """Compare what lies in the folder with the journal: its rows, bodies included, and every row of every table.
 
+    So that the run can be opened without its journal, the manifest is read back, too.
+
     Raises:
         JournalError: something is not the same.
     """
@@ -251,12 +262,21 @@ def _verify(rows: JournalRows, folder: Path, manifest: Manifest) -> None:
     for row in rows.select():
         if next(kept, None) != (*row[:6], row.body):
             raise JournalError(f"event {row.id} of {rows.path} does not come back from Parquet: the journal stays")
+    if not _comes_back(manifest, folder):
+        raise JournalError(f"what {rows.path} says of its run does not come back from Parquet: the journal stays")
     tables, rolled = JournalTables(rows.path), RolledTables(folder, manifest)
     with closing(tables):
         for name in TABLES:
             selection = Selection(table=name)
             if not same_rows(tables.batches(selection), rolled.batches(selection)):
                 raise JournalError(f"the {name} of {rows.path} do not come back from Parquet: the journal stays")
+
+
+def _comes_back(manifest: Manifest, folder: Path) -> bool:
+    try:
+        return manifest_in(folder) == manifest
+    except JournalError:  # it is too large, or not of its types
+        return False
 
 
 def _synchronise(path: Path) -> None:
