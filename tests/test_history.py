@@ -3,6 +3,8 @@
 import math
 import sqlite3
 import threading
+import tracemalloc
+from contextlib import closing
 from datetime import UTC, datetime
 from math import inf, nan
 from typing import Any
@@ -15,9 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sapflow
-from journals import PATIENCE, add_rows, event, finished_run, killed_run
+from journals import PATIENCE, add_rows, epoch_completed, event, finished_run, killed_run
 from sanctum_events import demo_run
 from sapflow.errors import InputError, JournalError
+from sapflow.history.rolled import stored_rows
+from sapflow.history.rolling import roll
+from sapflow.history.run import JournalTables
+from sapflow.history.selection import Selection
 from sapflow.telemetry.events import (
     Alert,
     AlertCleared,
@@ -35,7 +41,7 @@ from sapflow.telemetry.events import (
     TelemetryEvent,
 )
 from sapflow.telemetry.journal import Journal
-from sapflow.telemetry.run_directory import TrainerLock
+from sapflow.telemetry.run_directory import ROLLED_NAME, TrainerLock
 from sapflow.telemetry.source import RunState, Source
 from sapflow.telemetry.vocabulary import Measurement, SeedStage, Severity
 
@@ -365,6 +371,20 @@ def test_a_big_table_is_a_stream_of_small_batches(tmp_path):
         thread.join()
     assert sum(sizes) == count
     assert max(sizes) < 70_000
+
+
+def test_large_events_are_read_and_made_again_without_having_all_of_them_in_memory(tmp_path):
+    large, count = 2**20, 100
+    run_dir = finished_run(tmp_path / "run", *(epoch_completed(number, text="x" * large) for number in range(count)))
+    roll(run_dir)
+    tracemalloc.start()
+    try:
+        with closing(JournalTables(run_dir)) as tables:
+            assert sum(batch.num_rows for batch in tables.batches(Selection(table="events", columns=("id",)))) == count
+        assert sum(1 for _ in stored_rows(run_dir / ROLLED_NAME)) == count
+        assert tracemalloc.get_traced_memory()[1] < count * large / 2
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_tables_go_to_pandas_polars_and_duckdb_without_a_copy(tmp_path):

@@ -81,7 +81,7 @@ def event_batches(rows: JournalRows, selection: Selection, wanted: set[str]) -> 
 
     Events that cannot be read are rows, too: with what the journal's own columns say, and no text.
     """
-    for page in in_batches(rows.select(None, selection.env, selection.epochs)):
+    for page in rows.pages(None, selection.env, selection.epochs):
         yield event_batch(page, payloads_of(page) if wanted & {"slot", "text"} else [], wanted)
 
 

@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Generator, Iterator
 from contextlib import closing
+from itertools import chain
 from typing import Any, NamedTuple
 
 from sapflow.errors import JournalError, UnreadableEventError
@@ -82,14 +83,16 @@ class JournalRows(JournalFile):
         )
         return sum(counts)
 
-    def select(
+    def pages(
         self,
         types: Collection[EventType] | None = None,
         env: int | None = None,
         epochs: tuple[int, int] | None = None,
         after: int = 0,
-    ) -> Iterator[Row]:
-        """The rows behind the id `after` that the journal has now, in their order.
+    ) -> Iterator[list[Row]]:
+        """The rows behind the id `after` that the journal has now, in their order, as many at a time as memory bears.
+
+        That is at most PAGE_ROWS, and none behind the one with which they reach PAGE_BYTES.
 
         Args:
             types: of the events; None: all.
@@ -99,11 +102,12 @@ class JournalRows(JournalFile):
         """
         samples_alone = types is not None and set(types) == {EventType.GRADIENT_SAMPLED}
         if env is None and epochs is None and (types is None or samples_alone):  # most of the rows, or all
-            pages = self._scanned("" if types is None else f"AND +type = '{EventType.GRADIENT_SAMPLED}'", after)
-        else:
-            pages = self._looked_up(types, env, epochs, after)
-        for page in pages:
-            yield from page
+            return self._scanned("" if types is None else f"AND +type = '{EventType.GRADIENT_SAMPLED}'", after)
+        return self._looked_up(types, env, epochs, after)
+
+    def select(self, *selection: Any) -> Iterator[Row]:
+        """What is on those pages, one by one."""
+        return chain.from_iterable(self.pages(*selection))
 
     def readable(self, *selection: Any) -> Iterator[tuple[int, TelemetryEvent]]:
         """Like `select`, decoded, with their ids; what cannot be read is passed over."""
@@ -116,7 +120,7 @@ class JournalRows(JournalFile):
     def unreadable(self, after: int) -> Counter[str]:
         """How many events behind the id `after` cannot be read, by cause."""
         causes: Counter[str] = Counter()
-        for row in self.select(after=after):
+        for row in self.select(None, None, None, after):
             try:
                 row.event()
             except UnreadableEventError as error:

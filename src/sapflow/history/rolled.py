@@ -119,5 +119,6 @@ def _rows_of(path: Path, columns: list[str]) -> Iterator[tuple[Any, ...]]:
     with _explained(path), pq.ParquetFile(path) as file:
         if missing := set(columns) - set(file.schema_arrow.names):
             raise pa.ArrowInvalid(f"it lacks columns: {', '.join(sorted(missing))}")
-        for batch in file.iter_batches(5_000, columns=columns):
-            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+        for group in range(file.num_row_groups):  # a batch over several takes the memory of all of them
+            for batch in file.iter_batches(5_000, [group], columns):
+                yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)

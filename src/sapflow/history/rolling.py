@@ -14,11 +14,10 @@ from msgspec.structs import replace
 
 from sapflow.errors import InputError, JournalError
 from sapflow.history.arrow import pa, pq
-from sapflow.history.columns import in_batches
 from sapflow.history.comparing import same_rows
 from sapflow.history.epochs import event_batch, payloads_of
 from sapflow.history.gradients import EVENT, WITH_EVENT, gradient_batches
-from sapflow.history.journal_rows import PAGE_ROWS, JournalRows, Row
+from sapflow.history.journal_rows import JournalRows, Row
 from sapflow.history.manifest import FORMAT, Manifest, continues, is_current, manifest_in, manifest_of
 from sapflow.history.rolled import (
     STORED_EVENTS,
@@ -208,7 +207,7 @@ def _write_tables(rows: JournalRows, folder: Path, skipped: Counter[str]) -> dic
     try:
         batches = {
             "gradients": gradient_batches(rows, Selection(table="gradients"), set(WITH_EVENT.names)),
-            "events": (_stored_events(page, skipped) for page in in_batches(rows.select(), PAGE_ROWS)),
+            "events": (_stored_events(page, skipped) for page in rows.pages()),
             **{name: tables.batches(Selection(table=name)) for name in ("epochs", "seeds", "alerts")},
         }
         schemas = {**TABLES, "gradients": WITH_EVENT, "events": STORED_EVENTS}
