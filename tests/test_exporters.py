@@ -651,6 +651,8 @@ def test_options_come_from_a_file_and_from_the_command_line_on_top(tmp_path):
     assert chosen(("webhook",), path, ("webhook.url=http://b/", "webhook.timeout=4")) == {
         "webhook": {"url": "http://b/", "timeout": 4}
     }
+    deep = "[" * 5_000  # which is TOML that nobody can read
+    assert chosen(("jsonlines",), None, (f"jsonlines.path={deep}",)) == {"jsonlines": {"path": deep}}
 
 
 @pytest.mark.parametrize(
@@ -669,6 +671,9 @@ def test_options_come_from_a_file_and_from_the_command_line_on_top(tmp_path):
         (("webhook",), "#" * 70_000, (), "too large"),
         (("webhook",), "", ("webhook.url",), "is no option"),
         (("webhook",), "", ("url=3",), "is no option"),
+        (("jsonlines",), "", ('jsonlines.path="a\\u0000"',), "option path of exporter jsonlines has a zero byte"),
+        (("prometheus",), "", ("prometheus.max_seeds=-1",), "$.max_seeds"),
+        (("prometheus",), "", ("prometheus.port=" + "9" * 5_000,), "$.port"),
         (("webhook",), "", ("jsonlines.path=x",), "add --export jsonlines"),
     ],
 )

@@ -228,6 +228,13 @@ def test_what_was_refused_once_is_refused_again_and_nobody_s_file_is_touched(run
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
+@pytest.mark.parametrize("option", ["--wait", "--patience"])
+@pytest.mark.parametrize("seconds", ["nan", "-1"])
+def test_a_time_that_is_none_is_refused(run_dir, tmp_path, option, seconds):
+    done = finish_forked((*FOLLOW, str(run_dir), "--export", "jsonlines", f"{option}={seconds}"), tmp_path)
+    refused(done, f"{option} {seconds}")
+
+
 def test_the_process_is_over_although_a_backend_left_threads_and_exit_hooks_behind(run_dir, tmp_path):
     site = tmp_path / "site"
     info = site / "sticky-1.dist-info"

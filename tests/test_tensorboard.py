@@ -249,6 +249,14 @@ def test_an_event_at_fault_has_the_others_of_its_batch_there_once(tmp_path):
     assert accuracies(tmp_path) == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_run_s_name_that_no_folder_can_have_is_made_one(tmp_path):
+    setting = Setting(
+        name="tensorboard", run_dir=tmp_path, run=RunIdentity("a/b\0c"), options={"logdir": str(tmp_path / "logs")}
+    )
+    registry.open_exporter(setting).close()
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["a_b_c"]
+
+
 def test_nobody_s_folder_is_written_into(tmp_path):
     (tmp_path / "logs" / RUN_ID).mkdir(parents=True)
     (tmp_path / "logs" / RUN_ID / "theirs").write_text("precious")

@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from sapflow.cli import EXIT_FAILED, complain, guarded
 from sapflow.cli.console import say
 from sapflow.cli.followers import Exporting
+from sapflow.errors import InputError
 from sapflow.exporters import registry
 from sapflow.exporters.config import chosen
 from sapflow.exporters.exporter import Setting
@@ -57,6 +58,9 @@ def follow(
     wait:
         Seconds to wait for a run that is yet to begin.
     """
+    for name, seconds in (("patience", patience), ("wait", wait)):
+        if not seconds >= 0:  # NaN is for ever, or never
+            raise InputError(f"--{name} {seconds:g}: say for how many seconds, 0 or more")
     run_dir = run_directory.newest(run_directory.RUNS) if run_dir is None else run_dir
     run_dir = run_dir.parent if run_dir.is_file() else run_dir
     tables = chosen(export, config, option)

@@ -76,5 +76,5 @@ def _parsed(text: str) -> tuple[str, str, Any]:
         raise InputError(f"{text!r} is no option: write NAME.OPTION=VALUE, such as prometheus.port=9465")
     try:
         return name, key, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return name, key, value

@@ -88,6 +88,9 @@ def read_options(name: str, options: Mapping[str, Any], kind: type[Options]) -> 
         if key not in {field.name for field in known}:
             choice = ", ".join(field.name for field in known) or "none"
             raise InputError(f"exporter {name} has no option {key!r}: there are {choice}")
+    for key, value in options.items():
+        if isinstance(value, str) and "\0" in value:
+            raise InputError(f"the option {key} of exporter {name} has a zero byte in it, which no name or path has")
     try:
         return msgspec.convert(dict(options), kind)
     except msgspec.ValidationError as error:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import msgspec
@@ -46,8 +46,8 @@ class Options(msgspec.Struct, frozen=True):
     host: str = "127.0.0.1"
     port: int = 9464
     linger: float = 90.0
-    max_seeds: int = 2_000
-    max_envs: int = 2_000
+    max_seeds: Annotated[int, msgspec.Meta(ge=0)] = 2_000
+    max_envs: Annotated[int, msgspec.Meta(ge=0)] = 2_000
 
 
 def metric_name(series: Series[Any], kind: str = "") -> str:

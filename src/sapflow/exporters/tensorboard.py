@@ -259,7 +259,7 @@ def open_exporter(setting: Setting) -> TensorBoard:
     """See `exporter.Open`."""
     options = setting.options_as(Options)
     own = setting.run_dir / FOLDER / "tensorboard"
-    logdir = Path(options.logdir) / setting.run.run_id.replace("/", "_") if options.logdir else own
+    logdir = Path(options.logdir) / re.sub(r"[/\0]", "_", setting.run.run_id) if options.logdir else own
     try:
         logdir.mkdir(parents=True, exist_ok=True)
         if any(not (setting.resumed and OWN.fullmatch(path.name)) for path in logdir.iterdir()):
