@@ -14,7 +14,7 @@ from commands import ENDLESS, SAPFLOW, TRAIN, Forked, finish_forked, follow_to, 
 from journals import PATIENCE, finished_run, python
 from receivers import free_port, receiver
 from sanctum_events import RUN_ID, demo_run
-from sapflow.cli.followers import Exporting
+from sapflow.cli.followers import Exporting, Followers
 from sapflow.exporters.exporter import event_key
 from sapflow.exporters.ledger import path_of, read
 from sapflow.exporters.run_identity import identity_of
@@ -312,6 +312,34 @@ def test_a_training_that_cannot_be_exported_as_was_asked_does_not_begin(tmp_path
             assert words in done.stderr
             refused(done, words)
             assert not (tmp_path / "run").exists()
+
+
+def test_followers_started_in_a_script_s_background_are_stopped_as_elsewhere(tmp_path):
+    """There SIGINT is ignored, and so it is by all that is started from there."""
+    run_dir = finished_run(tmp_path / "run", *DEMO[:-1])
+    script = f"""
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+from sapflow.cli import main
+sys.argv[1:] = ["follow", {str(run_dir)!r}, "--export", "jsonlines", "--export", "webhook",
+    "--option", "webhook.url=http://127.0.0.1:{free_port()}/"]
+main()
+"""
+    with TrainerLock(run_dir), python(script) as follower:  # a run that has no end for them to find
+        for name, state in (("jsonlines", "following"), ("webhook", "retrying")):
+            wait_until(lambda name=name, state=state: (at := ledger(run_dir, name)) and at.state == state, state)
+        follower.terminate()
+        assert follower.wait(PATIENCE) == 130
+    assert {ledger(run_dir, name).state for name in ("jsonlines", "webhook")} == {"stopped"}
+
+
+def test_a_training_tells_of_an_exporter_that_was_killed(tmp_path, capsys):
+    (tmp_path / "exporters").mkdir()
+    followers = Followers(tmp_path, {"webhook": subprocess.Popen(["sleep", "60"])})
+    followers.log("webhook").write_text("sapflow: webhook: 500 events exported\n")  # of a time before
+    followers.processes["webhook"].kill()
+    followers.finish()
+    assert capsys.readouterr().out.startswith("exporter webhook: killed by signal 9; ")
 
 
 def test_an_interrupt_before_the_second_follower_has_started_leaves_none_behind(tmp_path, monkeypatch):

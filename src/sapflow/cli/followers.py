@@ -1,6 +1,5 @@
 """Followers as processes of their own: one for each exporter, so that none can hold up another, or the training."""
 
-import signal
 import subprocess
 import sys
 import time
@@ -69,10 +68,10 @@ class Followers:
                 say(f"the exporter {name} hands over the rest as process {process.pid}: see {self.log(name)}")
 
     def stop(self) -> None:
-        """Stop them, as Ctrl-C does, and leave none behind."""
+        """Stop them, and leave none behind; by SIGTERM, for a script's background ignores SIGINT, and so do they."""
         for process in self.processes.values():
             if process.poll() is None:
-                process.send_signal(signal.SIGINT)
+                process.terminate()
         deadline = time.monotonic() + STOPPING_SECONDS
         for process in self.processes.values():
             try:
@@ -86,8 +85,11 @@ class Followers:
         return progress is not None and progress.pid == self.processes[name].pid and progress.state != "opening"
 
     def _last_word(self, name: str) -> str:
+        code = self.processes[name].returncode
+        if code < 0:  # it had no time for a last word
+            return f"exporter {name}: killed by signal {-code}; `sapflow follow` goes on where it was"
         lines = self.log(name).read_text(encoding="utf-8", errors="replace").splitlines()
-        said = lines[-1].removeprefix("sapflow: ") if lines else f"code {self.processes[name].returncode}"
+        said = lines[-1].removeprefix("sapflow: ") if lines else f"code {code}"
         return said if said.startswith(f"{name}:") else f"exporter {name}: {said}"
 
 
