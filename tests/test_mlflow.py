@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import zlib
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,20 @@ def test_a_store_without_a_server_gets_the_same(tmp_path, monkeypatch):
     assert history(client, run, "env-2/accuracy") == [(one.epoch, one.accuracy) for one in done]
 
 
+def test_every_slot_has_metrics_of_its_own_whatever_it_is_called(tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    monkeypatch.chdir(tmp_path)
+    names = ("", ".", "..", "層.一", "層.二", "n" * 300, "n" * 299 + "m")  # "" is the model itself
+    said = epoch(1, *(seed(name, float(gain)) for gain, name in enumerate(names, 1)))
+    uri = f"sqlite:///{tmp_path}/tracking.sqlite"
+    open_it(uri, "names").export([TelemetryEvent(run_id=RUN_ID, env_id=0, sequence=0, time=1.5, payload=said)])
+    (run,) = runs_of(MlflowClient(uri), "names")
+    gains = {key: value for key, value in run.data.metrics.items() if key.endswith("/gradient.gain")}
+    assert sorted(gains.values()) == [float(gain) for gain, _ in enumerate(names, 1)]
+    assert gains["env-0/the model/gradient.gain"] == 1.0
+
+
 def test_what_comes_again_is_there_once_and_a_restart_goes_on_with_the_same_run(server, client):
     first = open_it(server, "twice")
     first.export(DEMO[:60])
@@ -152,8 +167,9 @@ def test_a_run_that_was_cut_off_says_so_and_odd_names_and_numbers_are_taken(serv
     (run,) = runs_of(client, "odd")
     assert run.info.status == "KILLED"
     assert run.info.run_name == 'o\'dd "run"'
-    ((_, gain),) = history(client, run, "env-0/a:b _c___d_/gradient.gain")
-    ((_, largest),) = history(client, run, "env-0/a:b _c___d_/gradient.gain_max")
+    name = f"env-0/a:b _c___d_-{zlib.crc32(odd.slot_id.encode()):08x}"
+    ((_, gain),) = history(client, run, f"{name}/gradient.gain")
+    ((_, largest),) = history(client, run, f"{name}/gradient.gain_max")
     assert gain == sys.float_info.max  # as MLflow keeps infinity
     assert math.isnan(largest)
 

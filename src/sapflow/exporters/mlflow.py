@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from zlib import crc32
 
 import msgspec
 
@@ -28,6 +29,8 @@ LATEST_ALERT_TAG = "sapflow.latest_alert"
 METRICS_AT_ONCE = 1_000  # what a tracking server takes in one request
 LOG_BATCH = "/api/2.0/mlflow/runs/log-batch"
 LONGEST_TAG = 5_000
+LONGEST_PART = 150  # of a name of at most 250 characters
+WHOLE_MODEL = "the model"  # a module is called by its place in it, and it has none itself
 REFUSED = frozenset({401, 403, 404})
 AT_FAULT = 400
 
@@ -136,7 +139,7 @@ class MLflow:
         from mlflow.entities import Param
 
         asked = {"task": started.task, "envs": started.envs, "epochs": started.epochs, "rng_seed": started.rng_seed}
-        versions = {f"version.{_key(name)}": text for name, text in started.versions.items()}
+        versions = {f"version.{_part(name)}": text for name, text in started.versions.items()}
         parameters = [Param(name, str(value)) for name, value in {**asked, **versions}.items() if value is not None]
         self._client.log_batch(run, params=parameters)
 
@@ -167,7 +170,7 @@ def _in_json(value: float) -> float | str:
 def _measured(event: TelemetryEvent, env_id: int, done: EpochCompleted) -> Iterator[Measured]:
     time = int(event.time * 1_000)
     for name, value in _numbers(env_id, done):
-        yield Measured(_key(name), value, time, done.epoch)
+        yield Measured(name, value, time, done.epoch)
 
 
 def _numbers(env_id: int, done: EpochCompleted) -> Iterator[tuple[str, float]]:
@@ -176,14 +179,17 @@ def _numbers(env_id: int, done: EpochCompleted) -> Iterator[tuple[str, float]]:
             yield f"env-{env_id}/{series.name}", value
     for seed in done.seeds:
         if seed.stage.alive:
+            slot = _part(seed.slot_id)
             for one in SEED_SERIES:
                 if (value := one.value(seed)) is not None:
-                    yield f"env-{env_id}/{seed.slot_id.replace('/', ':')}/{one.name}", value
+                    yield f"env-{env_id}/{slot}/{one.name}", value
 
 
-def _key(name: str) -> str:
-    """A name that MLflow takes."""
-    return re.sub(r"[^\w.\-/: ]", "_", name, flags=re.ASCII)[:250]
+def _part(name: str) -> str:
+    """A name as a part of one that MLflow takes; those that it does not are told apart by a checksum."""
+    wanted = name.replace("/", ":") or WHOLE_MODEL
+    taken = re.sub(r"[^\w.\-: ]", "_", wanted, flags=re.ASCII)[:LONGEST_PART]
+    return taken if taken == wanted and taken.strip(".") else f"{taken}-{crc32(name.encode()):08x}"
 
 
 def _asked(request: Callable[[], T]) -> T:
