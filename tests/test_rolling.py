@@ -28,10 +28,11 @@ from sapflow.cli import run
 from sapflow.errors import InputError, JournalError, RunDirectoryError
 from sapflow.health.rule_file import dump_rules
 from sapflow.health.rules import DEFAULT_RULES
-from sapflow.history.manifest import summary_of
+from sapflow.history.manifest import preferred, summary_of
 from sapflow.history.query import asked
 from sapflow.history.restoring import with_journal
 from sapflow.history.rolling import roll
+from sapflow.history.summary import summarize
 from sapflow.telemetry import codec, run_directory
 from sapflow.telemetry.events import GradientHealth, GradientSampled, RunCompleted, RunStarted
 from sapflow.telemetry.journal import Journal
@@ -221,6 +222,34 @@ def test_a_live_run_is_refused(demo):
 def test_a_complete_run_whose_directory_is_held_is_refused(demo):
     with TrainerLock(demo), pytest.raises(RunDirectoryError, match="another trainer"):
         roll(demo)
+
+
+def test_a_run_that_is_rolled_twice_at_once_is_rolled(demo, monkeypatch):
+    before = tables_of(demo)
+
+    def meanwhile(*arguments):
+        monkeypatch.undo()
+        found = summarize(*arguments)
+        roll(demo, remove_journal=True)
+        return found
+
+    monkeypatch.setattr("sapflow.history.rolling.summarize", meanwhile)
+    assert roll(demo, remove_journal=True).removed
+    assert tables_of(demo) == before
+
+
+def test_a_run_that_is_rolled_while_it_is_opened_opens(demo, monkeypatch):
+    before = tables_of(demo)
+
+    def meanwhile(run_dir):
+        monkeypatch.undo()
+        found = preferred(run_dir)
+        roll(run_dir, remove_journal=True)
+        return found
+
+    monkeypatch.setattr("sapflow.history.run.preferred", meanwhile)
+    assert tables_of(demo) == before
+    assert not (demo / JOURNAL_NAME).exists()
 
 
 def test_a_killed_run_is_rolled_with_what_its_wal_holds(tmp_path):

@@ -81,8 +81,8 @@ def roll(run_dir: Path, *, remove_journal: bool = False) -> Rolled:
         JournalError: what was read back is not what the journal has.
         OSError: the disk.
     """
-    if (manifest := _without_journal(run_dir)) is not None:
-        return Rolled(rows=manifest.rows, parquet_bytes=_size(run_dir / ROLLED_NAME), journal_bytes=0, removed=True)
+    if (done := _without_journal(run_dir)) is not None:
+        return done
     with closing(JournalRows(run_dir)) as rows:
         run_dir, last_id = rows.run_dir, rows.last_id()
         _refuse_odd_name(run_dir)
@@ -92,6 +92,8 @@ def roll(run_dir: Path, *, remove_journal: bool = False) -> Rolled:
         if remove_journal and summary.state is RunState.ENDED and (run_dir / CHECKPOINTS_NAME).exists():
             raise InputError(f"{run_dir} was cut off, and its journal is needed to resume it: roll it without removing")
         with TrainerLock(run_dir):
+            if (done := _without_journal(run_dir)) is not None:  # somebody else has rolled it meanwhile
+                return done
             if rows.last_id() != last_id:
                 raise InputError(f"{run_dir} went on meanwhile: roll it when its training is over")
             for left in run_dir.glob(f"{UNFINISHED}*"):
@@ -109,9 +111,11 @@ def roll(run_dir: Path, *, remove_journal: bool = False) -> Rolled:
     )
 
 
-def _without_journal(run_dir: Path) -> Manifest | None:
-    """Of a run whose journal is gone already."""
-    return None if not run_dir.is_dir() or has_journal(run_dir) else manifest_of(run_dir)
+def _without_journal(run_dir: Path) -> Rolled | None:
+    """What came of it earlier, where the journal is gone already."""
+    if not run_dir.is_dir() or has_journal(run_dir) or (manifest := manifest_of(run_dir)) is None:
+        return None
+    return Rolled(rows=manifest.rows, parquet_bytes=_size(run_dir / ROLLED_NAME), journal_bytes=0, removed=True)
 
 
 def _refuse_odd_name(run_dir: Path) -> None:

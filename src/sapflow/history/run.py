@@ -49,7 +49,10 @@ class Run:
     """
 
     def __init__(self, path: Path) -> None:
-        self._tables = _tables_of(path)
+        try:
+            self._tables = _tables_of(path)
+        except JournalError:  # perhaps it was rolled, and its journal removed, between two looks
+            self._tables = _tables_of(path)
         self.path = self._tables.run_dir
 
     @property
