@@ -235,20 +235,24 @@ def test_a_time_that_is_none_is_refused(run_dir, tmp_path, option, seconds):
     refused(done, f"{option} {seconds}")
 
 
-def test_the_process_is_over_although_a_backend_left_threads_and_exit_hooks_behind(run_dir, tmp_path):
-    site = tmp_path / "site"
-    info = site / "sticky-1.dist-info"
+def own_exporter(tmp_path: Path, code: str) -> None:
+    """A package with the exporter "sticky", in tmp_path/site."""
+    info = tmp_path / "site" / "sticky-1.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sticky\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[sapflow.exporters]\nsticky = sticky:open_it\n")
-    (site / "sticky.py").write_text(
-        "import atexit, threading\n"
+    (tmp_path / "site" / "sticky.py").write_text(f"import atexit, threading\n{code}")
+
+
+def test_the_process_is_over_although_a_backend_left_threads_and_exit_hooks_behind(run_dir, tmp_path):
+    own_exporter(
+        tmp_path,
         "forever = threading.Event().wait\n"
         "class Sticky:\n    def export(self, events): pass\n    def close(self): pass\n"
         "def open_it(setting):\n    threading.Thread(target=forever).start()\n    atexit.register(forever)\n"
-        "    return Sticky()\n"
+        "    return Sticky()\n",
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(site), *sys.path))}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path / "site"), *sys.path))}
     done = subprocess.run(
         [*SAPFLOW, *FOLLOW, str(run_dir), "--export", "sticky"], env=environment, capture_output=True, timeout=PATIENCE,
         text=True, check=False,
@@ -342,18 +346,34 @@ def test_a_training_tells_of_an_exporter_that_was_killed(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("exporter webhook: killed by signal 9; ")
 
 
-def test_an_interrupt_before_the_second_follower_has_started_leaves_none_behind(tmp_path, monkeypatch):
+@pytest.mark.parametrize("begin", [lambda exporting, run_dir: exporting.run_beside(run_dir, []), Exporting.start])
+def test_an_interrupt_before_the_second_follower_has_started_leaves_none_behind(tmp_path, monkeypatch, begin):
     run_dir = finished_run(tmp_path / "run", *DEMO[:-1])
     begun: list[subprocess.Popen[bytes]] = []
     start = subprocess.Popen
 
-    def interrupted_at_the_second(command: list[str]) -> subprocess.Popen[bytes]:
+    def interrupted_at_the_second(command: list[str], **how) -> subprocess.Popen[bytes]:
         if begun:
             raise KeyboardInterrupt
-        begun.append(start(command))
+        begun.append(start(command, **how))
         return begun[0]
 
     monkeypatch.setattr(subprocess, "Popen", interrupted_at_the_second)
     with TrainerLock(run_dir), pytest.raises(KeyboardInterrupt):  # a run that has no end for them to find
-        Exporting({"jsonlines": [], "prometheus": []}).run_beside(run_dir, [])
+        begin(Exporting({"jsonlines": [], "prometheus": []}), run_dir)
     assert begun[0].poll() is not None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_training_that_is_stopped_while_its_exporters_open_leaves_none_behind(tmp_path, number):
+    own_exporter(tmp_path, "def open_it(setting):\n    threading.Event().wait()\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path / "site"), *sys.path))}
+    train = (*TRAIN, "--run-dir", "run", "--export", "sticky")
+    with subprocess.Popen(train, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as training:
+        wait_until(lambda: ledger(tmp_path / "run", "sticky"), "a follower")
+        follower = ledger(tmp_path / "run", "sticky").pid
+        training.send_signal(number)
+        assert training.wait(PATIENCE) == 130
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(follower, 0)

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -39,14 +41,14 @@ class Followers:
         """
         deadline = time.monotonic() + OPENING_SECONDS
         waiting = set(self.processes)
-        while waiting and time.monotonic() < deadline:
-            for name in sorted(waiting):
-                if self.processes[name].poll() is not None:
-                    self.stop()
-                    raise InputError(self._last_word(name))
-                if self._is_open(name):
-                    waiting.remove(name)
-            time.sleep(LOOK_SECONDS)
+        with self.all_or_none():
+            while waiting and time.monotonic() < deadline:
+                for name in sorted(waiting):
+                    if self.processes[name].poll() is not None:
+                        raise InputError(self._last_word(name))
+                    if self._is_open(name):
+                        waiting.remove(name)
+                time.sleep(LOOK_SECONDS)
         for name in sorted(waiting):
             say(f"the exporter {name} is still opening; training begins without it: see {self.log(name)}")
 
@@ -79,6 +81,15 @@ class Followers:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+    @contextmanager
+    def all_or_none(self) -> Iterator[None]:
+        """Whatever goes wrong inside, an interrupt included, leaves none of them behind."""
+        try:
+            yield
+        except BaseException:
+            self.stop()
+            raise
 
     def _is_open(self, name: str) -> bool:
         progress = ledger.read(ledger.path_of(self.run_dir, name))
@@ -122,25 +133,23 @@ class Exporting:
         Gives an exit code that says what went wrong with any.
         """
         followers = Followers(run_dir)
-        try:
+        with followers.all_or_none():
             for name, own in self.arguments.items():
                 followers.processes[name] = subprocess.Popen(_command(run_dir, name, [*own, *more]))
             codes = [process.wait() for process in followers.processes.values()]
-        except KeyboardInterrupt:
-            followers.stop()
-            raise
         return EXIT_FAILED if min(codes) < 0 else max(codes)  # below 0: killed
 
     def start(self, run_dir: Path) -> Followers:
         """Start followers of a run that is about to begin, so that they outlive this process and its terminal."""
         followers = Followers(run_dir)
-        for name, own in self.arguments.items():
-            followers.log(name).parent.mkdir(exist_ok=True)
-            command = _command(run_dir, name, [*own, "--wait", str(BEGINNING_SECONDS)])
-            with followers.log(name).open("ab") as log:
-                followers.processes[name] = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-                )
+        with followers.all_or_none():
+            for name, own in self.arguments.items():
+                followers.log(name).parent.mkdir(exist_ok=True)
+                command = _command(run_dir, name, [*own, "--wait", str(BEGINNING_SECONDS)])
+                with followers.log(name).open("ab") as log:
+                    followers.processes[name] = subprocess.Popen(
+                        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                    )
         return followers
 
 

@@ -123,13 +123,13 @@ def train(
     if sanctum:
         return _train_under_sanctum(plan, run_dir, exporting, resume=resume is not None)
 
+    recording.stop_on_signals()  # before there is anything that would be left behind
     if resume is None:
         with needs("training", "train"):
             recording.prepare(plan, run_dir)
     with _removed_on_failure(run_dir if resume is None else None):
         followers = exporting.start(run_dir)
         followers.wait_until_open()
-    recording.stop_on_signals()
     say(f"recording into {run_dir}")
     try:
         outcome = _record_with_progress(plan, run_dir, resume=resume is not None)
