@@ -28,6 +28,7 @@ from sapflow.exporters.config import chosen
 from sapflow.exporters.exporter import Setting, event_key
 from sapflow.exporters.follower import Follower
 from sapflow.exporters.json_form import json_form, json_line
+from sapflow.exporters.jsonlines import JsonLines
 from sapflow.exporters.ledger import Ledger, path_of, read
 from sapflow.exporters.run_identity import RunIdentity, identity_of, wait_for_run
 from sapflow.telemetry import run_directory
@@ -469,6 +470,24 @@ def test_jsonlines_writes_into_no_file_of_a_run(run_dir, name):
     with pytest.raises(ExporterRefusedError, match="belongs to the run in"):
         open_jsonlines(run_dir, path=str(run_dir / name))
     assert not (run_dir / name).exists()
+
+
+def test_jsonlines_that_a_pipe_takes_in_parts_come_once_and_whole(run_dir):
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)  # as a program that started this one may have left it
+    exporter, taken = JsonLines(writing, "-", RUN_ID), b""
+    many = DEMO * 20
+    with os.fdopen(reading, "rb", buffering=0) as pipe:
+        for _ in range(200):
+            try:
+                exporter.export(many)
+            except BackendAwayError:
+                taken += pipe.read(2**16)
+            else:
+                break
+        os.close(writing)
+        taken += pipe.read()
+    assert [json.loads(line)["key"] for line in taken.splitlines()] == [event_key(one, RUN_ID) for one in many]
 
 
 def test_jsonlines_on_a_full_disk_leaves_no_half_of_a_batch(tmp_path):

@@ -30,18 +30,21 @@ class JsonLines:
         self._descriptor = descriptor
         self._name = name
         self._run = run
+        self._rest = memoryview(b"")  # of a batch of which a pipe has taken a part: it is the one that comes again
 
     def export(self, events: Sequence[TelemetryEvent]) -> None:
         """See `Exporter.export`."""
-        lines = b"".join(json_line(event, self._run) for event in events)
+        self._rest = self._rest or memoryview(b"".join(json_line(event, self._run) for event in events))
         before = os.lseek(self._descriptor, 0, os.SEEK_END) if self._is_file else 0
         try:
-            self._write(lines)
+            while self._rest:
+                self._rest = self._rest[os.write(self._descriptor, self._rest) :]
         except BrokenPipeError as error:
             raise ExporterRefusedError(f"nobody reads {self._name} any more") from error
         except OSError as error:
             if self._is_file:
                 os.ftruncate(self._descriptor, before)
+                self._rest = memoryview(b"")
             raise BackendAwayError(f"{self._name} cannot be written ({error.strerror})") from error
 
     def close(self) -> None:
@@ -53,11 +56,6 @@ class JsonLines:
     @property
     def _is_file(self) -> bool:
         return self._name != STDOUT
-
-    def _write(self, data: bytes) -> None:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(self._descriptor, rest) :]
 
 
 def open_exporter(setting: Setting) -> JsonLines:
