@@ -252,6 +252,13 @@ def test_a_run_that_is_rolled_while_it_is_opened_opens(demo, monkeypatch):
     assert not (demo / JOURNAL_NAME).exists()
 
 
+def test_a_run_that_is_rolled_while_it_is_open_goes_on_being_told_of(demo):
+    with sapflow.open_run(demo) as run:
+        before = run.summary, repr(run.epochs().to_pylist())
+        roll(demo, remove_journal=True)
+        assert (run.summary, repr(run.epochs().to_pylist())) == before
+
+
 def test_a_killed_run_is_rolled_with_what_its_wal_holds(tmp_path):
     run_dir = killed_run(tmp_path / "run", acknowledged=200)
     before = tables_of(run_dir)

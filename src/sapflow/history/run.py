@@ -208,7 +208,12 @@ class JournalTables:
         newest = self.rows.last_id()
         self._skipped += self.rows.unreadable(self._seen)
         self._seen = newest
-        return summarize(self.rows.path, self.rows, self._skipped)
+        try:
+            return summarize(self.rows.path, self.rows, self._skipped)
+        except JournalError:
+            if (manifest := preferred(self.run_dir)) is None:
+                raise
+            return manifest.summary  # it was rolled meanwhile, and its journal removed
 
     def batches(self, selection: Selection) -> pa.RecordBatchReader:
         """What is selected, as a stream."""
