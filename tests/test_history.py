@@ -408,6 +408,8 @@ def test_the_tables_go_to_pandas_polars_and_duckdb_without_a_copy(tmp_path):
         (lambda run: run.gradients(columns=["loss"]), "there is no column 'loss' in gradients: it has env, slot"),
         (lambda run: run.batches("passes"), "there is no table 'passes': there are gradients, epochs"),
         (lambda run: run.epochs(epochs=(3, 2)), r"epochs are \(first, last\)"),
+        (lambda run: run.epochs(epochs=(3, 2**63)), f"{2**63} is beyond every env and epoch"),
+        (lambda run: run.gradients(env=-(2**64)), f"-{2**64} is beyond every env and epoch"),
     ],
 )
 def test_what_is_not_there_is_said(demo, ask, words):

@@ -6,6 +6,7 @@ from operator import and_
 
 from sapflow.errors import InputError
 from sapflow.history.arrow import pa, pc
+from sapflow.history.journal_rows import MAX_INT64
 from sapflow.history.schemas import SPANS, TABLES, within
 
 
@@ -14,7 +15,7 @@ class Selection:
     """Of the table named `table` these columns (None: all) of the rows that meet every condition.
 
     Raises:
-        InputError: there is no such table or column, or no epoch lies between the bounds.
+        InputError: there is no such table or column, no epoch lies between the bounds, or a number has over 64 bits.
     """
 
     table: str
@@ -32,6 +33,9 @@ class Selection:
                 raise InputError(f"there is no column {name!r} in {self.table}: it has {', '.join(known)}")
         if self.epochs is not None and (len(self.epochs) != 2 or self.epochs[0] > self.epochs[1]):
             raise InputError(f"epochs are (first, last), both included, not {self.epochs}")
+        for number in (self.env, *(self.epochs or ())):
+            if isinstance(number, int) and abs(number) > MAX_INT64:
+                raise InputError(f"{number} is beyond every env and epoch: no number there has more than 64 bits")
 
     @property
     def schema(self) -> pa.Schema:
