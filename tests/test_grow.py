@@ -17,6 +17,7 @@ from sapflow.control.controller import EpochOutcome
 from sapflow.control.controllers import ScheduledController
 from sapflow.control.life_cycle import GrowthPlan
 from sapflow.errors import IllegalTransitionError, InputError
+from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.growth.blueprints import Blueprint
 from sapflow.growth.export import export
 from sapflow.growth.host import ConvHost, DenseHost, slots_of
@@ -97,9 +98,11 @@ def batches(steps):
     return list(zip(inputs, (inputs.sum(-1) > 0).long() + (inputs[..., 0] > 1), strict=True))
 
 
-def trained(slots=None, build=healthy, *, steps=6, micro=1, fp16=False, clip=False, checkpointed=False):
+def trained(slots=None, build=healthy, *, steps=6, micro=1, fp16=False, clip=False, checkpointed=False, watched=()):
     """Everything that belongs to the model, step by step: losses, gradients, buffers, random state."""
     model = make_model(Checkpointed if checkpointed else nn.Sequential)
+    for monitor in watched:
+        monitor.attach("last", model[-1])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14, growth_interval=3) if fp16 else None
     growth = None
@@ -150,6 +153,17 @@ def test_what_incubates_changes_no_bit_of_the_model(build, options):
     assert {seed.stage for seed in seeds} == {S.TRAINING}
     expected = Measurement.MEASURED if build is healthy else Measurement.NON_FINITE
     assert {seed.measurement for seed in seeds} == {expected}
+
+
+@pytest.mark.parametrize("options", [{}, {"micro": 3}, {"checkpointed": True}], ids=str)
+def test_who_watches_the_model_sees_its_own_gradients_and_none_of_a_shadow(options):
+    seen = []
+    for slots in (None, {"2": "after", "5": "after"}):
+        monitor = GradientMonitor()
+        trained(slots, watched=[monitor], **options)
+        seen.append(monitor.close_epoch()["last"])
+    assert seen[0].measurement is Measurement.MEASURED
+    assert seen[0] == seen[1]
 
 
 @pytest.mark.parametrize("fp16", [False, True])

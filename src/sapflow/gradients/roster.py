@@ -1,7 +1,7 @@
 """Who is measured: the watched modules by name, in the order they were attached, each with its probe and its row."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -54,18 +54,9 @@ class Roster(Mapping[str, Watched]):
         self._retired_rows.append(watched.row)
         watched.probe.remove()
 
-    @contextmanager
-    def only(self, name: str) -> Iterator[None]:
+    def only(self, name: str) -> AbstractContextManager[None]:
         """Let one module's probe listen and no other."""
-        others = [watched.probe for other, watched in self._watched.items() if other != name]
-        was_muted = [probe.muted for probe in others]
-        for probe in others:
-            probe.muted = True
-        try:
-            yield
-        finally:
-            for probe, muted in zip(others, was_muted, strict=True):
-                probe.muted = muted
+        return muted(watched.probe for other, watched in self._watched.items() if other != name)
 
     def rows(self) -> dict[str, int]:
         """The row of each."""
@@ -99,3 +90,24 @@ class Roster(Mapping[str, Watched]):
             watched.probe.begin_epoch()
             if watched.vitals is not None:
                 watched.vitals.begin_epoch()
+
+
+@contextmanager
+def muted(probes: Iterable[Probe]) -> Iterator[None]:
+    """Inside, these probes do not listen."""
+    listening = [probe for probe in probes if not probe.muted]
+    for probe in listening:
+        probe.muted = True
+    try:
+        yield
+    finally:
+        for probe in listening:
+            probe.muted = False
+
+
+def probes_on(model: nn.Module) -> Iterator[Probe]:
+    """Those of every monitor that measures a module of the model."""
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(probe := getattr(hook, "__self__", None), Probe):
+                yield probe

@@ -17,6 +17,7 @@ from torch.func import functional_call
 
 from sapflow.errors import InputError
 from sapflow.gradients.gradient_monitor import GradientMonitor
+from sapflow.gradients.roster import muted, probes_on
 from sapflow.growth.randomness import RandomState
 from sapflow.growth.slot import SeedSlot
 
@@ -50,7 +51,7 @@ def shadow_backward(
     assert slot.seed is not None
     parameters = [parameter for parameter in slot.seed.parameters() if parameter.requires_grad]
     with ExitStack() as stack:
-        _aside(stack, slots, slot, monitor)
+        _aside(stack, host, slots, slot, monitor)
         stack.enter_context(random_state.replayed())
         leaves = stack.enter_context(slot.shadowed())
 
@@ -99,7 +100,7 @@ def exchange_at(
         return leaf.detach(), torch.zeros_like(leaf) if gradient is None else gradient
 
     with ExitStack() as stack:
-        _aside(stack, slots, slot, monitor)
+        _aside(stack, host, slots, slot, monitor)
         stack.callback(slot.register_forward_hook(cut).remove)
         return _with_frozen_state(host, closure, exchanged)
 
@@ -126,6 +127,7 @@ def learn_shapes(host: nn.Module, closure: Closure, slots: Iterable[SeedSlot]) -
         return
     with ExitStack() as stack:
         stack.enter_context(RandomState.capture().replayed())
+        stack.enter_context(muted(probes_on(host)))
         stack.enter_context(uncompiled())
         for slot in strangers:
             stack.callback(slot.register_forward_hook(look).remove)
@@ -166,12 +168,15 @@ def _with_frozen_state(host: nn.Module, closure: Closure, then: Callable[[Tensor
     return made
 
 
-def _aside(stack: ExitStack, slots: Iterable[SeedSlot], slot: SeedSlot, monitor: GradientMonitor | None) -> None:
+def _aside(
+    stack: ExitStack, host: nn.Module, slots: Iterable[SeedSlot], slot: SeedSlot, monitor: GradientMonitor | None
+) -> None:
     """Until the stack closes, nothing but `slot` learns, counts, is measured or is compiled."""
     for other in slots:
         if other is not slot and other.host_sees and other.fossil is None and other.seed is not None:
             stand_in = partial(functional_call, other.seed, _frozen_state(other.seed))
             stack.enter_context(other.replaced_by(stand_in))
+    stack.enter_context(muted(probes_on(host)))  # whoever watches the host, a shadow's gradients are not its own
     stack.enter_context(monitor.only(slot.state.slot_id) if monitor is not None else nullcontext())
     stack.enter_context(uncompiled())
 
