@@ -391,6 +391,16 @@ def test_a_forward_that_raises_leaves_the_probe_usable():
     assert monitor.close_epoch()["m"].grad_ratio == pytest.approx(1.0, rel=1e-6)
 
 
+def test_a_model_may_be_watched_before_it_has_memory():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Tanh())
+        monitor = GradientMonitor({"layer": model[0]})
+    model.to_empty(device="cpu")
+    nn.init.orthogonal_(model[0].weight, gain=0.5)
+    model(torch.randn(2, 4, requires_grad=True)).sum().backward()
+    assert monitor.close_epoch()["layer"].grad_ratio == pytest.approx(0.5, rel=1e-6)
+
+
 def test_a_name_is_measured_once():
     monitor = GradientMonitor({"m": nn.Linear(2, 2)})
     with pytest.raises(InputError, match="'m'"):

@@ -221,7 +221,7 @@ def _sent(filled: Tensor, arrivals: list[torch.cuda.Event]) -> Tensor:
 
 
 def expected_device(module: nn.Module) -> torch.device:
-    """Where the module's gradients will be, as far as it can be told before it runs."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        return tensor.device
-    return torch.get_default_device()
+    """Where the module's gradients will be, as far as it can be told before it runs, or has any memory (meta)."""
+    devices = [tensor.device for tensor in (*module.parameters(), *module.buffers())]
+    devices += [torch.get_default_device(), torch.device("cpu")]
+    return next(device for device in devices if device.type != "meta")
