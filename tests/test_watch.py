@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import _global_optimizer_post_hooks
 
 import sapflow
 from sapflow import HealthPolicy
@@ -307,6 +308,29 @@ def test_verdicts_are_told_and_a_callback_that_raises_is_survived(model, caplog)
         train(model, 5)
     assert told == [("layers.0.adapter", False), ("layers.1.adapter", True)] * 2
     assert [record.message for record in caplog.records] == ["on_verdict raised and is called no more"]
+
+
+@pytest.mark.parametrize("way", ["any optimizer", "this optimizer"])
+def test_a_callback_may_close_its_watcher_and_begin_another_beside_others(model, way):
+    """PyTorch raises in the optimizer's step where a hook of it comes or goes meanwhile."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    kwargs = {"optimizer": optimizer} if way == "this optimizer" else {}
+    hooks = _global_optimizer_post_hooks, optimizer._optimizer_step_post_hooks
+    opened = []
+
+    def look_closer(name, seed):
+        first.close()
+        opened.append(sapflow.watch(model, "layers.*.norm", **kwargs))
+
+    first = sapflow.watch(model, "head", on_verdict=look_closer, epoch_every=2, **kwargs)
+    second = sapflow.watch(model, "layers.*.adapter", epoch_every=2, **kwargs)
+    train(model, 5, optimizer)
+    assert len(opened) == 1
+    assert opened[0].epoch()["layers.0.norm"].passes == 3
+    assert second.epochs == 2
+    opened[0].close()
+    second.close()
+    assert not any(hooks)
 
 
 def test_what_means_nothing_changes_nothing(model, tmp_path):

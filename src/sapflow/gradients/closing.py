@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
 
 from sapflow.gradients.frames import never_compiled_alone
 from sapflow.gradients.nodes import inside_backward
@@ -31,12 +32,8 @@ def arranged(
 
 def at_optimizer_step(optimizer: torch.optim.Optimizer, close: Callable[[], None]) -> Callable[[], None]:
     """Close after each step of the optimizer; not of one that steps within the backward that it steps for."""
-
-    def after_step(*_: Any) -> None:
-        if not inside_backward():
-            close()
-
-    return optimizer.register_step_post_hook(after_step).remove
+    steps = _of_one.setdefault(optimizer, _Steps())
+    return steps.listen(optimizer.register_step_post_hook, lambda _: close())
 
 
 def at_any_optimizer_step(model: nn.Module, close: Callable[[], None]) -> Callable[[], None]:
@@ -47,9 +44,7 @@ def at_any_optimizer_step(model: nn.Module, close: Callable[[], None]) -> Callab
 
     ours: WeakSet[torch.optim.Optimizer] = WeakSet()  # to look at all parameters takes as long as some steps do
 
-    def after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if inside_backward():
-            return
+    def after_step(optimizer: torch.optim.Optimizer) -> None:
         if optimizer not in ours and trains(optimizer):
             ours.add(optimizer)
         if optimizer in ours:
@@ -59,7 +54,56 @@ def at_any_optimizer_step(model: nn.Module, close: Callable[[], None]) -> Callab
         parameters = {id(parameter) for parameter in model.parameters()}
         return any(id(parameter) in parameters for group in optimizer.param_groups for parameter in group["params"])
 
-    return register_optimizer_step_post_hook(after_step).remove
+    return _of_any.listen(register_optimizer_step_post_hook, after_step)
+
+
+class _Steps:
+    """Who listens to the steps of an optimizer, or of any, by one hook.
+
+    What is told of a step may close a watcher, or begin another, and torch raises where its hooks come and go while it
+    runs them.
+    """
+
+    def __init__(self) -> None:
+        self._listeners: list[_StepListener] = []
+        self._handle: RemovableHandle | None = None
+        self._told = 0  # steps that are being told of
+
+    def listen(self, register: Callable[[Any], RemovableHandle], listener: "_StepListener") -> Callable[[], None]:
+        self._handle = self._handle or register(self._tell)
+        self._listeners.append(listener)
+
+        def undo() -> None:
+            self._listeners.remove(listener)
+            self._let_go()
+
+        return undo
+
+    def _tell(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if inside_backward():
+            return
+        self._told += 1
+        try:
+            for listener in tuple(self._listeners):
+                if listener in self._listeners:  # still
+                    listener(optimizer)
+        finally:
+            self._told -= 1
+
+    def _let_go(self) -> None:
+        """Take the hook off, if nobody listens; while it runs only from the end, where torch can bear it."""
+        handle = self._handle
+        if self._listeners or handle is None:
+            return
+        hooks = handle.hooks_dict_ref() or {}
+        if not self._told or next(reversed(hooks), None) == handle.id:
+            handle.remove()
+            self._handle = None
+
+
+_StepListener = Callable[[torch.optim.Optimizer], None]
+_of_any = _Steps()
+_of_one: WeakKeyDictionary[torch.optim.Optimizer, _Steps] = WeakKeyDictionary()
 
 
 def at_next_forward(root: nn.Module, close: Callable[[], None]) -> Callable[[], None]:
