@@ -3,6 +3,7 @@
 import copy
 import functools
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 from sapflow.errors import InputError
 from sapflow.gradients.gradient_monitor import GradientMonitor
+from sapflow.health.baseline import ENOUGH_PEERS
 from sapflow.health.calibrated import CalibratedPolicy, chain_verdict
 from sapflow.health.policy import HealthPolicy, Need, Reading, Verdict
 from sapflow.telemetry.vocabulary import Measurement
@@ -207,6 +209,16 @@ def test_memory_is_bounded_and_a_peer_that_is_gone_counts_no_more():
     survivor = memories.pop()
     del memories, memory
     assert "peers" not in policy.judge(reading(0.5), survivor).evidence
+
+
+@pytest.mark.parametrize("experts", [40, 1500])
+def test_among_many_peers_a_module_is_compared_with_some_from_first_to_last(experts):
+    deeper_is_less = [2.0 ** (-index / experts) for index in range(experts)]
+    healthy, outlying = together([[gain] * 4 for gain in deeper_is_less] + [[2.0**-9] * 4])[-1][-2:]
+    assert flags(healthy) == HEALTHY
+    compared = int(re.search(r"median of its (\d+) peers 0\.7", healthy.evidence)[1])
+    assert min(experts, ENOUGH_PEERS) - 1 <= compared <= 2 * ENOUGH_PEERS
+    assert flags(outlying) == VANISHING
 
 
 def test_one_pass_of_a_hundred_with_a_huge_gradient_is_one_pass():

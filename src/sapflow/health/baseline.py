@@ -21,6 +21,9 @@ TINY = math.log2(1e-3)
 # Octaves that a branch born near 0 rises while its passes double, as long as it learns: in a straight line, one.
 RISING = 0.7
 ZERO_OCTAVE = -40.0  # stands for a gain of 0
+# A median of more says no more. Each module is compared at each reading, and with all of a thousand experts that took
+# longer than their training.
+ENOUGH_PEERS = 32
 
 
 @dataclass
@@ -53,8 +56,13 @@ class Family:
         self.members: WeakValueDictionary[str, ModuleMemory] = WeakValueDictionary()
 
     def peers_of(self, name: str) -> list["ModuleMemory"]:
-        """Those that the member of that name can be compared with: out of grace, and without an alarm."""
-        return [member for other, member in self.members.items() if other != name and member.at_ease]
+        """Those that the member of that name can be compared with: out of grace, and without an alarm.
+
+        In a large family, every so-manieth from its first to its last: ENOUGH_PEERS, or up to twice as many.
+        """
+        members = self.members.valuerefs()
+        some = [member() for member in members[:: len(members) // ENOUGH_PEERS or 1]]
+        return [member for member in some if member is not None and member.name != name and member.at_ease]
 
 
 @dataclass(eq=False)

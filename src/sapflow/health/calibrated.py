@@ -35,9 +35,9 @@ class CalibratedPolicy:
 
     A finding (`health/detectors.py`) has to hold for some passes to set a flag, and to be clear of a nearer level for
     as many to take it back; a non-finite pass flags at once, as in `HealthPolicy`. Peers are modules whose names differ
-    in numbers alone. Nothing is called vanishing in its first GRACE_PASSES, while its parameters have not moved
-    although some get gradients (a branch whose last weight starts at 0), or while it rises from near 0; nothing is
-    compared with itself or its peers in its first BASELINE_PASSES. One policy object serves one monitor.
+    in numbers alone; of very many, some. Nothing is called vanishing in its first GRACE_PASSES, while its parameters
+    have not moved although some get gradients (a branch whose last weight starts at 0), or while it rises from near 0;
+    nothing is compared with itself or its peers in its first BASELINE_PASSES. One policy object serves one monitor.
 
     Args:
         depth: judge each module as one of so many blocks in a chain, too: the gain of all together is to stay in
