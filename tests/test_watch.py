@@ -270,6 +270,34 @@ def test_samples_are_said_live(model, tmp_path, monkeypatch):
     assert [index for sample in samples for index in sample.pass_index] == list(range(6))
 
 
+def test_samples_take_a_hundredth_of_the_time_at_most_however_long_one_takes(model, tmp_path, monkeypatch):
+    class Clock:
+        now = 0.0
+
+        def monotonic(self):
+            return self.now
+
+        thread_time = monotonic
+
+    class Slow(HealthPolicy):
+        def judge(self, reading, memory):
+            clock.now += 0.05
+            return super().judge(reading, memory)
+
+    clock = Clock()
+    monkeypatch.setattr("sapflow.gradients.sampling.time", clock)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with sapflow.watch(model, "head", run_dir=tmp_path / "a", policy=Slow(), epoch_every=1000):
+        for _ in range(500):
+            train(model, 1, optimizer)
+            clock.now += 0.1
+        judged = round((clock.now - 500 * 0.1) / 0.05)
+    assert 5 < judged <= 10
+    with Source(tmp_path / "a") as source:
+        samples = [event.payload for event in source.read() if isinstance(event.payload, GradientSampled)]
+    assert [index for sample in samples for index in sample.pass_index] == list(range(500))
+
+
 def test_a_cell_that_is_run_again_makes_a_new_run_beside_the_old_one(model, tmp_path):
     first = sapflow.watch(model, "head", run_dir=tmp_path / "a")
     train(model, 2)

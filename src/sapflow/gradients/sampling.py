@@ -8,6 +8,7 @@ from sapflow.telemetry.events import GradientSampled
 from sapflow.telemetry.stream import EventStream
 
 SAMPLE_SECONDS = 0.4  # a sample takes a millisecond or two, which training should not see
+SAMPLE_SHARE = 0.01  # of the time, at most: very many modules are sampled less often
 
 
 class Sampler:
@@ -20,7 +21,7 @@ class Sampler:
         monitor: is asked for the passes that have reached the host.
         stream: where they are said.
         identify: gives seed_id and blueprint_id of a measured name.
-        seconds: the least time between two samples.
+        seconds: the least time between two samples; more where they take long (SAMPLE_SHARE).
     """
 
     def __init__(
@@ -35,14 +36,16 @@ class Sampler:
         self.identify = identify
         self.seconds = seconds
         self._last = time.monotonic()
+        self._took = 0.0  # the last sample, of the processor's time
 
     def poll(self, epoch: int) -> None:
         """Say a sample of each module, if it is time for one."""
-        now = time.monotonic()
-        if now - self._last < self.seconds:
+        now, before = time.monotonic(), time.thread_time()
+        if now - self._last < max(self.seconds, self._took / SAMPLE_SHARE):
             return
         self._last = now
         self._say(epoch, wait=False)
+        self._took = time.thread_time() - before
 
     def finish(self, epoch: int) -> None:
         """Say the passes that are left; waits for the device."""
