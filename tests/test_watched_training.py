@@ -72,6 +72,24 @@ class TestWhatTrainingSees:
         assert torch.equal(plain, watched)
         assert any(seed.passes == 5 for seed in health.values())
 
+    @pytest.mark.parametrize(
+        "given", [lambda x: x, lambda x: (x, None), lambda x: [x]], ids=["tensor", "tuple", "list"]
+    )
+    def test_the_module_finds_the_attributes_of_its_input_and_the_caller_those_that_the_module_sets(self, given):
+        class Scaled(nn.Module):
+            def forward(self, given):
+                h = given if isinstance(given, torch.Tensor) else given[0]
+                h.seen = True
+                return h * h.scale
+
+        module = Scaled()
+        x = torch.ones(2, requires_grad=True) * 2
+        x.scale = 3.0
+        with GradientMonitor({"m": module}) as monitor:
+            module(given(x)).sum().backward()
+            assert monitor.close_epoch()["m"].grad_ratio == pytest.approx(3.0)
+        assert x.seen
+
     def test_where_the_module_and_others_use_the_input_several_times_the_same_to_rounding(self):
         class Gate(nn.Module):
             """Uses its input three times."""

@@ -12,9 +12,12 @@ NodeHook = Callable[[tuple[Tensor | None, ...]], None]
 
 
 def alias_of(tensor: Tensor) -> Tensor:
-    """A view whose backward hands the gradient through as it is."""
+    """A view whose backward hands the gradient through as it is, with the attributes that people set on the tensor."""
     # The fastest way to aten::alias. The backward of `view_as` reshapes the gradient, which a sparse one cannot be.
-    return tensor[...]
+    alias = tensor[...]
+    if tensor.__dict__ and type(alias) is Tensor:  # what subclasses keep there is each tensor's own
+        alias.__dict__ = tensor.__dict__
+    return alias
 
 
 def inside_backward() -> bool:

@@ -133,7 +133,9 @@ class Probe:
             self._begin_first_forward(module)
         try:
             if len(args) == 1 and not kwargs and type(args[0]) is Tensor and args[0].requires_grad:
-                alias = args[0][...]
+                alias = args[0][...]  # as `alias_of`, in one call less
+                if args[0].__dict__:
+                    alias.__dict__ = args[0].__dict__
                 node = alias.grad_fn
                 node.register_prehook(self._leaves)  # type: ignore[union-attr]
                 self.open_calls.append((((alias, node),), None))  # type: ignore[arg-type]
