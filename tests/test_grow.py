@@ -22,9 +22,9 @@ from sapflow.growth.blueprints import Blueprint
 from sapflow.growth.export import export
 from sapflow.growth.host import ConvHost, DenseHost, slots_of
 from sapflow.growth.seed_trainer import SeedTraining
-from sapflow.health.rules import Rule
+from sapflow.health.rules import Condition, Rule
 from sapflow.telemetry.codec import decode, encode
-from sapflow.telemetry.events import EpochCompleted, SeedPruned
+from sapflow.telemetry.events import AlertCleared, EpochCompleted, SeedPruned
 from sapflow.telemetry.source import RunState, Source
 from sapflow.telemetry.vocabulary import Measurement, SeedStage
 
@@ -499,14 +499,14 @@ class TestAState:
             growth.epoch()
         return losses
 
-    def begun(self, run_dir=None):
+    def begun(self, run_dir=None, **options):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         plan = GrowthPlan(first_germination=0, training_epochs=1, blending_epochs=1, holding_epochs=1)
         growth = grow(
             model, {"1": "after"}, optimizer=optimizer, run_dir=run_dir, training=SeedTraining(blending_steps=4),
-            controller=ScheduledController(plan, 0, plants={"1": "mlp"}),
+            controller=ScheduledController(plan, 0, plants={"1": "mlp"}), **options,
         )  # fmt: skip
         return growth, model, optimizer
 
@@ -535,6 +535,24 @@ class TestAState:
         assert [event.sequence for event in said] == list(range(len(said)))
         assert said[0].type == "ENV_STARTED"
         assert [e.payload.epoch for e in said if e.type == "EPOCH_COMPLETED"] == [epochs + n for n in (1, 2, 3)]
+
+    def test_lets_go_what_a_rule_held_that_is_there_no_more(self, tmp_path):
+        rule = Rule(name="held", when=Condition.RATIO_ABOVE, level=0.0, for_epochs=1, actions=("hold",))
+        growth, model, optimizer = self.begun(rules=[rule])
+        self.trained(growth, model, optimizer, 2)
+        assert growth.actions.slots["1"].state.paused
+        resumed = self.begun(tmp_path / "run", rules=[])
+        resumed[0].load_state_dict(growth.state_dict())
+        assert growth.state_dict()["rules"] == resumed[0].state_dict()["rules"]
+        self.trained(*resumed, 2)
+        resumed[0].close()
+        state = resumed[0].actions.slots["1"].state
+        assert not state.paused
+        assert state.stage is not S.TRAINING
+        with Source(resumed[0].run_dir) as source:
+            payloads = [event.payload for event in source.read()]
+        (cleared,) = [payload for payload in payloads if isinstance(payload, AlertCleared)]
+        assert (cleared.epoch, cleared.alert.rule, cleared.reason) == (3, "held", "its rule is there no more")
 
     def test_of_other_slots_or_too_late_is_refused(self):
         growth, model, optimizer = self.begun()

@@ -56,7 +56,9 @@ class Responses:
             self._stream.emit(AlertRaised(epoch=epoch, alert=alert))
         for alert in outcome.cleared:
             self._stream.emit(AlertCleared(epoch=epoch, alert=alert, reason="back to normal"))
-        self._let_go(epoch, outcome.cleared)
+        for alert in outcome.orphaned:
+            self._stream.emit(AlertCleared(epoch=epoch, alert=alert, reason="its rule is there no more"))
+        self._let_go(epoch, (*outcome.cleared, *outcome.orphaned))
         self.total_alerts += len(raised)
         return raised
 

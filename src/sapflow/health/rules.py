@@ -81,6 +81,7 @@ class Outcome:
 
     raised: list[Alert] = field(default_factory=list)
     cleared: list[Alert] = field(default_factory=list)
+    orphaned: list[Alert] = field(default_factory=list)  # that stood, of rules that are there no more
 
 
 class RuleBook:
@@ -111,7 +112,10 @@ class RuleBook:
         if not validated:
             seeds = [replace(seed, accuracy_delta=nan) for seed in seeds]
         rules = [rule for rule in self.rules if not rule.by_passes]
-        return self._evaluate(rules, epoch, 1, seeds)
+        outcome = self._evaluate(rules, epoch, 1, seeds)
+        names = {rule.name for rule in self.rules}
+        outcome.orphaned = self._forget(key for key in self._streaks if key[0] not in names)
+        return outcome
 
     def evaluate_window(self, epoch: int, passes: int, seeds: Iterable[SeedTelemetry]) -> Outcome:
         """Apply the rules for passes to every seed, at a counted decision step within `epoch`.
@@ -134,18 +138,18 @@ class RuleBook:
         return {"streaks": [[list(key), msgspec.to_builtins(streak)] for key, streak in self._streaks.items()]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Judge from now on as the book would have of which this is the state; rules that are gone are forgotten."""
-        names = {rule.name for rule in self.rules}
-        self._streaks = {
-            (name, seed_id): msgspec.convert(streak, _Streak)
-            for (name, seed_id), streak in state["streaks"]
-            if name in names
-        }
+        """Judge from now on as the book would have of which this is the state.
+
+        Rules that are there no more are forgotten when the next epoch ends: what they held is let go then.
+        """
+        self._streaks = {tuple(key): msgspec.convert(streak, _Streak) for key, streak in state["streaks"]}
 
     def forget(self, seed_id: str) -> list[Alert]:
         """Drop a seed that is gone; its open alerts come back to be cleared."""
-        gone = [key for key in self._streaks if key[1] == seed_id]
-        return [streak.alert for key in gone if (streak := self._streaks.pop(key)).alert is not None]
+        return self._forget(key for key in self._streaks if key[1] == seed_id)
+
+    def _forget(self, keys: Iterable[tuple[str, str]]) -> list[Alert]:
+        return [streak.alert for key in list(keys) if (streak := self._streaks.pop(key)).alert is not None]
 
     def _evaluate(self, rules: list[Rule], epoch: int, lasted: int, seeds: Iterable[SeedTelemetry]) -> Outcome:
         outcome = Outcome()
