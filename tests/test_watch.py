@@ -205,11 +205,13 @@ def test_where_the_run_cannot_be_kept_nothing_is_left_on_the_model(model, tmp_pa
 
 def test_nothing_is_left_on_the_model_and_nobody_holds_it(model):
     keys = list(model.state_dict())
-    watcher = sapflow.watch(model, "**")
+    watcher = sapflow.watch(model, "layers.**")
     train(model, 2)
     assert list(model.state_dict()) == keys
     watcher.close()
     watcher.close()
+    with pytest.raises(InputError, match="after"):
+        watcher.add("**")
     for module in model.modules():
         assert not any(value for name, value in vars(module).items() if "hooks" in name)
     gone = weakref.ref(model["layers"][0])

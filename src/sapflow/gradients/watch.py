@@ -161,8 +161,10 @@ class Watcher:
         """Watch further modules, grown since or put in the place of others; those that are watched stay as they are.
 
         Raises:
-            InputError: a selector means no module.
+            InputError: a selector means no module, or the watcher is closed.
         """
+        if self._closed:
+            raise InputError("watcher.add() after watcher.close(): begin another with sapflow.watch()")
         self._attach(select(self.model, what))
 
     def step(self) -> None:
