@@ -1,5 +1,6 @@
 """What sets the controllers apart: when they sow, what they choose, what they give up; and that they can be resumed."""
 
+import math
 from collections import Counter
 
 import msgspec
@@ -77,11 +78,12 @@ class TestTheHeuristic:
         longer.live([10.0, 20.0] + [20.0] * 9)
         assert [event.epoch for event in longer.of(SeedGerminated)] == [5]
 
-    def test_goes_by_the_loss_where_nobody_tells_an_accuracy(self):
+    @pytest.mark.parametrize("before", [[], [math.nan], [math.inf]], ids=str)
+    def test_goes_by_the_loss_where_nobody_tells_an_accuracy(self, before):
         controller, garden = HeuristicController(PLAN, 0, pool=POOL), Garden()
-        for epoch, loss in enumerate([2.0, 1.0, 1.0, 1.0, 1.0], start=1):
+        for epoch, loss in enumerate([*before, 2.0, 1.0, 1.0, 1.0, 1.0], start=1):
             controller.decide(EpochOutcome(epoch=epoch, validation_loss=loss), garden.actions)
-        assert [event.epoch for event in garden.of(SeedGerminated)] == [5]
+        assert [event.epoch for event in garden.of(SeedGerminated)] == [5 + len(before)]
 
     def test_chooses_what_has_worked(self):
         garden = Watched(HeuristicController(PLAN, 0, pool=POOL))

@@ -1,5 +1,6 @@
 """The controllers that come with Sapflow: on a plan, by plateaus, and the baselines that they have to beat."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -89,6 +90,8 @@ class HeuristicController(LifeCycle):
         elif loss is not None:
             metric, margin = -loss, PLATEAU_SHARE * abs(loss)
         else:
+            return
+        if not math.isfinite(metric):  # as of an overflowed batch: neither a best, nor a sign of a plateau
             return
         better = self._best is None or metric > self._best + margin
         self._improvements += better and self._best is not None
