@@ -9,6 +9,7 @@ left, by the length of their steps and by how narrow their intervals have to be.
 import argparse
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import overhead_contenders as ways
@@ -21,12 +22,13 @@ from overhead_page import page
 COMPILING = 15  # seconds, for two models of which most have been compiled before
 FEW = [ways.NOTHING, ways.SAPFLOW, ways.LEAST_NORMS, ways.HOOKS]
 BARE = [ways.NOTHING, ways.SAPFLOW]
+COMPARED = [replace(one, weight=0.5) for one in BARE]  # with one another, where no figure is aimed at
 TABLES: list[tuple[Task, Mode, list[Contender]]] = [
     *((task, EAGER, ways.EVERYTHING) for task in (MLP, CNN)),
     *((task, EAGER, ways.LONG) for task in (TRANSFORMER, GPT)),
     (CHECKPOINTED, EAGER, BARE),
     *((task, EAGER_BF16, FEW) for task in (MLP, CNN, TRANSFORMER, GPT)),
-    *((task, mode, BARE) for mode in (COMPILED, COMPILED_BF16) for task in (MLP, CNN, TRANSFORMER, GPT)),
+    *((task, mode, COMPARED) for mode in (COMPILED, COMPILED_BF16) for task in (MLP, CNN, TRANSFORMER, GPT)),
     *((GPU_GPT, mode, BARE if mode.compiled else FEW) for mode in ON_A_GPU if torch.cuda.is_available()),
 ]
 
