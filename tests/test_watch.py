@@ -8,7 +8,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.optimizer import _global_optimizer_post_hooks
 
 import sapflow
@@ -452,3 +452,29 @@ def test_modules_that_share_a_reason_share_one_line_of_warning(caplog):
 def test_rules_that_watch_would_pass_over_in_silence_are_refused(rule, said):
     with pytest.raises(InputError, match=said):
         sapflow.watch(nn.Linear(2, 2), "**", rules=[rule])
+
+
+def test_a_forward_that_raised_keeps_nothing_alive_into_the_next_one():
+    """As when memory ran out, and the loop goes on with a smaller batch."""
+    made: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    class Counts(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            alive.append(sum(activation() is not None for activation in made))
+            activation = x.exp()
+            made.append(weakref.ref(activation))
+            return activation
+
+    class Raises(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) > 2:
+                raise MemoryError
+            return x
+
+    model = nn.Sequential(nn.Linear(4, 4), Counts(), nn.Linear(4, 4), Raises())
+    with sapflow.watch(model, "3"):
+        with pytest.raises(MemoryError):
+            model(torch.randn(4, 4))
+        model(torch.randn(2, 4)).sum().backward()
+    assert alive == [0, 0]

@@ -224,6 +224,7 @@ class GradientMonitor:
         self.close()
 
     def _close_at_root(self) -> None:
+        self._roster.forget_open_calls()  # a loop that goes on with a smaller batch, out of memory, needs theirs
         if self._root_closes and self._sums.open:
             self._close_pass()
 

@@ -76,11 +76,16 @@ class Roster(Mapping[str, Watched]):
 
     def end_pass(self, *, look: bool) -> None:
         """A pass has ended; `look` at whether it reached the parameters, which takes a while."""
+        self.forget_open_calls()
+        if look:
+            for watched in self._watched.values():
+                watched.probe.end_pass()
+
+    def forget_open_calls(self) -> None:
+        """Of forwards that raised: what they hold is the graph in front of them."""
         for watched in self._watched.values():
             if watched.probe.open_calls:
                 watched.probe.forget_open_calls()
-            if look:
-                watched.probe.end_pass()
 
     def begin_epoch(self) -> None:
         """Forget what was noted of the epoch before."""
