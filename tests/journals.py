@@ -160,11 +160,14 @@ def small_files(size: int) -> Iterator[None]:
     """No file may grow beyond so many bytes, as if the disk were full."""
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writes_bytecode_not = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True  # half of it would be written, and found by all who import it after
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        sys.dont_write_bytecode = writes_bytecode_not
         signal.signal(signal.SIGXFSZ, before)
 
 

@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import re
-import resource
 import threading
 import tomllib
 from datetime import UTC, datetime, timedelta
@@ -19,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from journals import PATIENCE, epoch_completed, event, finished_run, gradient_sampled, run_completed
+from journals import PATIENCE, epoch_completed, event, finished_run, gradient_sampled, run_completed, small_files
 from receivers import free_port, receiver
 from sanctum_events import RUN_ID, demo_run
 from sapflow.errors import BackendAwayError, ExporterRefusedError, InputError, RunDirectoryError, SapflowError
@@ -496,17 +495,8 @@ def test_jsonlines_on_a_full_disk_leaves_no_half_of_a_batch(tmp_path):
     exporter.export(DEMO[:2])
     path = tmp_path / "exporters" / "events.jsonl"
     size = path.stat().st_size
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    import signal
-
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, hard))
-    try:
-        with pytest.raises(BackendAwayError, match="cannot be written"):
-            exporter.export(DEMO[2:5])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, before)
+    with small_files(size + 100), pytest.raises(BackendAwayError, match="cannot be written"):
+        exporter.export(DEMO[2:5])
     assert path.stat().st_size == size
     exporter.export(DEMO[2:5])
     exporter.close()

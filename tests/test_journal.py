@@ -326,6 +326,7 @@ from journals import PATIENCE, epoch_completed, gradient_sampled, journal_log
 from sapflow.telemetry.journal import Journal
 
 def limit(size):
+    sys.dont_write_bytecode = True
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

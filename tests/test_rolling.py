@@ -461,6 +461,7 @@ import resource, signal, sys
 from sapflow.cli import run
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+sys.dont_write_bytecode = True  # half of it would be written, and found by all who import it after
 resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, resource.RLIM_INFINITY))
 sys.exit(run(["roll", sys.argv[1]]))
 """

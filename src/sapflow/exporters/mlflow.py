@@ -13,6 +13,7 @@ import msgspec
 
 from sapflow.errors import BackendAwayError, ExporterRefusedError
 from sapflow.exporters.exporter import Setting
+from sapflow.exporters.http import AT_FAULT
 from sapflow.exporters.run_view import state_of, view_before
 from sapflow.exporters.series import ENV_COUNTERS, ENV_GAUGES, SEED_SERIES
 from sapflow.telemetry.events import AlertRaised, EpochCompleted, RunStarted, TelemetryEvent
@@ -32,7 +33,6 @@ LONGEST_TAG = 5_000
 LONGEST_PART = 150  # of a name of at most 250 characters
 WHOLE_MODEL = "the model"  # a module is called by its place in it, and it has none itself
 REFUSED = frozenset({401, 403, 404})
-AT_FAULT = 400
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -210,7 +210,7 @@ def _asked(request: Callable[[], T]) -> T:
         code = answered.get_http_status_code()
         if code in REFUSED:
             raise ExporterRefusedError(f"MLflow: {reason}") from error
-        if code == AT_FAULT:
+        if code in AT_FAULT:
             raise
         raise BackendAwayError(f"MLflow: {reason}") from error
     except OSError as error:  # of requests, too
