@@ -15,6 +15,7 @@ from pathlib import Path
 import overhead_contenders as ways
 import torch
 from overhead_contenders import Contender
+from overhead_inside import inside
 from overhead_measure import COMPILED, COMPILED_BF16, EAGER, EAGER_BF16, ON_A_GPU, Mode, measure, memory, prepare
 from overhead_models import CHECKPOINTED, CNN, GPT, GPU_GPT, MLP, TRANSFORMER, Task
 from overhead_page import page
@@ -44,6 +45,7 @@ def main() -> None:
     chosen = [(task, mode, them) for task, mode, them in TABLES if options.only in f"{task.name}, {mode.name}"]
     # First, since compiling leaves tensors behind.
     memories = [memory(task) for task in (MLP, TRANSFORMER) if any(task is one for one, _, _ in chosen)]
+    insides = [inside(task) for task in dict.fromkeys(task for task, mode, _ in chosen if mode is EAGER)]
     weight = sum(task.weight * contender.weight for task, _, contenders in chosen for contender in contenders)
     to_compile = sum(mode.compiled for _, mode, contenders in chosen for _ in contenders)
     tables = []
@@ -61,7 +63,7 @@ def main() -> None:
                 file=sys.stderr,
             )
         tables.append((task, mode, rows))
-    text = page(options.minutes, tables, memories)
+    text = page(options.minutes, tables, memories, insides)
     if options.write:
         options.write.write_text(text, encoding="utf-8")
     else:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import overhead_contenders as ways
 import torch
+from overhead_inside import CYCLES, Inside
 from overhead_measure import (
     FINE,
     FULL_CYCLES,
@@ -85,7 +86,18 @@ def aims(rows: Iterable[Row], memories: list[Memory]) -> str:
     return "\n".join(lines)
 
 
-def page(minutes: float, tables: list[tuple[Task, Mode, list[Row]]], memories: list[Memory]) -> str:
+def timed_inside(insides: Iterable[Inside]) -> str:
+    """What Sapflow's own code takes, in Markdown."""
+    lines = ["| model | % of a step | µs a module and pass |", "| --- | ---: | ---: |"]
+    for one in insides:
+        mean, low, high = one.percent
+        lines.append(f"| {one.task} | {mean:.2f} [{low:.2f}, {high:.2f}] | {sum(one.own) / CYCLES / one.blocks:.1f} |")
+    return "\n".join(lines)
+
+
+def page(
+    minutes: float, tables: list[tuple[Task, Mode, list[Row]]], memories: list[Memory], insides: list[Inside]
+) -> str:
     """docs/performance.md."""
     speed = bandwidth()
     clock = (
@@ -166,6 +178,15 @@ gradient lives longer, in the way of autograd, which would add to it in place, a
 by way of a tensor's (3 µs less a module where caches are hot, but they see a gradient before the user's own hooks have
 changed it, and fire for gradients that are only asked for); hooks in C++, which save no more than "these again, in C++"
 is below "two norms that nobody keeps", and would take a compiler on every machine that trains.
+
+## Timed from within
+
+Where a step is long, the difference of two models is lost in what the machine does meanwhile. What Sapflow's own code
+takes is not: its hooks, and what closes a pass and an epoch, each timed where it runs, over {CYCLES} epochs (the mean,
+the lowest and the highest). That is without the calls that lead there, the alias's node, and the caches that all of it
+takes from the model: what these come to shows where steps are short.
+
+{timed_inside(insides)}
 
 ## Memory
 

@@ -32,6 +32,21 @@ def test_overhead_measures_and_shows_a_row_for_each_contender(monkeypatch):
     assert "MLP, eager, fp32: ≤ 3 %" in aims(rows, [])
 
 
+@pytest.mark.usefixtures("_one_thread")
+def test_what_is_timed_from_within_is_a_part_of_the_step(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    from overhead_inside import CYCLES, inside
+    from overhead_models import MLP
+    from overhead_page import timed_inside
+
+    one = inside(replace(MLP, cycle=4))
+    assert len(one.own) == CYCLES
+    assert all(0 < own < one.step for own in one.own)
+    mean, low, high = one.percent
+    assert 0 < low <= mean <= high < 100
+    assert [line.count("|") for line in timed_inside([one]).splitlines()] == [4, 4, 4]
+
+
 def test_sanctum_is_measured_on_a_journal_that_opens(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     import sanctum_data
