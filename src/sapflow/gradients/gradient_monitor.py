@@ -51,7 +51,7 @@ class GradientMonitor:
         root: closes a pass when its forward is called again; for loops that have none of these and no `step()`.
         on_closing: called after each closing; what it raises comes up in the training loop.
         on_origin: told where NaN or infinity was born, once for each run of non-finite passes.
-        every: measure one pass of so many; the others cost next to nothing.
+        every: measure one pass of so many; of the others, the calls of the hooks alone cost something.
         activations: measure the forward pass, too, to tell a birth of NaN there.
         keep_passes: for `samples()`.
         ring_passes: closed passes that wait on the device for one copy to the host.

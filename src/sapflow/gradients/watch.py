@@ -70,7 +70,7 @@ def watch(
             nobody built for it.
         rules: raise alerts, at the ends of epochs; what is watched is not acted on.
         on_verdict: called with name and telemetry of every module at the end of each epoch; what it raises is logged.
-        every: measure one pass of so many; the others cost next to nothing.
+        every: measure one pass of so many; of the others, the calls of the hooks alone cost something.
         epoch_every: passes after which an epoch is closed, unless `epoch()` was called before.
         activations: look for the birth of NaN in the forward passes, too.
         process_group: all ranks that train the model together (usually torch.distributed.group.WORLD); each must watch
