@@ -21,9 +21,9 @@ from overhead_models import CHECKPOINTED, CNN, GPT, GPU_GPT, MLP, TRANSFORMER, T
 from overhead_page import page
 
 COMPILING = 15  # seconds, for two models of which most have been compiled before
-FEW = [ways.NOTHING, ways.SAPFLOW, ways.LEAST_NORMS, ways.HOOKS]
 BARE = [ways.NOTHING, ways.SAPFLOW]
-COMPARED = [replace(one, weight=0.5) for one in BARE]  # with one another, where no figure is aimed at
+FEW = [ways.NOTHING, replace(ways.SAPFLOW, weight=2.0), ways.LEAST_NORMS, ways.HOOKS]
+COMPARED = [replace(ways.NOTHING, weight=0.5), replace(ways.SAPFLOW, weight=1.0)]
 TABLES: list[tuple[Task, Mode, list[Contender]]] = [
     *((task, EAGER, ways.EVERYTHING) for task in (MLP, CNN)),
     *((task, EAGER, ways.LONG) for task in (TRANSFORMER, GPT)),

@@ -39,7 +39,7 @@ class Contender:
     attach: Attach
     every: int = 1  # a pass in so many is measured
     is_sapflow: bool = False
-    weight: float = 0.25  # in sharing out the time
+    weight: float = 0.25  # in sharing out the time: what is aimed at has most of it
     cycle: int = 1  # steps after which it has done all that it does now and then, beside an epoch of watching
     by_the_clock: bool = False  # it does something in steps that nobody can foretell
 
@@ -160,7 +160,7 @@ def lightning_grad_norm(subject: Subject) -> Iterator[None]:
 
 
 NOTHING = Contender("nothing (A/A)", nothing, weight=1.0)
-SAPFLOW = Contender("Sapflow", watched(), is_sapflow=True, weight=1.0)
+SAPFLOW = Contender("Sapflow", watched(), is_sapflow=True, weight=4.0)
 SAPFLOW_ON_ONE = Contender("Sapflow on one block", watched(pattern="blocks.0"), is_sapflow=True)
 SAPFLOW_JOURNAL = Contender("Sapflow with a journal", watched(journal=True), is_sapflow=True, by_the_clock=True)
 SAPFLOW_EVERY = Contender("Sapflow, every=10", watched(every=10), every=10, is_sapflow=True)

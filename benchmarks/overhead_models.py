@@ -112,18 +112,18 @@ def _text(batch: int) -> tuple[Tensor, Tensor]:
     return torch.randint(VOCABULARY, (batch, TOKENS)), torch.randint(VOCABULARY, (batch, TOKENS))
 
 
-MLP = Task("MLP", "8 blocks of Linear(512, 512) and ReLU, batch 128, SGD", mlp, _vectors, sgd, weight=3)
+MLP = Task("MLP", "8 blocks of Linear(512, 512) and ReLU, batch 128, SGD", mlp, _vectors, sgd, weight=2)
 CNN = Task(
     "CNN", "3 blocks of Conv 3×3, BatchNorm and ReLU, 32–32–64–64 channels, 16 images of 32×32, SGD", cnn, _images,
-    sgd, weight=3,
+    sgd, weight=2,
 )  # fmt: skip
 TRANSFORMER = Task(
     "transformer", "4 blocks, width 256, 4 heads, 8 sequences of 128 tokens, AdamW",
-    lambda: transformer(4, 256, 4), lambda: _text(8), adamw, cycle=20, weight=6,
+    lambda: transformer(4, 256, 4), lambda: _text(8), adamw, cycle=20, weight=8,
 )  # fmt: skip
 GPT = Task(
     "GPT", "12 blocks, width 288, 6 heads, 4 sequences of 128 tokens, AdamW",
-    lambda: transformer(12, 288, 6), lambda: _text(4), adamw, cycle=20, weight=8,
+    lambda: transformer(12, 288, 6), lambda: _text(4), adamw, cycle=20, weight=12,
 )  # fmt: skip
 GPU_GPT = Task(
     "GPT of 85 million", "12 blocks, width 768, 12 heads, 32 sequences of 128 tokens, AdamW",
@@ -131,7 +131,7 @@ GPU_GPT = Task(
 )  # fmt: skip
 CHECKPOINTED = Task(
     "checkpointed transformer", "as the transformer, every block under activation checkpointing (not reentrant)",
-    lambda: transformer(4, 256, 4, checkpointed=True), lambda: _text(8), adamw, cycle=20, weight=6,
+    lambda: transformer(4, 256, 4, checkpointed=True), lambda: _text(8), adamw, cycle=20, weight=8,
 )  # fmt: skip
 
 TASKS = {task.name: task for task in (MLP, CNN, TRANSFORMER, GPT, GPU_GPT, CHECKPOINTED)}

@@ -21,9 +21,14 @@ def norm_of(gradient: Tensor) -> Tensor:
     if gradient.requires_grad:  # under create_graph the sums must not become part of the graph
         gradient = gradient.detach()
     norm: Tensor
-    if gradient.dtype is torch.float32 and not gradient.is_sparse and gradient.numel() <= LARGE:
-        norm = vector_norm(gradient)  # most of them, in the fewest calls
-        return norm
+    size = gradient.numel()
+    if gradient.dtype is torch.float32 and not gradient.is_sparse:  # most of them, in the fewest calls
+        if size <= LARGE:
+            norm = vector_norm(gradient)
+            return norm
+        if not size % ROW and gradient.is_contiguous():
+            norm = vector_norm(vector_norm(gradient.view(-1, ROW), dim=-1))
+            return norm
     gradient = numbers_of(gradient)
     dtype = torch.float64 if gradient.dtype is torch.float64 else torch.float32
     size = gradient.numel()
