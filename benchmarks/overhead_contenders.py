@@ -18,6 +18,10 @@ from sapflow.telemetry.events import SeedTelemetry
 from sapflow.telemetry.vocabulary import Measurement
 
 
+def idle() -> None:
+    """What a contender does that does nothing at that moment."""
+
+
 @dataclass
 class Subject:
     """A model under measurement, its optimizer, and what a contender does at two moments of the step."""
@@ -25,8 +29,8 @@ class Subject:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     cycle: int  # steps of an epoch of watching
-    after_backward: Callable[[], Any] = lambda: None
-    after_step: Callable[[], Any] = lambda: None
+    after_backward: Callable[[], Any] = idle
+    after_step: Callable[[], Any] = idle
     measured: dict[str, int] = field(default_factory=dict)  # passes that Sapflow says it has measured, by module
 
 
@@ -145,6 +149,7 @@ def wandb_watch(log_freq: int) -> Attach:
             run.watch(subject.model, log="gradients", log_freq=log_freq)
             subject.after_step = lambda: run.log({})
             yield
+            subject.after_step = idle
             run.unwatch(subject.model)
             run.finish()
 
@@ -157,6 +162,7 @@ def lightning_grad_norm(subject: Subject) -> Iterator[None]:
 
     subject.after_backward = lambda: grad_norm(subject.model, 2)
     yield
+    subject.after_backward = idle
 
 
 NOTHING = Contender("nothing (A/A)", nothing, weight=1.0)

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import resource
+import statistics
 import sys
 import threading
 import time
@@ -32,7 +33,7 @@ from sapflow.gradients.watch import EPOCH_PASSES
 
 FULL_CYCLES = 4  # from so many on, each step of the cycle has a median of its own
 WARM_UP = 5
-FEW_PAIRS = 10  # in every row
+FEW_PAIRS = 10  # in each half of a row
 STRIDE = 100  # pairs between two looks at the interval, where there is no cycle
 PEAK_STEPS = 20
 NARROW = 0.05  # of the effect: an interval of this half-width is narrow enough
@@ -120,6 +121,13 @@ def estimate(differences: list[float], cycle: int | None) -> Estimate:
     return Estimate(mean, mean - half, mean + half)
 
 
+def mean_of(estimates: list[Estimate]) -> Estimate:
+    """The mean of independent estimates."""
+    value = statistics.fmean(one.value for one in estimates)
+    half = sum(((one.high - one.low) / 2) ** 2 for one in estimates) ** 0.5 / len(estimates)
+    return Estimate(value, value - half, value + half)
+
+
 def step(subject: Subject, forward: Forward, batch: tuple[Tensor, Tensor], mode: Mode) -> None:
     inputs, targets = batch
     subject.optimizer.zero_grad()
@@ -155,9 +163,43 @@ def compiled(model: nn.Module) -> Forward:
 
 
 def measure(task: Task, mode: Mode, contender: Contender, budget: float) -> Row:
-    """Steps of both models in turns, in random order, until the interval is narrow or the budget is spent."""
-    alone, seen, batch = subjects(task, mode.device)
-    blocks = len(list(alone.model.get_submodule("blocks").children()))
+    """Steps of both models in turns, in random order, until the interval is narrow or the budget is spent.
+
+    Half way they change places, since where a model happens to lie in memory makes its steps slower or faster.
+    """
+    one, other, batch = subjects(task, mode.device)
+    blocks = len(list(one.model.get_submodule("blocks").children()))
+    halves = [_half(mode, contender, *pair, batch, budget / 2) for pair in ((one, other), (other, one))]
+    cost = mean_of([half.cost for half in halves])
+    base = statistics.fmean(half.step for half in halves)
+    return Row(
+        task=task.name,
+        mode=mode.name,
+        contender=contender.name,
+        step=base,
+        blocks=blocks,
+        pairs=sum(half.pairs for half in halves),
+        percent=cost.scaled(100 / base),
+        per_block=cost.scaled(1 / blocks),
+        other_threads=statistics.fmean(half.other_threads for half in halves) / blocks,
+        measured=all(half.measured for half in halves),
+    )
+
+
+@dataclass(frozen=True)
+class _Half:
+    """What one of two models costs more with the contender than the other without; µs a step."""
+
+    cost: Estimate
+    step: float
+    pairs: int
+    other_threads: float
+    measured: bool
+
+
+def _half(
+    mode: Mode, contender: Contender, alone: Subject, seen: Subject, batch: tuple[Tensor, Tensor], budget: float
+) -> _Half:
     if mode.compiled:
         torch._dynamo.reset()
     with contender.attach(seen):
@@ -167,23 +209,16 @@ def measure(task: Task, mode: Mode, contender: Contender, budget: float) -> Row:
         for _ in range(WARM_UP):
             for subject, forward in runners:
                 step(subject, forward, batch, mode)
-        cycle = None if contender.by_the_clock else max(contender.cycle, task.cycle)
+        cycle = None if contender.by_the_clock else max(contender.cycle, seen.cycle)
         times, other_threads = _pairs(runners, batch, mode, budget, cycle)
-    differences, base = [after - before for before, after in times], float(np.median([before for before, _ in times]))
-    cost = estimate(differences, cycle)
-    passes = (len(times) + WARM_UP) / contender.every
-    return Row(
-        task=task.name,
-        mode=mode.name,
-        contender=contender.name,
-        step=base,
-        blocks=blocks,
-        pairs=len(times),
-        percent=cost.scaled(100 / base),
-        per_block=cost.scaled(1 / blocks),
-        other_threads=other_threads / blocks,
-        measured=not contender.is_sapflow
-        or (len(seen.measured) == blocks and min(seen.measured.values()) >= int(passes)),
+    passes = (len(times) + WARM_UP) // contender.every
+    blocks = len(list(seen.model.get_submodule("blocks").children()))
+    return _Half(
+        estimate([after - before for before, after in times], cycle),
+        float(np.median([before for before, _ in times])),
+        len(times),
+        other_threads,
+        not contender.is_sapflow or (len(seen.measured) == blocks and min(seen.measured.values()) >= passes),
     )
 
 
@@ -214,10 +249,10 @@ def _pairs(
 
 
 def narrow(times: list[tuple[float, float]], cycle: int | None) -> bool:
-    """Whether the interval is narrow beside the effect, or narrow enough for any."""
+    """Whether the interval of both halves will be narrow beside the effect, or narrow enough for any."""
     cost = estimate([after - before for before, after in times], cycle)
     fine = FINE / 100 * float(np.median([before for before, _ in times]))
-    return (cost.high - cost.low) / 2 <= max(abs(cost.value) * NARROW, fine)
+    return (cost.high - cost.low) / 2 <= 2**0.5 * max(abs(cost.value) * NARROW, fine)
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,8 @@ Written by `python benchmarks/overhead.py --write docs/performance.md` (`make ov
 3. The effect is the mean of the paired differences over a cycle of steps: 100, which is an epoch of watching by
    default, or 20 where steps are long, with an epoch closed in each. From {FULL_CYCLES} cycles on, each step of it
    stands with its median over the cycles: a disturbed step does not count, and what comes once in a cycle counts in
-   full. With fewer, and with a journal, it is the plain mean.
+   full. With fewer, and with a journal, it is the plain mean. Half way the models change places, since where one
+   happens to lie in memory makes its steps slower or faster by up to 0.5 %; the effect is the mean of both halves.
 4. A row ends when the half-width of its 95 % interval is below {100 * NARROW:.0f} % of the effect or {FINE} % of the
    step, or when its share of the time is up. "Nothing (A/A)" is the model against its own copy: the noise floor.
 5. A Sapflow row has numbers only if its own telemetry says that every block was measured in every step. "Other threads"

@@ -15,7 +15,6 @@ from sapflow.telemetry.vocabulary import Measurement
 HEADINGS = ("module", "kind", "params", "", "ratio", "entering", "leaving", "passes", "what is known")
 NUMBERS = frozenset({"params", "ratio", "entering", "leaving", "passes"})
 
-
 HISTORY = ("epoch", "passes", "grad_ratio", "entering_norm", "leaving_norm", "min_ratio", "max_ratio", "last_ratio")
 
 
