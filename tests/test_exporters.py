@@ -73,9 +73,9 @@ class Backend:
         self.closed += 1
 
 
-def follow(run_dir: Path, backend, patience: float = PATIENCE, wait=lambda seconds: None):
+def follow(run_dir: Path, backend, patience: float = PATIENCE, wait=lambda seconds: None, wait_for_run: float = 0.0):
     with Ledger(run_dir, "mine") as ledger:
-        Follower(run_dir, backend, ledger, patience=patience, wait=wait).run()
+        Follower(run_dir, backend, ledger, patience=patience, wait=wait).run(wait_for_run)
     return read(path_of(run_dir, "mine"))
 
 
@@ -150,6 +150,29 @@ def test_a_run_that_was_cut_off_and_resumed_is_followed_on(tmp_path):
     journal.close()
     follow(tmp_path, second)
     assert first.taken + second.taken == DEMO
+
+
+def test_a_run_that_was_cut_off_and_is_yet_to_go_on_is_waited_for(tmp_path):
+    finished_run(tmp_path, *DEMO[:40])
+    backend, waits = Backend(), threading.Event()
+
+    def wait(seconds):
+        if backend.taken == DEMO[:40]:
+            waits.set()
+        threading.Event().wait(0.01)
+
+    how = {"wait": wait, "wait_for_run": 2 * PATIENCE}
+    thread = threading.Thread(target=follow, args=(tmp_path, backend), kwargs=how)
+    thread.start()
+    assert waits.wait(PATIENCE)
+    with TrainerLock(tmp_path):
+        journal = Journal(tmp_path, resume=True)
+        for one in DEMO[40:]:
+            journal.emit(one)
+        journal.close()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    assert backend.taken == DEMO
 
 
 def test_a_backend_that_is_away_is_tried_with_growing_pauses_until_it_is_back(run_dir):

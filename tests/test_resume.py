@@ -316,6 +316,14 @@ class TestTheCommand:
         (resumed,) = [event.payload for event in events_of(run_dir) if isinstance(event.payload, RunResumed)]
         assert resumed.from_epoch == 2
 
+    def test_resumes_with_exporters_that_were_there_first(self, tmp_path):
+        run_dir = stopped_after(3, tmp_path / "run")
+        done = finish_forked(["train", "--resume", str(run_dir), "--export", "jsonlines"], tmp_path, WITH_FEW_DIGITS)
+        assert done.returncode == 0, done.stderr
+        events = events_of(run_dir)
+        assert f"jsonlines: {len(events)} events exported" in done.stdout
+        assert len((run_dir / "exporters" / "events.jsonl").read_text().splitlines()) == len(events)
+
     def test_resumes_once_when_it_is_given_twice_at_once(self, tmp_path, whole):
         run_dir = stopped_after(3, tmp_path / "run")
         both = [Forked(["train", "--resume", str(run_dir)], tmp_path, code=WITH_FEW_DIGITS) for _ in range(2)]

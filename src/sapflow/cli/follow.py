@@ -56,7 +56,7 @@ def follow(
     patience:
         Seconds after the end of the run for which a backend that is away is tried again.
     wait:
-        Seconds to wait for a run that is yet to begin.
+        Seconds to wait for a run that is yet to begin, or to go on after it was cut off.
     """
     for name, seconds in (("patience", patience), ("wait", wait)):
         if not seconds >= 0:  # NaN is for ever, or never

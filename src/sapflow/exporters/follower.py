@@ -60,12 +60,13 @@ class Follower:
         self._bug_was_logged = False
         self._ledger_failed = False
         self._closing = False
+        self._begins_by = 0.0  # until when a run that was cut off may go on
 
     def run(self, wait_for_run: float = 0.0) -> None:
         """Follow until the run is over and everything is handed over, or dropped and counted.
 
         Args:
-            wait_for_run: seconds to wait for a run that is yet to begin.
+            wait_for_run: seconds to wait for a run that is yet to begin, or to go on after it was cut off.
 
         Raises:
             JournalError: there is no such run, or its journal cannot be read.
@@ -73,8 +74,9 @@ class Follower:
             SapflowError: the backend has been away for longer than `patience` after the end of the run, or the run
                 directory is gone. What was not handed over is, when the follower is started again.
         """
+        self._begins_by = time.monotonic() + wait_for_run
         try:
-            with self._opened(wait_for_run) as source:
+            with self._opened() as source:
                 source.start_after(self._progress.cursor)
                 self._note("following")
                 while self._step(source):
@@ -90,20 +92,19 @@ class Follower:
                 self._note("stopped")
             raise
 
-    def _opened(self, seconds: float) -> Source:
-        deadline = time.monotonic() + seconds
+    def _opened(self) -> Source:
         while True:
             try:
                 return Source(self._run_dir)
             except JournalError:
-                if time.monotonic() > deadline:
+                if time.monotonic() > self._begins_by:
                     raise
             self._wait(JOURNAL_POLL_SECONDS)
 
     def _step(self, source: Source) -> bool:
         """Bring a batch, or wait for one; False when the run is over and there is none."""
         skipped = source.skipped.copy()
-        over = _is_over(source)  # asked first: then nothing comes behind what is read
+        over = self._is_over(source)  # asked first: then nothing comes behind what is read
         before = source.cursor
         events = source.read(BATCH_EVENTS, BATCH_BYTES)
         self._dropping = Counter({f"unreadable: {cause}": n for cause, n in (source.skipped - skipped).items()})
@@ -146,7 +147,7 @@ class Follower:
             try:
                 refused = dict(self._exporter.export(events) or {})  # a stranger's may be none
             except BackendAwayError as error:
-                if over_since is None and _is_over(source):
+                if over_since is None and self._is_over(source):
                     over_since = time.monotonic()
                 if over_since is not None and time.monotonic() - over_since >= self._patience:
                     raise
@@ -158,6 +159,12 @@ class Follower:
                 if tries:
                     log.warning("%s: taken again, after %d tries", self._ledger.path.stem, tries)
                 return refused
+
+    def _is_over(self, source: Source) -> bool:
+        state = source.status().state
+        if state is RunState.LIVE:
+            self._begins_by = 0.0  # it has begun: its end is the end
+        return state is RunState.COMPLETED or (state is RunState.ENDED and time.monotonic() >= self._begins_by)
 
     def _close(self, seconds: float) -> None:
         """Close the exporter; one that hangs is left behind, in a thread that does not outlive the process."""
@@ -203,10 +210,6 @@ class Follower:
             if not self._ledger_failed:
                 log.warning("%s: cannot keep its place (%s)", self._ledger.path.stem, error)
             self._ledger_failed = True
-
-
-def _is_over(source: Source) -> bool:
-    return source.status().state is not RunState.LIVE
 
 
 def _jittered(pause: float, asked: float | None) -> float:
