@@ -21,6 +21,7 @@ from sapflow.sanctum.widgets.env_detail_screen import EnvDetailScreen
 from sapflow.sanctum.widgets.env_grid import EnvGrid
 from sapflow.sanctum.widgets.key_bar import KeyBar
 from sapflow.telemetry.events import EnvStarted, SeedTelemetry, TelemetryEvent
+from sapflow.telemetry.source import RunState, RunStatus
 from sapflow.telemetry.vocabulary import Measurement, SeedStage
 
 
@@ -156,6 +157,18 @@ async def test_envs_are_cards_while_they_fit_and_lines_beyond(size: tuple[int, i
         grid = app.screen.query_one(EnvGrid)
         assert sum(" ○▲ ○" in line for line in screen_lines(app)) > 0
         assert grid.size.height <= 0.7 * size[1]
+
+
+@pytest.mark.parametrize("size", [(80, 24), (80, 20), (60, 12)])
+async def test_the_keys_are_seen_however_little_room_there_is(size: tuple[int, int]) -> None:
+    status = RunStatus(state=RunState.LIVE, notice="a word on the journal")
+    async with sanctum(many(200), size, status) as (app, source, pilot):
+        await arrive(app, source, pilot)
+        assert "q quit" in bottom(screen_lines(app))
+        await pilot.press("slash", "0")
+        await pilot.pause()
+        assert "enter keep" in bottom(screen_lines(app))
+        assert any(line.strip() == "0" for line in screen_lines(app))
 
 
 async def test_v_forces_cards_or_lines() -> None:
