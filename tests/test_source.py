@@ -26,7 +26,7 @@ from sapflow.errors import JournalError
 from sapflow.telemetry import codec
 from sapflow.telemetry.journal import Journal
 from sapflow.telemetry.questions import MAX_EVENT_BYTES, SELECT_MOMENT
-from sapflow.telemetry.run_directory import JOURNAL_NAME, LOCK_NAME, TrainerLock
+from sapflow.telemetry.run_directory import JOURNAL_NAME, LOCK_NAME, REQUESTS_NAME, TrainerLock
 from sapflow.telemetry.source import RunState, Source
 
 
@@ -174,6 +174,21 @@ def test_status_of_a_live_a_cut_off_and_a_completed_run(tmp_path):
         journal.close()
         assert source.status().state is RunState.COMPLETED
         assert source.status().notice == ""
+
+
+def test_a_run_in_whose_place_another_began_has_ended(tmp_path):
+    run_dir = finished_run(tmp_path / "run", epoch_completed(1))
+    with Source(run_dir) as source:
+        shutil.rmtree(run_dir)
+        assert (source.status().state, source.status().notice) == (RunState.ENDED, "")
+        finished_run(run_dir, epoch_completed(7), run_completed())
+        (run_dir / REQUESTS_NAME).mkdir()
+        with TrainerLock(run_dir):
+            status = source.status()
+        assert (status.state, status.takes_requests) == (RunState.ENDED, False)
+        assert status.notice.startswith("another journal has taken the place of this one")
+        assert [each.epoch for each in source.read()] == [1]
+    assert epochs(run_dir) == [7, None]
 
 
 # Before there is a journal, and while it is locked

@@ -135,7 +135,7 @@ class JournalRows(JournalFile):
         """
         connection = self._connected()
         if connection is None:
-            if self._size():
+            if self._found is not None and self._found.st_size:
                 raise JournalError(f"{self.path} is locked by another program: try again when that is done")
             return
         try:

@@ -1,5 +1,6 @@
 """An open journal, for reading: found, checked, and asked in SQL, live or finished, never written to."""
 
+import os
 import sqlite3
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -31,6 +32,7 @@ class JournalFile:
         self.path = _journal_at(path)
         self.run_dir = self.path.parent
         self._connection: sqlite3.Connection | None = None
+        self._found: os.stat_result | None = None  # the file that was connected to
         self._connected()
 
     def rows(self, sql: str, *parameters: object) -> Generator[tuple[Any, ...], None, None]:
@@ -74,6 +76,14 @@ class JournalFile:
             with suppress(sqlite3.Error):  # nothing was written; that a file is damaged is for its rows to say
                 connection.execute("COMMIT")
 
+    @property
+    def was_replaced(self) -> bool:
+        """Whether another file has the place of the one that is read: a new run of that name, or a copy put there."""
+        if self._connection is None or self._found is None:
+            return False
+        there = self._stat()
+        return there is not None and not os.path.samestat(self._found, there)
+
     def close(self) -> None:
         """Let go of the file."""
         if self._connection is not None:
@@ -86,17 +96,18 @@ class JournalFile:
         return self._connection
 
     def _is_there(self) -> bool:
-        size = self._size()
+        self._found = self._stat()
+        size = None if self._found is None else self._found.st_size
         if size or trainer_is_alive(self.run_dir):
             return bool(size)
         if size == 0:
             raise JournalError(f"{self.path} is empty: its trainer was stopped before it wrote anything")
         raise JournalError(f"there is no journal at {self.path}: name a run directory, or the journal in it")
 
-    def _size(self) -> int | None:
-        """The journal's size in bytes; None where there is no such file."""
+    def _stat(self) -> os.stat_result | None:
+        """Of the journal as it is now; None where there is no such file."""
         try:
-            return self.path.stat().st_size if self.path.is_file() else None
+            return self.path.stat() if self.path.is_file() else None
         except OSError as error:
             raise _no_access(self.path, error) from error
 

@@ -20,6 +20,8 @@ from sapflow.telemetry.vocabulary import EventType
 # Journals come from strangers too: no single read may take the reader's memory.
 MAX_READ_BYTES = 64 * 2**20
 
+REPLACED = "another journal has taken the place of this one: leave, and open it anew ({})"
+
 
 class RunState(StrEnum):
     """How a run stands; ENDED is cut off: not completed, and no trainer holds its directory."""
@@ -224,7 +226,8 @@ class Source:
         alive = trainer_is_alive(self.run_dir)
         rows = self._file.rows(questions.SELECT_STATUS)
         for newest, completed, last_event_time, dropped_events, dropped_samples in rows:
-            unfinished = RunState.LIVE if alive else RunState.ENDED
+            replaced = self._file.was_replaced
+            unfinished = RunState.LIVE if alive and not replaced else RunState.ENDED
             self._status = RunStatus(
                 state=RunState.COMPLETED if completed else unfinished,
                 last_event_time=last_event_time,
@@ -232,8 +235,8 @@ class Source:
                 dropped_samples=dropped_samples,
                 skipped=self.skipped.total(),
                 unread=max(newest - self._cursor, 0),
-                takes_requests=(self.run_dir / REQUESTS_NAME).is_dir(),
-                notice=self._notice,
+                takes_requests=not replaced and (self.run_dir / REQUESTS_NAME).is_dir(),
+                notice=REPLACED.format(self.path) if replaced else self._notice,
             )
         return self._status
 
