@@ -27,6 +27,7 @@ from sapflow.sanctum.aggregator import LOG_LIMIT, SanctumAggregator
 from sapflow.sanctum.schema import Condition, EnvStatus, SanctumSnapshot, SeedState
 from sapflow.sanctum.slot_view import HISTORY_LIMIT
 from sapflow.telemetry.events import (
+    ActionTaken,
     AlertCleared,
     AlertRaised,
     EnvCompleted,
@@ -203,6 +204,27 @@ def test_the_life_of_a_seed() -> None:
     assert early(pruned, moved(SeedStage.DORMANT)) == SeedState(slot_id="early")
     assert early(epoch(1, seed("early", 0.9)), moved(SeedStage.HOLDING)).grad_ratio == 0.9
     assert early(epoch(1, seed("early", 0.9)), moved(SeedStage.TRAINING, seed_id="early-2")).grad_ratio == 0.0
+
+
+def test_a_seed_is_held_and_goes_on_as_soon_as_that_is_said() -> None:
+    def asked(action: str, done: bool = True, seed_id: str = "early-1") -> RequestAnswered:
+        return RequestAnswered(
+            epoch=1, slot_id="early", seed_id=seed_id, request_id=action, action=action, done=done, outcome="why"
+        )
+
+    def taken(action: str, done: bool = True) -> ActionTaken:
+        return ActionTaken(epoch=1, alert=explosion(1), action=action, done=done)
+
+    def early(*payloads: Payload) -> SeedState:
+        return folded(story(STARTED, epoch(1, seed("early", 0.9)), *payloads)).envs[0].seeds["early"]
+
+    for said in (asked, taken):
+        assert early(said("hold")).paused
+        assert early(said("hold")).ratio_history == (0.9,)
+        assert not early(said("hold"), said("resume")).paused
+        assert not early(said("hold", done=False)).paused
+        assert not early(said("prune")).paused
+    assert not early(asked("hold", seed_id="early-0")).paused
 
 
 def test_totals_count_on_between_epochs_and_the_epoch_has_the_last_word() -> None:

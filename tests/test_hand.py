@@ -94,6 +94,18 @@ async def test_the_answer_is_shown_when_it_comes(tmp_path: Path, done: bool, out
         assert outcome in now.words
 
 
+async def test_what_was_done_is_seen_before_the_next_epoch_ends(tmp_path: Path) -> None:
+    async with sitting(tmp_path, demo_run(), (200, 60)) as now:
+        await now.press("enter", "right", "o", "y")
+        (request,) = Mailbox(tmp_path).pending()
+        number = now.app.snapshot.envs[3].last_sequence + 1
+        await now.write(event(answer(request, True, "held in TRAINING"), 3, number))
+        await now.press("escape")
+        assert "TRAINING held" in now.words
+        assert "r resume" in now.lines[-1]
+        assert "o hold" not in now.lines[-1]
+
+
 async def test_a_trainer_that_is_gone_is_said_at_once(tmp_path: Path) -> None:
     async with sitting(tmp_path, demo_run()) as now:
         await now.press("enter", "right", "p")

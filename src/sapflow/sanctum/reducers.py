@@ -8,6 +8,7 @@ from sapflow.sanctum.env_view import EnvView
 from sapflow.sanctum.schema import Condition, EnvStatus, SeedState
 from sapflow.sanctum.slot_view import SlotView
 from sapflow.telemetry.events import (
+    ActionTaken,
     Alert,
     AlertCleared,
     AlertRaised,
@@ -15,6 +16,7 @@ from sapflow.telemetry.events import (
     EnvFailed,
     EnvStarted,
     Payload,
+    RequestAnswered,
     SeedFossilized,
     SeedGerminated,
     SeedPayload,
@@ -91,6 +93,16 @@ def _(payload: AlertCleared, env: EnvView) -> bool:
 
 
 @reduce.register
+def _(payload: ActionTaken, env: EnvView) -> bool:
+    return payload.done and _pause(env, payload.alert.slot_id, payload.alert.seed_id, payload.action)
+
+
+@reduce.register
+def _(payload: RequestAnswered, env: EnvView) -> bool:
+    return payload.done and _pause(env, payload.slot_id, payload.seed_id, payload.action)
+
+
+@reduce.register
 def _(payload: EnvCompleted, env: EnvView) -> bool:
     env.status = EnvStatus.COMPLETED
     if payload.accuracy is not None:
@@ -102,6 +114,15 @@ def _(payload: EnvCompleted, env: EnvView) -> bool:
 def _(payload: EnvFailed, env: EnvView) -> bool:
     env.status, env.error = EnvStatus.FAILED, payload.error
     env.worsen(Condition.FAILED)
+    return True
+
+
+def _pause(env: EnvView, slot_id: str, seed_id: str, action: str) -> bool:
+    """Hold a seed, or let it go on, at once: the epoch that says so itself may be long in coming."""
+    slot = env.slots.get(slot_id)
+    if action not in ("hold", "resume") or slot is None or slot.seed_id != seed_id:
+        return False
+    env.put(replace(slot.facts.state, paused=action == "hold"))
     return True
 
 
