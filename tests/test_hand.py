@@ -225,6 +225,10 @@ async def test_what_is_pending_is_seen_by_everybody_who_looks_at_the_env(tmp_pat
         await now.write()
         assert "hold late asked for by ann" in now.words
         assert "bob" not in now.words
+        await now.press("comma")
+        assert "ann" not in now.words
+        await now.press("L")
+        assert "ann" in now.words
         mailbox.remove("a")
         await now.write()
         assert "ann" not in now.words

@@ -140,8 +140,10 @@ class EnvDetailScreen(SnapshotScreen):
     def _show_requests(self, env: EnvState) -> None:
         """What was asked of the env, by whomever, and not yet answered."""
         pending: list[Request] = []
-        with suppress(InputError):  # a folder that cannot be read is said to who asks
-            pending = Mailbox(shell(self).source.run_dir).pending()
+        app = shell(self)
+        if app.moment is None:  # what waits, waits for the end of the epoch that runs
+            with suppress(InputError):  # a folder that cannot be read is said to who asks
+                pending = Mailbox(app.source.run_dir).pending()
         lines = pending_lines(pending, env)
         self.query_one("#asked", TallPanel).show(tuple(lines), lambda width, _: [fit(line, width) for line in lines])
 
