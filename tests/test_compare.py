@@ -12,6 +12,7 @@ from sanctum_events import demo_run, epoch, event, seed, unmeasured
 from sanctum_screens import Sitting, sitting
 from sapflow.sanctum.app import SanctumApp
 from sapflow.sanctum.comparison import comparison_lines, read_side
+from sapflow.sanctum.spans import width_of
 from sapflow.sanctum.widgets.compare_screen import CompareScreen
 from sapflow.sanctum.widgets.env_overview import OverviewScreen
 from sapflow.telemetry.events import TelemetryEvent
@@ -159,3 +160,10 @@ def test_what_was_not_measured_is_a_gap(tmp_path: Path) -> None:
         dots = "".join(sorted({glyph for shown in lines[at:] for glyph in shown if ord(glyph) >= 0x2800}))
         assert len(dots) <= 4  # two points, and no line between them
         assert {len(shown) for shown in lines[:-1]} == {69}
+
+
+@pytest.mark.parametrize("ratio", [2.0**-20, 1.0, 2.0**30])
+def test_charts_stand_on_one_axis_however_long_its_labels_are(tmp_path: Path, ratio: float) -> None:
+    with journal_of(tmp_path, *learning(10, 0, 90.0, ratio)) as source:
+        side = read_side(source, 0, 10, 10)
+        assert {width_of(spans) for spans in comparison_lines(side, side, 100, 13)} == {99}

@@ -2,10 +2,23 @@
 
 from collections.abc import Callable, Sequence
 from math import isfinite, nan
+from typing import NamedTuple
 
 from msgspec import Struct
 
-from sapflow.sanctum.chart import Axis, Curve, Frame, Guide, Point, chart, decades, epoch_axis, linear, octaves
+from sapflow.sanctum.chart import (
+    Axis,
+    Curve,
+    Frame,
+    Guide,
+    Point,
+    chart,
+    decades,
+    epoch_axis,
+    linear,
+    margin_of,
+    octaves,
+)
 from sapflow.sanctum.glyphs import ORANGE, SKY_BLUE
 from sapflow.sanctum.numbers import compact
 from sapflow.sanctum.slot_charts import band_guides
@@ -16,7 +29,7 @@ from sapflow.telemetry.source import Source
 from sapflow.telemetry.vocabulary import Measurement
 
 COLUMNS = 200  # epochs that are read of a long run
-MARGIN = 8
+MARGIN = 8  # at least
 SLOT_LIMIT = 64  # charts of slots
 STYLES = SKY_BLUE, ORANGE
 NAMES = "A", "B"
@@ -85,17 +98,40 @@ def side_line(which: int, side: Side, two_runs: bool, width: int) -> Line:
     )
 
 
+class _Measure(NamedTuple):
+    """What one chart draws: the points of both sides, on an axis that has room for them."""
+
+    title: str
+    points: tuple[Sequence[Point], Sequence[Point]]
+    axis: Axis
+    guides: Sequence[Guide]
+
+
 def comparison_lines(a: Side, b: Side, width: int, rows: int) -> list[Line]:
     """A chart for the accuracy, the loss and each slot's ratio, below each other, each of `rows` lines in all."""
-    frame = Frame(0.5, max(a.last, b.last, 1) + 0.5, max(width - MARGIN - 1, 1), MARGIN)
-    drawn = [
-        *_chart("accuracy, %", a, b, lambda epoch: epoch.accuracy, linear, (), frame, rows),
-        *_chart("validation loss", a, b, lambda epoch: epoch.validation_loss, decades, (), frame, rows),
+    measures = [
+        _measure("accuracy, %", a, b, lambda epoch: epoch.accuracy, linear),
+        _measure("validation loss", a, b, lambda epoch: epoch.validation_loss, decades),
+        *(
+            _measure(f"ratio in {clean(slot_id, 30)}", a, b, _ratio_in(slot_id), octaves, band_guides())
+            for slot_id in _slots(a, b)
+        ),
     ]
-    for slot_id in _slots(a, b):
-        title = f"ratio in {clean(slot_id, 30)}"
-        drawn += _chart(title, a, b, _ratio_in(slot_id), octaves, band_guides(), frame, rows)
-    return [*drawn, _axis_line(frame)]
+    margin = max(margin_of((measure.axis for measure in measures), rows - 1), MARGIN)
+    frame = Frame(0.5, max(a.last, b.last, 1) + 0.5, max(width - margin - 1, 1), margin)
+    return [*(part for measure in measures for part in _chart(measure, a, b, frame, rows)), _axis_line(frame)]
+
+
+def _measure(
+    title: str,
+    a: Side,
+    b: Side,
+    value: Value,
+    make_axis: Callable[[Sequence[float]], Axis],
+    guides: Sequence[Guide] = (),
+) -> _Measure:
+    points = a.points(value), b.points(value)
+    return _Measure(title, points, make_axis([y for side in points for _, y in side]), guides)
 
 
 def _axis_line(frame: Frame) -> Line:
@@ -119,18 +155,8 @@ def _measured(seed: SeedTelemetry) -> float | None:
     return seed.grad_ratio if seed.measurement is Measurement.MEASURED else None
 
 
-def _chart(
-    title: str,
-    a: Side,
-    b: Side,
-    value: Value,
-    make_axis: Callable[[Sequence[float]], Axis],
-    guides: Sequence[Guide],
-    frame: Frame,
-    rows: int,
-) -> list[Line]:
-    points = a.points(value), b.points(value)
-    axis = make_axis([y for side in points for _, y in side])
+def _chart(measure: _Measure, a: Side, b: Side, frame: Frame, rows: int) -> list[Line]:
+    title, points, axis, guides = measure
     curves = (
         Curve(points[0], lambda _: STYLES[0], joined=True),
         Curve(points[1], lambda _: STYLES[1], joined=True, dashed=True),
