@@ -214,6 +214,20 @@ def test_of_many_envs_less_is_looked_up_at_first_and_recalled_env_by_env(tmp_pat
     assert not recall(source, aggregator)
 
 
+def test_the_time_for_which_a_run_was_cut_off_is_in_no_pace_that_is_recalled(tmp_path, monkeypatch):
+    monkeypatch.setattr(rewind, "WHOLE_AT_FIRST", 1)
+    times = [START + 1, START + 2, START + 1_000, START + 1_002]
+    events = [event(RunStarted(task="t", envs=2, epochs=9), None, 0, START)]
+    for env_id in range(2):
+        events += [event(epoch(n, seed("mid", 1.0)), env_id, n - 1, time) for n, time in enumerate(times, 1)]
+    events.append(event(RunResumed(from_epoch=2), None, 1, START + 990))
+    with Source(finished_run(tmp_path, *events)) as source:
+        aggregator = opened(source)
+        while recall(source, aggregator):
+            pass
+    assert aggregator.snapshot().passes_per_second == folded(events).passes_per_second == 2 * 32.0
+
+
 @pytest.mark.parametrize("number", range(6))
 def test_rows_that_lie_break_nothing(tmp_path, monkeypatch, number):
     """Columns of another type or of another event, and bodies that are none: what can be read is shown."""

@@ -104,6 +104,8 @@ class SanctumAggregator:
         view = whole._envs.get(env_id)
         if view is not None:
             view.last_sequence = max(self._envs[env_id].last_sequence, view.last_sequence)
+            if self._run.resumed_at is not None:
+                view.forget_pace(before=self._run.resumed_at)  # of which the other was not told
             self._envs[env_id] = self._changed[env_id] = view
 
     def snapshot(self) -> SanctumSnapshot:
