@@ -254,6 +254,12 @@ def test_rows_that_lie_break_nothing(tmp_path, monkeypatch, number):
             snapshot_at(source, moment)
 
 
+def test_an_epoch_that_is_the_last_that_can_be_counted_breaks_nothing(tmp_path):
+    last = epoch(2**63 - 1, seed("mid", 1.0), total_passes=0)
+    with Source(finished_run(tmp_path, event(last, 0, 0))) as source:
+        assert opened(source).snapshot().envs[0].epoch == last.epoch
+
+
 def test_the_log_is_bounded(tmp_path):
     with Source(finished_run(tmp_path, *long_run())) as source:
         assert len(opened(source).snapshot().log) <= LOG_LIMIT

@@ -43,6 +43,8 @@ class JournalFile:
         try:
             with closing(connection.execute(sql, parameters)) as rows:
                 yield from rows
+        except OverflowError:  # no column holds such a number, so nothing is found
+            return
         except sqlite3.Error as error:
             if not _is_busy(error):
                 raise self._explained(error) from error
