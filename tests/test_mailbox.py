@@ -34,6 +34,15 @@ def test_what_is_asked_is_pending_until_it_is_removed(mailbox):
     assert list(mailbox.folder.iterdir()) == []
 
 
+def test_nothing_but_a_request_is_removed(mailbox):
+    """Names come from a journal, too, which may be a stranger's."""
+    plan = mailbox.run_dir / "plan.json"
+    plan.touch()
+    for name in ("../plan", str(plan.with_suffix("")), "a\0b", "a" * 300):
+        mailbox.remove(name)
+    assert plan.exists()
+
+
 def test_the_first_asked_comes_first(mailbox):
     later = Request(request_id="a", env_id=0, action="stop", asked_at=9.0)
     for request in (later, PRUNE):

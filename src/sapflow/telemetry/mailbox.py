@@ -112,12 +112,13 @@ class Mailbox:
         return sorted(found, key=lambda request: (request.asked_at, request.request_id))[:MAX_PENDING]
 
     def remove(self, request_id: str) -> None:
-        """Take a request away that has been answered.
+        """Take a request away that has been answered; what is no request's name, such as a path, is passed over.
 
         Raises:
             OSError: it cannot be removed.
         """
-        (self.folder / f"{request_id}{_SUFFIX}").unlink(missing_ok=True)
+        if _REQUEST_ID.fullmatch(request_id):
+            (self.folder / f"{request_id}{_SUFFIX}").unlink(missing_ok=True)
 
     def _names(self) -> list[str]:
         try:
