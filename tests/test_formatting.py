@@ -27,6 +27,7 @@ from sapflow.telemetry.events import (
     EnvFailed,
     GradientHealth,
     Payload,
+    RunCompleted,
     RunResumed,
     RunStarted,
     SeedTelemetry,
@@ -34,6 +35,7 @@ from sapflow.telemetry.events import (
 )
 from sapflow.telemetry.source import RunState, RunStatus
 from sapflow.telemetry.vocabulary import Measurement, SeedStage
+from sapflow.telemetry.wording import describe
 
 WIDTH = 40
 numbers = st.floats(allow_nan=True, allow_infinity=True)
@@ -346,6 +348,12 @@ def test_the_line_of_an_env_tells_all_of_how_far_it_is_at_100_cells() -> None:
     shown = text(panels.env_line(env, 100))
     assert "epoch 30/30 completed" in shown
     assert "back" not in shown
+
+
+def test_one_env_is_one_env() -> None:
+    assert describe(RunStarted(task="t", envs=1, epochs=1)) == ("run started", "t", "1 env", "1 epoch")
+    assert describe(RunStarted(task="t", envs=2, epochs=0))[2:] == ("2 envs", "any number of epochs")
+    assert describe(RunCompleted(completed_envs=1)) == ("run completed", "1 env")
 
 
 def header(

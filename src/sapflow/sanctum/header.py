@@ -9,6 +9,7 @@ from sapflow.sanctum.numbers import clock, compact, duration
 from sapflow.sanctum.schema import EnvStatus, SanctumSnapshot
 from sapflow.sanctum.spans import DIM, Line, clean, ends, first_that_fits, fit, line, spaced, width_of
 from sapflow.telemetry.source import RunState
+from sapflow.telemetry.wording import counted
 
 LAGGING = 2.0  # seconds of lag, from which on it is said
 QUIET = 30.0  # seconds without an event, from which on it is said
@@ -136,7 +137,7 @@ def _state_line(
     state, brief = states
     speed = line(f"{'--' if pace is None else compact(pace):>5} passes/s")
     alive = counts[Kind.LEARNING] + counts[Kind.BLENDING] + counts[Kind.FOSSILIZED]
-    sizes = line(f"{_counted(len(snapshot.envs), 'env')}  {_counted(alive, 'seed')}")
+    sizes = line(f"{counted(len(snapshot.envs), 'env')}  {counted(alive, 'seed')}")
     every, some, urgent, least = _losses(snapshot)
     kinds = _TROUBLE if trouble else ()
     wrong = spaced((_count(kind, counts[kind]) for kind in kinds), gap="  ")
@@ -178,10 +179,6 @@ def _states(snapshot: SanctumSnapshot, now: float, lag: float, moment: int | Non
 
 def _count(kind: Kind, number: int) -> Line:
     return line((f"{kind.glyph} {number}", kind.style if number else DIM))
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _losses(snapshot: SanctumSnapshot) -> tuple[Line, Line, Line, Line]:

@@ -32,7 +32,8 @@ def describe(payload: Payload) -> tuple[str, ...]:
 
 @describe.register
 def _(payload: RunStarted) -> tuple[str, ...]:
-    return ("run started", payload.task, f"{payload.envs} envs", f"{payload.epochs or 'any number of'} epochs")
+    epochs = counted(payload.epochs, "epoch") if payload.epochs else "any number of epochs"
+    return ("run started", payload.task, counted(payload.envs, "env"), epochs)
 
 
 @describe.register
@@ -118,7 +119,7 @@ def _(payload: EnvFailed) -> tuple[str, ...]:
 @describe.register
 def _(payload: RunCompleted) -> tuple[str, ...]:
     failed = (f"{payload.failed_envs} failed",) if payload.failed_envs else ()
-    return ("run completed", f"{payload.completed_envs} envs", *failed)
+    return ("run completed", counted(payload.completed_envs, "env"), *failed)
 
 
 def describe_alert(alert: Alert) -> tuple[str, ...]:
@@ -126,3 +127,8 @@ def describe_alert(alert: Alert) -> tuple[str, ...]:
     actions = (f"→ {', '.join(alert.actions)}",) if alert.actions else ()
     since = f"since epoch {alert.since_epoch}"
     return (alert.rule, alert.blueprint_id, f"value {alert.value:.3g}", since, alert.evidence, *actions)
+
+
+def counted(number: int, what: str) -> str:
+    """How many of them: 1 env, 2 envs."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
