@@ -10,7 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from commands import ENDLESS, SAPFLOW, TRAIN, Forked, finish_forked, follow_to, read_whole, refused, started, wait_until
+from commands import (
+    ENDLESS,
+    SAPFLOW,
+    TRAIN,
+    Forked,
+    Terminal,
+    finish_forked,
+    follow_to,
+    read_whole,
+    refused,
+    started,
+    wait_until,
+)
 from journals import PATIENCE, finished_run, python
 from receivers import free_port, receiver
 from sanctum_events import RUN_ID, demo_run
@@ -316,6 +328,16 @@ def test_a_training_that_cannot_be_exported_as_was_asked_does_not_begin(tmp_path
             assert words in done.stderr
             refused(done, words)
             assert not (tmp_path / "run").exists()
+
+
+def test_a_training_under_sanctum_begins_when_its_exporters_are_open_too(tmp_path):
+    with receiver() as server:
+        taken = f"prometheus.port={server.port}"
+        train = (*TRAIN, "--epochs", "1", "--run-dir", "run", "--sanctum")
+        with Terminal((*train, "--export", "prometheus", "--export-option", taken), tmp_path) as terminal:
+            assert terminal.wait() == 2
+            assert "in use" in terminal.text
+    assert not (tmp_path / "run").exists()
 
 
 def test_followers_started_in_a_script_s_background_are_stopped_as_elsewhere(tmp_path):

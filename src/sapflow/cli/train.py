@@ -17,7 +17,7 @@ from rich.text import Text
 from sapflow.cli import EXIT_FAILED, EXIT_INTERRUPTED, complain
 from sapflow.cli.console import console, say
 from sapflow.cli.extras import needs
-from sapflow.cli.followers import Exporting
+from sapflow.cli.followers import Exporting, Followers
 from sapflow.errors import InputError
 from sapflow.health.rule_file import read_rules
 from sapflow.telemetry.run_directory import LOG_NAME, RUNS
@@ -124,12 +124,7 @@ def train(
         return _train_under_sanctum(plan, run_dir, exporting, resume=resume is not None)
 
     recording.stop_on_signals()  # before there is anything that would be left behind
-    if resume is None:
-        with needs("training", "train"):
-            recording.prepare(plan, run_dir)
-    with _removed_on_failure(run_dir if resume is None else None):
-        followers = exporting.start(run_dir)
-        followers.wait_until_open()
+    followers = _prepared(plan, run_dir, exporting, resume=resume is not None)
     say(f"recording into {run_dir}")
     try:
         outcome = _record_with_progress(plan, run_dir, resume=resume is not None)
@@ -145,6 +140,19 @@ def train(
     if failed:
         complain(f"{failed} of {plan.envs} envs failed")
     return EXIT_FAILED if failed else 0
+
+
+def _prepared(plan: "RunPlan", run_dir: Path, exporting: Exporting, *, resume: bool) -> Followers:
+    """The run directory, made unless the run goes on in it, and its exporters, which are open."""
+    from sapflow.training import recording
+
+    if not resume:
+        with needs("training", "train"):
+            recording.prepare(plan, run_dir)
+    with _removed_on_failure(None if resume else run_dir):
+        followers = exporting.start(run_dir)
+        followers.wait_until_open()
+    return followers
 
 
 @contextmanager
@@ -173,14 +181,14 @@ def _record_with_progress(plan: "RunPlan", run_dir: Path, *, resume: bool) -> "R
         return record(plan, run_dir, on_epoch=show, resume=resume)
 
 
-def _train_under_sanctum(plan: "RunPlan", run_dir: Path, exporting: "Exporting", *, resume: bool) -> int:
+def _train_under_sanctum(plan: "RunPlan", run_dir: Path, exporting: Exporting, *, resume: bool) -> int:
     from sapflow.cli.sanctum import check_terminal, show
     from sapflow.training import launcher
 
     check_terminal()
-    with needs("training", "train"):
-        trainer = launcher.start(plan, run_dir, resume=resume)
-    followers = exporting.start(run_dir)
+    followers = _prepared(plan, run_dir, exporting, resume=resume)
+    with followers.all_or_none(), needs("training", "train"):
+        trainer = launcher.start(plan, run_dir, resume=resume, prepared=True)
     try:
         show(run_dir)
     finally:

@@ -18,10 +18,10 @@ JOURNAL_POLL_SECONDS = 0.05
 EXIT_STOPPED = 130
 
 
-def start(plan: RunPlan, run_dir: Path, *, resume: bool = False) -> subprocess.Popen[bytes]:
+def start(plan: RunPlan, run_dir: Path, *, resume: bool = False, prepared: bool = False) -> subprocess.Popen[bytes]:
     """Start a trainer that records `plan` into `run_dir`, logs there, and outlives this process and its terminal.
 
-    With `resume` it goes on with the run that ended there.
+    With `resume` it goes on with the run that ended there; a directory that is `prepared` was made for it by `prepare`.
 
     Returns once there is a journal to follow.
 
@@ -30,7 +30,7 @@ def start(plan: RunPlan, run_dir: Path, *, resume: bool = False) -> subprocess.P
         SapflowError: the trainer ended before it had begun.
     """
     run_directory.refuse_rolled(run_dir)
-    if not resume:
+    if not (resume or prepared):
         prepare(plan, run_dir)
     log_path = run_dir / run_directory.LOG_NAME
     arguments = [sys.executable, "-m", "sapflow.training.launcher", str(run_dir), msgspec.json.encode(plan).decode()]
