@@ -12,6 +12,8 @@ import msgspec
 import pytest
 from rich.text import Text
 
+from sapflow.cli.console import console
+from sapflow.cli.records import list_records
 from sapflow.errors import InputError
 from sapflow.growth.slot import SeedState
 from sapflow.telemetry.events import (
@@ -313,6 +315,13 @@ def test_an_unknown_record_is_named_with_what_may_have_been_meant(look_up: Any, 
     assert suggestion in line
     assert "`sapflow records`" in line
     assert "\n" not in line
+
+
+def test_the_list_has_every_type_as_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "width", 200)
+    with console.capture() as listed:
+        list_records()
+    assert [each.id for each in all_records() if each.data.type not in listed.get()] == []
 
 
 def test_records_are_read_without_torch_or_textual() -> None:

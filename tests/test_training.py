@@ -1,12 +1,16 @@
 """Runs on the real digits: reproducible, env by env, and with growth that finds what was planted."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 import torch
 
 from few_digits import STEPS, few_digits
+from sapflow.cli.console import console
+from sapflow.cli.train import _closing_table
+from sapflow.control.actions import Life
 from sapflow.errors import InputError
 from sapflow.gradients.sampling import Sampler
 from sapflow.telemetry.codec import decode, encode
@@ -221,3 +225,11 @@ def test_plants_that_are_none(text):
 
 def test_the_thread_count_is_fixed(small_run):
     assert torch.get_num_threads() == trainer.THREADS
+
+
+def test_the_names_of_strangers_are_no_markup_in_the_closing_table():
+    life = Life(slot_id="[/mid]", seed_id="mid-1", blueprint_id="mlp[relu]", planted=True, born_epoch=1)
+    env = SimpleNamespace(accuracy=90.0, actions=SimpleNamespace(lives=[life]))
+    with console.capture() as printed:
+        console.print(_closing_table(SimpleNamespace(completed={0: env})))
+    assert "[/mid]  mlp[relu]*" in printed.get()

@@ -19,7 +19,7 @@ def list_records() -> None:
     for heading in ("id", "field", "type", "question"):
         table.add_column(heading, no_wrap=heading == "id")
     for entry in all_records():
-        table.add_row(entry.id, entry.field, entry.data.type, Text(entry.purpose.question))
+        table.add_row(*map(Text, (entry.id, entry.field, entry.data.type, entry.purpose.question)))
     console.print(table)
 
 

@@ -170,8 +170,12 @@ def _record_with_progress(plan: "RunPlan", run_dir: Path, *, resume: bool) -> "R
     from sapflow.training.recording import record
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"), TimeRemainingColumn()
-    )  # fmt: skip
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("epochs"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task(plan.task, total=plan.envs * plan.epochs)
 
@@ -227,6 +231,7 @@ def _closing_table(outcome: "RecordedRun") -> Table:
 
 
 def _life_row(life: "Life") -> tuple[str | Text, ...]:
+    """What became of a seed; names are a person's own, and no markup."""
     if life.pruned_epoch is not None:
         fate = Text(f"pruned {life.pruned_epoch}, {life.pruned_by}", style="red")
     else:
@@ -234,8 +239,8 @@ def _life_row(life: "Life") -> tuple[str | Text, ...]:
     return (
         str(life.born_epoch),
         f"{life.last_ratio:.2f}",
-        life.slot_id,
-        life.blueprint_id + "*" * life.planted,
+        Text(life.slot_id),
+        Text(life.blueprint_id + "*" * life.planted),
         "never" if life.blended_epoch is None else f"from {life.blended_epoch + 1}",
         fate,
     )
