@@ -68,6 +68,7 @@ BAD_COMMANDS = {
     "sanctum of another program's database": (["sanctum", "foreign.sqlite"], ["database of another program"]),
     "sanctum of a truncated journal": (["sanctum", "truncated"], ["truncated"]),
     "sanctum of a newer journal": (["sanctum", "newer"], ["newer Sapflow", "99", "upgrade"]),
+    "sanctum of a name that no file has": (["sanctum", "x" * 300], ["cannot be read (File name too long)"]),
     "sanctum without runs": (["sanctum"], ["no run under runs"]),
     "sanctum of two runs": (["sanctum", "finished", "newer"], ["newer Sapflow", "99", "upgrade"]),
     "sanctum without a terminal": (["sanctum", "finished"], ["needs a terminal"]),

@@ -36,15 +36,15 @@ def with_journal(path: Path) -> Iterator[Path]:
 
 def _is_rolled_away(path: Path) -> bool:
     """Whether the run has no journal but what it was rolled into, or one that has less than that."""
-    if not path.is_dir() or not (path / ROLLED_NAME).is_dir():
-        return False
-    if not has_journal(path):
-        return True
     try:
+        if not path.is_dir() or not (path / ROLLED_NAME).is_dir():
+            return False
+        if not has_journal(path):
+            return True
         manifest = manifest_of(path)
         with closing(JournalRows(path)) as rows:
             return manifest is not None and not continues(rows, manifest)
-    except JournalError:
+    except (JournalError, OSError):
         return False  # who reads the journal will say what is wrong with it
 
 
