@@ -22,6 +22,7 @@ from commands import (
     finish_forked,
     read_whole,
     refused,
+    started,
     without,
 )
 from journals import PATIENCE, epoch_completed, finished_run, run_completed
@@ -292,6 +293,15 @@ def test_output_on_a_full_disk_is_one_line_and_exit_1(tmp_path):
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert "No space left" in done.stderr
+
+
+def test_any_command_that_is_told_to_stop_says_so_and_exits_130(scene):
+    pytest.importorskip("pyarrow")
+    with started((*SAPFLOW, "export", "finished", "events", "--format", "json"), scene) as export:
+        os.read(export.stdout.fileno(), 1)  # there is more than the pipe holds
+        export.terminate()
+        assert export.wait(PATIENCE) == 130
+        assert export.stderr.read() == "sapflow: interrupted\n"
 
 
 def test_sanctum_opens_the_newest_run_and_needs_no_torch(tmp_path):

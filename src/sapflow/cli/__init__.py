@@ -17,6 +17,8 @@ def main() -> None:
     """Be `sapflow`: what goes wrong is one line on stderr."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr does it: no character is worth a traceback
         sys.stdout.reconfigure(errors="backslashreplace")
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # which lets what was made aside be cleared away
     sys.exit(run(sys.argv[1:]))
 
 
