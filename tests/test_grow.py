@@ -310,6 +310,27 @@ class TestALife:
         assert {seed.stage for seed in said[-1].seeds} & {S.FOSSILIZED, S.HOLDING}
 
 
+def test_what_is_told_as_a_tensor_is_kept_as_a_number(tmp_path):
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    growth = grow(
+        model, {"2": "after"}, optimizer=optimizer, run_dir=tmp_path / "run", controller=Script(after_1=[S.BLENDING])
+    )
+    for _ in range(2):
+        for x, y in batches(2):
+            optimizer.zero_grad()
+            loss = growth.loss(lambda net, x=x, y=y: F.cross_entropy(net(x), y))
+            loss.backward()
+            optimizer.step()
+        growth.epoch(lambda net: 100 * (net(x).argmax(-1) == y).float().mean(), train_loss=loss.detach())  # noqa: B023
+    torch.save(growth.actions.state_dict(), tmp_path / "state.pt")
+    torch.load(tmp_path / "state.pt", weights_only=True)
+    growth.close()
+    with Source(growth.run_dir) as source:
+        said = [event.payload for event in source.read() if isinstance(event.payload, EpochCompleted)]
+    assert [type(number) for one in said for number in (one.accuracy, one.train_loss)] == [float] * 4
+
+
 def test_a_paused_seed_learns_but_neither_blends_nor_moves_on():
     model, growth, _ = grown_for_real(1, controller=Script(after_1=[S.BLENDING]))
     slot = growth.actions.slots["2"]

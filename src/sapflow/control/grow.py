@@ -189,7 +189,10 @@ class Growth:
         return self._grower.loss(closure)
 
     def epoch(
-        self, validate: Callable[[nn.Module], float] | None = None, *, train_loss: float | None = None
+        self,
+        validate: Callable[[nn.Module], float | Tensor] | None = None,
+        *,
+        train_loss: float | Tensor | None = None,
     ) -> EpochCompleted:
         """End an epoch: judge, act, decide; returns what is said of it. Waits for the device.
 
@@ -205,9 +208,9 @@ class Growth:
             raise InputError("growth.epoch() before the first growth.loss(…): nothing was trained that it could end")
 
         def evaluate() -> Evaluation:
-            return Evaluation(accuracy=validate(self._grower.host) if validate is not None else None)
+            return Evaluation(accuracy=_number(validate(self._grower.host)) if validate is not None else None)
 
-        said = self._grower.close_epoch(evaluate, train_loss=train_loss)
+        said = self._grower.close_epoch(evaluate, train_loss=_number(train_loss))
         self._refuse_others({0})
         return said
 
@@ -284,3 +287,8 @@ class Growth:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._end(error)
+
+
+def _number(told: float | Tensor | None) -> float | None:
+    """As events and states can hold it: loops tell tensors, too."""
+    return None if told is None else float(told)
