@@ -18,7 +18,7 @@ from sapflow.control.controllers import ScheduledController
 from sapflow.control.life_cycle import GrowthPlan
 from sapflow.errors import IllegalTransitionError, InputError
 from sapflow.gradients.gradient_monitor import GradientMonitor
-from sapflow.growth.blueprints import Blueprint
+from sapflow.growth.blueprints import Blueprint, blueprint, catalogue
 from sapflow.growth.export import export
 from sapflow.growth.host import ConvHost, DenseHost, slots_of
 from sapflow.growth.seed_trainer import SeedTraining
@@ -153,6 +153,43 @@ def test_what_incubates_changes_no_bit_of_the_model(build, options):
     assert {seed.stage for seed in seeds} == {S.TRAINING}
     expected = Measurement.MEASURED if build is healthy else Measurement.NON_FINITE
     assert {seed.measurement for seed in seeds} == {expected}
+
+
+class Idle:
+    """A controller that leaves everything to the test."""
+
+    def decide(self, outcome: EpochOutcome, actions: SlotActions) -> None:
+        pass
+
+
+@pytest.mark.parametrize("build", [healthy, Poison])
+def test_what_incubates_changes_no_bit_of_a_fossil_nor_of_what_is_counted_of_it(build):
+    def fossil(beside):
+        model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        growth = grow(model, {"1": "after", "3": "after"}, optimizer=optimizer, controller=Idle())
+        growth.loss(lambda net: net(batches(1)[0][0]).sum())
+        first, second = growth.actions.slots.values()
+        growth.actions.germinate(0, first, Blueprint("old", 1, build, calibrated=False))
+        for target in (S.TRAINING, S.BLENDING, S.HOLDING, S.FOSSILIZED):
+            first.state.sound_epochs, first.state.alpha = 2, 1.0
+            growth.actions.advance(0, first, target, "test")
+        if beside:
+            growth.actions.germinate(0, second, Blueprint("new", 1, healthy, calibrated=False))
+            growth.actions.advance(0, second, S.TRAINING, "test")
+        torch.manual_seed(9)
+        for x, y in batches(3):
+            growth.loss(lambda net, x=x, y=y: F.cross_entropy(net(x), y)).backward()
+            optimizer.step()
+        return growth.epoch().seeds[0].masked_values, first.seed.state_dict()
+
+    torch.manual_seed(2)
+    masked, alone = fossil(beside=False)
+    torch.manual_seed(2)
+    masked_beside, accompanied = fossil(beside=True)
+    assert masked == masked_beside
+    assert (masked > 0) == (build is Poison)
+    torch.testing.assert_close(accompanied, alone, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("options", [{}, {"micro": 3}, {"checkpointed": True}], ids=str)
@@ -556,6 +593,32 @@ class TestAState:
         assert [event.sequence for event in said] == list(range(len(said)))
         assert said[0].type == "ENV_STARTED"
         assert [e.payload.epoch for e in said if e.type == "EPOCH_COMPLETED"] == [epochs + n for n in (1, 2, 3)]
+
+    def test_with_an_empty_slot_leaves_the_buffers_of_its_seeds_alone(self, monkeypatch):
+        monkeypatch.setattr(catalogue, "_catalogue", catalogue.Catalogue())
+        normed = blueprint("normed", dimensions=1)
+        normed(lambda shape: nn.Sequential(nn.BatchNorm1d(*shape), nn.Linear(*shape, *shape)))
+
+        def begun():
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            plan = GrowthPlan(first_germination=0, germination_interval=99, training_epochs=1)
+            controller = ScheduledController(plan, 0, plants={"1": "normed"}, gates=frozenset())
+            growth = grow(model, {"1": "after", "3": "after"}, optimizer=optimizer, controller=controller)
+            return growth, model, optimizer
+
+        whole, resumed = begun(), begun()
+        self.trained(*whole, 2)
+        for part, state in zip(resumed, [copy.deepcopy(part.state_dict()) for part in whole], strict=True):
+            part.load_state_dict(state)
+        seeds = []
+        for each in (whole, resumed):
+            self.trained(*each, 1)
+            seeds.append(each[0].actions.slots["1"])
+        assert seeds[0].state.stage is seeds[1].state.stage is S.BLENDING
+        ones, others = (slot.seed.state_dict() for slot in seeds)
+        assert all(torch.equal(value, others[name]) for name, value in ones.items())
 
     def test_lets_go_what_a_rule_held_that_is_there_no_more(self, tmp_path):
         rule = Rule(name="held", when=Condition.RATIO_ABOVE, level=0.0, for_epochs=1, actions=("hold",))

@@ -106,7 +106,7 @@ def exchange_at(
 
 
 def learn_shapes(host: nn.Module, closure: Closure, slots: Iterable[SeedSlot]) -> None:
-    """Tell slots that do not know it the shape of what they hand on; the host stays as it was.
+    """Tell slots that do not know it the shape of what they hand on; the host and what has grown stay as they were.
 
     Raises:
         InputError: the closure's forward does not pass one of them, or nothing could grow on what one hands on.
@@ -127,8 +127,7 @@ def learn_shapes(host: nn.Module, closure: Closure, slots: Iterable[SeedSlot]) -
         return
     with ExitStack() as stack:
         stack.enter_context(RandomState.capture().replayed())
-        stack.enter_context(muted(probes_on(host)))
-        stack.enter_context(uncompiled())
+        _aside(stack, host, slots)
         for slot in strangers:
             stack.callback(slot.register_forward_hook(look).remove)
         _with_frozen_state(host, closure, lambda loss: loss)
@@ -169,15 +168,20 @@ def _with_frozen_state(host: nn.Module, closure: Closure, then: Callable[[Tensor
 
 
 def _aside(
-    stack: ExitStack, host: nn.Module, slots: Iterable[SeedSlot], slot: SeedSlot, monitor: GradientMonitor | None
+    stack: ExitStack,
+    host: nn.Module,
+    slots: Iterable[SeedSlot],
+    slot: SeedSlot | None = None,
+    monitor: GradientMonitor | None = None,
 ) -> None:
     """Until the stack closes, nothing but `slot` learns, counts, is measured or is compiled."""
     for other in slots:
-        if other is not slot and other.host_sees and other.fossil is None and other.seed is not None:
+        if other is not slot and other.host_sees and other.seed is not None:
             stand_in = partial(functional_call, other.seed, _frozen_state(other.seed))
             stack.enter_context(other.replaced_by(stand_in))
     stack.enter_context(muted(probes_on(host)))  # whoever watches the host, a shadow's gradients are not its own
-    stack.enter_context(monitor.only(slot.state.slot_id) if monitor is not None else nullcontext())
+    if slot is not None and monitor is not None:
+        stack.enter_context(monitor.only(slot.state.slot_id))
     stack.enter_context(uncompiled())
 
 
