@@ -368,6 +368,26 @@ def test_what_is_told_as_a_tensor_is_kept_as_a_number(tmp_path):
     assert [type(number) for one in said for number in (one.accuracy, one.train_loss)] == [float] * 4
 
 
+@pytest.mark.parametrize("without_gradients", [torch.no_grad, torch.inference_mode])
+def test_epochs_may_end_where_the_loop_validates(without_gradients):
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    plan = GrowthPlan(first_germination=1, training_epochs=2, blending_epochs=1, holding_epochs=1)
+    growth = grow(
+        model, {"2": "after"}, optimizer=optimizer, training=SeedTraining(blending_steps=4),
+        controller=ScheduledController(plan, 0, pool=[Blueprint("linear", 1, lambda shape: nn.Linear(*shape, *shape))]),
+    )  # fmt: skip
+    for _ in range(6):
+        for x, y in batches(4):
+            optimizer.zero_grad()
+            growth.loss(lambda net, x=x, y=y: F.cross_entropy(net(x), y)).backward()
+            optimizer.step()
+        with without_gradients():
+            (seed,) = growth.epoch().seeds
+    assert seed.stage is S.FOSSILIZED
+    assert seed.measurement is Measurement.MEASURED
+
+
 def test_a_paused_seed_learns_but_neither_blends_nor_moves_on():
     model, growth, _ = grown_for_real(1, controller=Script(after_1=[S.BLENDING]))
     slot = growth.actions.slots["2"]

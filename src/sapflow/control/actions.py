@@ -146,12 +146,13 @@ class SlotActions:
             )
             return seed, birth_gain, self.make_optimizer(seed)
 
-        seed, birth_gain, optimizer = on_all_ranks(born, self.process_group, device_of(self.host))
-        if self.process_group is not None:
-            broadcast_from_first([*seed.parameters(), *seed.buffers()], self.process_group)
-        slot.plant(seed, seed_id=seed_id, blueprint_id=blueprint.blueprint_id)
-        slot.optimizer = optimizer
-        self.monitor.attach(slot_id, seed)
+        with torch.inference_mode(False):  # the loop may end its epochs where it validates, without gradients
+            seed, birth_gain, optimizer = on_all_ranks(born, self.process_group, device_of(self.host))
+            if self.process_group is not None:
+                broadcast_from_first([*seed.parameters(), *seed.buffers()], self.process_group)
+            slot.plant(seed, seed_id=seed_id, blueprint_id=blueprint.blueprint_id)
+            slot.optimizer = optimizer
+            self.monitor.attach(slot_id, seed)
         life = Life(
             slot_id=slot_id,
             seed_id=seed_id,
