@@ -388,6 +388,43 @@ def test_epochs_may_end_where_the_loop_validates(without_gradients):
     assert seed.measurement is Measurement.MEASURED
 
 
+class Mixed(nn.Module):
+    """Computes its halves in the dtypes that it is told."""
+
+    def __init__(self, *dtypes):
+        super().__init__()
+        self.first, self.second = (nn.Linear(6, 6, dtype=dtype) for dtype in dtypes)
+
+    def forward(self, x):
+        for part in (self.first, self.second):
+            x = part(x.to(part.weight.dtype))
+        return x.float()
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)], ids=str)
+def test_seeds_are_of_the_dtype_of_what_passes_their_slots(dtypes):
+    def begun():
+        model = Mixed(*dtypes)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        plan = GrowthPlan(first_germination=0, germination_interval=0)
+        controller = ScheduledController(plan, 0, plants={"first": "mlp", "second": "mlp"})
+        return grow(model, {"first": "after", "second": "after"}, optimizer=optimizer, controller=controller), optimizer
+
+    def epoch(growth, optimizer):
+        for x, y in batches(2):
+            optimizer.zero_grad()
+            growth.loss(lambda net, x=x, y=y: F.cross_entropy(net(x), y)).backward()
+            optimizer.step()
+        assert [seed.measurement for seed in growth.epoch().seeds] == [Measurement.MEASURED] * 2
+        return [next(slot.seed.parameters()).dtype for slot in growth.actions.slots.values()]
+
+    growth, optimizer = begun()
+    assert epoch(growth, optimizer) == list(dtypes)
+    resumed, optimizer = begun()
+    resumed.load_state_dict(growth.state_dict())
+    assert epoch(resumed, optimizer) == list(dtypes)
+
+
 def test_a_paused_seed_learns_but_neither_blends_nor_moves_on():
     model, growth, _ = grown_for_real(1, controller=Script(after_1=[S.BLENDING]))
     slot = growth.actions.slots["2"]

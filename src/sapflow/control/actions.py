@@ -112,8 +112,9 @@ class SlotActions:
             if snapshot["seed"] is not None:
                 slot.shape = tuple(snapshot["shape"])
                 blueprint = blueprint_for(snapshot["state"]["blueprint_id"], slot.shape)
+                dtypes = (value.dtype for value in snapshot["seed"].values() if value.is_floating_point())
                 with RandomState.capture().replayed():
-                    seed = blueprint.build(slot.shape).to(device=like.device, dtype=like.dtype)
+                    seed = blueprint.build(slot.shape).to(device=like.device, dtype=next(dtypes, like.dtype))
             slot.restore(snapshot, seed, None if seed is None else self.make_optimizer(seed))
         for life in self.lives:
             if life.pruned_epoch is None:
@@ -142,7 +143,6 @@ class SlotActions:
                 blueprint,
                 exchange=lambda: exchange_at(self.host, slot, closure, slots=self.slots.values(), monitor=self.monitor),
                 random_seed=stream_seed(self.random_name, seed_id),
-                dtype=next(self.host.parameters()).dtype,
             )
             return seed, birth_gain, self.make_optimizer(seed)
 

@@ -25,7 +25,6 @@ def germinate(
     *,
     exchange: Callable[[], tuple[Tensor, Tensor]],
     random_seed: int,
-    dtype: torch.dtype = torch.float32,
 ) -> tuple[nn.Module, float]:
     """A seed of `blueprint`, ready to be planted in the slot, and its gain at birth, ‖∂L/∂h‖₂ / ‖∂L/∂seed(h)‖₂.
 
@@ -37,17 +36,16 @@ def germinate(
         slot: for which it is; it stays as it is.
         blueprint: what to build.
         exchange: gives what the slot hands on for some batch, and the gradient that comes back, (batch, *slot.shape);
-            the gain is measured on them, since it depends on both.
+            the gain is measured on them, since it depends on both, and of their dtype it is.
         random_seed: of the seed's stream.
-        dtype: of the seed's parameters, and of the host's; autocast may hand on activations of another.
 
     Raises:
         BlueprintError: the module does not fit (see `check_fit`), or is to be calibrated and has no weight.
     """
     with RandomState.seeded(random_seed).replayed():
-        activations, gradient = (tensor.to(dtype) for tensor in exchange())
-        check_fit(blueprint, tuple(activations.shape[1:]), dtype)
-        seed = build_seed(blueprint, slot.shape).to(device=activations.device, dtype=dtype)
+        activations, gradient = exchange()
+        check_fit(blueprint, tuple(activations.shape[1:]), activations.dtype)
+        seed = build_seed(blueprint, slot.shape).to(activations)
         gain = _gain(seed, activations, gradient, blueprint)
         if blueprint.calibrated and 0 < gain < math.inf:  # where no gradient comes, there is nothing to scale by
             _scale_output(seed, 1 / gain, blueprint)

@@ -80,6 +80,8 @@ def exchange_at(
 ) -> tuple[Tensor, Tensor]:
     """What an empty slot hands on for a batch, and the gradient of the loss that comes back to it; both detached.
 
+    They are of the dtype that a seed there has to have: under autocast, which recasts, that of the host's parameters.
+
     Leaves the host, its other seeds and their measurement as they were, but for the random numbers that its forward
     draws. The arguments are those of `shadow_backward`.
 
@@ -87,8 +89,10 @@ def exchange_at(
         InputError: the closure's forward does not pass the slot.
     """
     leaves: list[Tensor] = []
+    recast: list[bool] = []
 
     def cut(_module: nn.Module, _args: tuple[Tensor, ...], h: Tensor) -> Tensor:
+        recast.append(torch.is_autocast_enabled(h.device.type))
         leaves.append(h.detach().requires_grad_())
         return leaves[-1].clone()  # on which the host may write
 
@@ -97,7 +101,8 @@ def exchange_at(
             raise _not_passed(slot)
         leaf = leaves[-1]
         (gradient,) = torch.autograd.grad(loss, [leaf], allow_unused=True) if loss.requires_grad else (None,)
-        return leaf.detach(), torch.zeros_like(leaf) if gradient is None else gradient
+        dtype = next(host.parameters()).dtype if recast[-1] else leaf.dtype
+        return leaf.detach().to(dtype), (torch.zeros_like(leaf) if gradient is None else gradient).to(dtype)
 
     with ExitStack() as stack:
         _aside(stack, host, slots, slot, monitor)
