@@ -827,9 +827,19 @@ class TestBadInput:
         with pytest.raises(InputError, match="before the first growth"):
             growth.epoch()
 
-    def test_numbers_that_are_too_small(self):
-        with pytest.raises(InputError, match="shadow_every=0"):
-            SeedTraining(shadow_every=0)
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            ({"shadow_every": 0}, "shadow_every=0"),
+            ({"learning_rate": -1e-3}, "learning_rate=-0.001"),
+            ({"clip": -1.0}, "clip=-1.0"),  # which would turn every step around
+            ({"clip": float("nan")}, "clip=nan"),
+            ({"blending": "cubic"}, "blending='cubic': choose one of linear, cosine, sigmoid"),
+        ],
+    )
+    def test_a_training_of_seeds_that_is_none(self, options, said):
+        with pytest.raises(InputError, match=said):
+            SeedTraining(**options)
 
 
 class _Spare(nn.Module):

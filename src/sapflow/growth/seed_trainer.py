@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 import torch.distributed as dist
@@ -36,7 +36,7 @@ class SeedTraining:
         make_optimizer: of a seed.
 
     Raises:
-        InputError: a number is too small.
+        InputError: a number is too small, or the shape is none.
     """
 
     blending_steps: int = 100
@@ -50,6 +50,11 @@ class SeedTraining:
         for name in ("blending_steps", "shadow_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)}: choose at least 1")
+        for name in ("learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name}={getattr(self, name)}: choose a number above 0")
+        if self.blending not in (shapes := get_args(Schedule)):
+            raise InputError(f"blending={self.blending!r}: choose one of {', '.join(shapes)}")
 
     def optimizer_of(self, seed: nn.Module) -> torch.optim.Optimizer:
         """A fresh optimizer for a seed."""
