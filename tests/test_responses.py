@@ -1,10 +1,13 @@
 """What is done about alerts: every action on real seeds, once, in step, as an event; a failing one breaks nothing."""
 
+from importlib.metadata import EntryPoint
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+import journals
 from journals import PATIENCE
 from sapflow import SeedTraining, grow
 from sapflow.errors import InputError
@@ -124,6 +127,17 @@ def test_a_function_is_called_with_the_alert_and_may_fail(tmp_path):
     assert (pruned.action, pruned.done) == ("prune", True)
     assert [alert.slot_id for alert in called] == ["1"]
     assert len(run.losses) == 40
+
+
+def test_functions_of_installed_packages_are_called_unless_the_program_has_one_of_that_name(tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(journals, "ring", lambda alert: called.append("theirs"), raising=False)
+    points = [EntryPoint(name, "journals:ring", "sapflow.functions") for name in ("ring", "knock")]
+    monkeypatch.setattr("sapflow.control.functions.entry_points", lambda **_: points)
+    rule = above(2.0, "call:ring", "call:knock")
+    run = Run(tmp_path, [rule], functions={"knock": lambda alert: called.append("ours")})
+    assert [taken.done for taken in run.of(ActionTaken)] == [True, True]
+    assert called == ["theirs", "ours"]
 
 
 def test_a_function_that_nobody_registered_is_refused(tmp_path):

@@ -1,6 +1,6 @@
 """Python functions that rules may call: those that a program gives, or that installed packages register by name."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from importlib.metadata import entry_points
 
 from sapflow.errors import InputError
@@ -28,13 +28,18 @@ def check_functions(rules: Iterable[Rule], functions: Mapping[str, Function]) ->
                 )
 
 
-def registered_functions(rules: Iterable[Rule]) -> dict[str, Function]:
+def registered_functions(rules: Iterable[Rule], besides: Collection[str] = ()) -> dict[str, Function]:
     """Of the functions that packages register (entry points `sapflow.functions`), those that these rules call.
+
+    Args:
+        rules: that call them.
+        besides: names of functions that are there already.
 
     Raises:
         InputError: one of them cannot be imported.
     """
-    asked = {action.argument for rule in rules for action in rule.actions if action.kind is ActionKind.CALL}
+    calls = {action.argument for rule in rules for action in rule.actions if action.kind is ActionKind.CALL}
+    asked = calls.difference(besides)
     found: dict[str, Function] = {}
     for entry_point in entry_points(group=ENTRY_POINTS):
         if entry_point.name in asked:

@@ -18,7 +18,7 @@ from sapflow.control.actions import SlotActions
 from sapflow.control.controller import Controller
 from sapflow.control.controllers import ScheduledController
 from sapflow.control.evaluation import Evaluation
-from sapflow.control.functions import check_functions
+from sapflow.control.functions import check_functions, registered_functions
 from sapflow.control.grower import Grower
 from sapflow.control.life_cycle import GrowthPlan
 from sapflow.control.notify import NOTIFYING_SECONDS, Notifier
@@ -75,7 +75,8 @@ def grow(
         rules: raise alerts and ask for actions; or the rule file that they stand in, with its own `decide_every`.
         decide_every: steps from one decision to the next within an epoch, if there are rules for passes; by default 50,
             or as many as the shortest of them lasts.
-        functions: that rules may call, by name ("call:NAME"), with the alert; of several ranks, on each.
+        functions: that rules may call, by name ("call:NAME"), with the alert; of several ranks, on each. Those that
+            installed packages register are there, too.
         policy: judges the seeds; the record's band by default.
         epochs: how many there will be; 0 where nobody knows.
         random_seed: determines what is chosen and what seeds are born with.
@@ -87,7 +88,9 @@ def grow(
     """
     rule_file = load_rules(Path(rules)) if isinstance(rules, str | Path) else RuleFile(rules=tuple(rules))
     check_names(rule_file.rules)
-    check_functions(rule_file.rules, functions or {})
+    functions = dict(functions or {})
+    functions |= registered_functions(rule_file.rules, besides=functions)
+    check_functions(rule_file.rules, functions)
     host = unwrapped(model)
     if process_group is None and isinstance(model, nn.parallel.DistributedDataParallel):
         process_group = model.process_group
