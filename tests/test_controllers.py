@@ -203,6 +203,11 @@ def test_what_is_to_be_planted_and_does_not_fit_is_known_before_anything_is_trai
         Watched(CONTROLLERS["scheduled"](PLAN, 0, plants={"s0": "nonsense"})).decide()
 
 
+def test_what_is_to_be_planted_where_there_is_no_slot_is_known_before_anything_is_trained():
+    with pytest.raises(InputError, match="plants: there is no slot 's9', only s0, s1"):
+        Watched(CONTROLLERS["scheduled"](PLAN, 0, plants={"s0": "norm", "s9": "norm"}), slots=2).decide()
+
+
 def test_a_seed_whose_optimizer_cannot_be_made_is_not_planted():
     garden = Watched(CONTROLLERS["scheduled"](PLAN, 0, pool=POOL))
     garden.actions.make_optimizer = lambda seed: torch.optim.Adam([])

@@ -71,10 +71,12 @@ class LifeCycle:
         """Let the embargo run, cull, move on, sow; after the last epoch nothing is sown, since it could not learn.
 
         Raises:
-            BlueprintError: nothing can grow in some slot, or not what is to be planted there, which is known before the
-                first epoch.
+            InputError: before the first epoch: nothing can grow in some slot, or not what is to be planted there, or
+                there is no such slot.
         """
         if not outcome.epoch:
+            if strangers := sorted(self.plants.keys() - actions.slots.keys()):
+                raise InputError(f"plants: there is no slot {strangers[0]!r}, only {', '.join(actions.slots)}")
             for slot_id, slot in actions.slots.items():
                 if slot_id in self.plants:
                     check_fit(blueprint_for(self.plants[slot_id], slot.shape), slot.shape)
