@@ -142,11 +142,11 @@ def trial(arm_name: str, share: float, number: int, probability: float = 0.0, ep
     counted = {"wasted": 0, "all": 0}
     step = env.grower.trainer.step
 
-    def counting_step() -> None:
+    def counting_step() -> dict[str, str]:
         for slot in env.slots.values():
             counted["all"] += slot.alive
             counted["wasted"] += slot.alive and slot.state.blueprint_id in NAMES
-        step()
+        return step()
 
     env.grower.trainer.step = counting_step  # type: ignore[method-assign]
     env.start()

@@ -744,6 +744,44 @@ def a_seed_that_ranks_use_in_part(scratch):
     return {"weights": weights, "refused": refused, "said": said.messages, "called": len(called)}
 
 
+class Breaking(nn.Linear):
+    """Fails on the second rank the third time that it runs: in the second of its shadows, as it was born by one run."""
+
+    runs = 0
+
+    def forward(self, x):
+        self.runs += not x.is_meta
+        if self.runs == 3 and dist.get_rank() == 1:
+            raise RuntimeError("no room")
+        return super().forward(x)
+
+
+@case(2)
+def a_seed_that_breaks_on_one_rank(scratch):
+    """It is pruned on both, and the training goes on."""
+
+    class Planting(Gardener):
+        def decide(self, outcome, actions):
+            if outcome.epoch == 0:
+                breaking = Blueprint("breaking", 2, lambda shape: Breaking(WIDTH, WIDTH), calibrated=False)
+                actions.germinate(0, actions.slots["block"], breaking)
+                actions.advance(0, actions.slots["block"], SeedStage.TRAINING, "test")
+
+    model = DistributedDataParallel(make())
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    with Said() as said:
+        growth = grow(model, {"block": "after"}, optimizer=optimizer, controller=Planting())
+        for (batch,) in global_batches():
+            x, target = share_of(batch)
+            optimizer.zero_grad()
+            growth.loss(lambda net, x=x, target=target: F.mse_loss(net(x), target)).backward()
+            optimizer.step()
+        shadows = growth.epoch().total_shadows
+        growth.close()
+    (life,) = growth.actions.lives
+    return {"pruned": [life.pruned_epoch, life.pruned_by], "shadows": shadows, "said": said.messages}
+
+
 class Sower(Gardener):
     """Germinates, and leaves the seed where it is."""
 

@@ -425,6 +425,23 @@ def test_seeds_are_of_the_dtype_of_what_passes_their_slots(dtypes):
     assert epoch(resumed, optimizer) == list(dtypes)
 
 
+def test_a_seed_that_fails_in_its_shadow_is_given_up_and_the_training_goes_on(tmp_path):
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    growth = grow(model, {"1": "after"}, optimizer=optimizer, run_dir=tmp_path / "run", controller=Script())
+    x, y = batches(1)[0]
+    for part_x, part_y in zip(x.split([11, 1]), y.split([11, 1]), strict=True):  # BatchNorm needs two samples
+        optimizer.zero_grad()
+        growth.loss(lambda net, x=part_x, y=part_y: F.cross_entropy(net(x), y)).backward()
+        optimizer.step()
+    assert growth.epoch().seeds[0].stage is S.PRUNED
+    growth.close()
+    with Source(growth.run_dir) as source:
+        (pruned,) = [event.payload for event in source.read() if isinstance(event.payload, SeedPruned)]
+    assert (pruned.rule, pruned.epoch) == ("broken", 1)
+    assert pruned.evidence.startswith("ValueError: Expected more than 1 value per channel")
+
+
 def test_a_paused_seed_learns_but_neither_blends_nor_moves_on():
     model, growth, _ = grown_for_real(1, controller=Script(after_1=[S.BLENDING]))
     slot = growth.actions.slots["2"]

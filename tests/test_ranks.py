@@ -180,6 +180,14 @@ def test_ranks_whose_batches_take_other_ways_through_a_seed_hold_the_same(two_ra
     assert second["said"] == []
 
 
+def test_a_seed_that_breaks_on_one_rank_is_given_up_on_all(two_ranks):
+    first, second = of_case(two_ranks, "a_seed_that_breaks_on_one_rank")
+    assert first["pruned"] == second["pruned"] == [1, "broken"]
+    assert first["shadows"] == second["shadows"] == 2
+    assert first["said"][-1].endswith("fails in its shadow: on another rank")
+    assert second["said"][-1].endswith("fails in its shadow: RuntimeError: no room")
+
+
 def test_what_is_asked_of_the_first_rank_is_done_on_all(two_ranks):
     first, second = of_case(two_ranks, "asked_by_hand")
     assert first["stages"] == second["stages"] == ["TRAINING", "TRAINING", "PRUNED"]

@@ -222,7 +222,10 @@ class Grower:
         self.controller.load_state_dict(state["controller"])
 
     def _after_pass(self) -> None:
-        self.trainer.step()
+        if broken := self.trainer.step():
+            self._sampler.finish(self.epoch + 1)  # of a seed that is pruned nothing could be said any more
+        for slot_id, how in broken.items():
+            self.actions.prune(self.epoch + 1, self.slots[slot_id], rule="broken", evidence=how)
         self._sampler.poll(self.epoch + 1)
         self._epoch_steps += 1
         if self._decide_every and self._epoch_steps % self._decide_every == 0:

@@ -1,5 +1,6 @@
 """The seeds' side of a training step: shadows for those that incubate, blend weights, and optimizers of their own."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
@@ -20,6 +21,10 @@ from sapflow.telemetry.vocabulary import SeedStage
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+LONGEST_REASON = 200
+
+log = logging.getLogger("sapflow.growth")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +102,7 @@ class SeedTrainer:
         self._grad_scaler = grad_scaler
         self._scale: Tensor | None = None  # that the gradients of this step carry
         self._process_group = process_group
+        self._broken: dict[str, str] = {}  # in this step, by slot_id, and how
 
     def loss(self, closure: Closure) -> Tensor:
         """The host's loss of a (micro-)batch, for a backward pass; seeds that incubate have had theirs by then."""
@@ -112,20 +118,23 @@ class SeedTrainer:
         for slot in due:
             assert random_state is not None
             self.shadows += 1
-            shadow_backward(
-                self.host,
-                slot,
-                closure,
-                random_state=random_state,
-                slots=self.slots.values(),
-                monitor=self.monitor,
-                scale=self._scale,
-            )
+            try:
+                shadow_backward(
+                    self.host,
+                    slot,
+                    closure,
+                    random_state=random_state,
+                    slots=self.slots.values(),
+                    monitor=self.monitor,
+                    scale=self._scale,
+                )
+            except Exception as error:  # training comes first: without the seed, the same has just gone well
+                self._broken[slot.state.slot_id] = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_REASON]
         return loss
 
-    def step(self) -> None:
-        """After the host's own step: every seed that got gradients takes one."""
-        self._average([slot.seed for slot in self._growing() if slot.seed is not None])
+    def step(self) -> dict[str, str]:
+        """After the host's step every seed that got gradients takes one; gives those whose shadow failed, and how."""
+        self._average(list(self._growing()))
         for slot in self._growing():
             assert slot.seed is not None
             assert slot.optimizer is not None
@@ -136,6 +145,12 @@ class SeedTrainer:
         for slot in self._growing(SeedStage.BLENDING):
             slot.state.blended_steps += not slot.state.paused
         self.steps += 1
+        growing = [slot.state.slot_id for slot in self._growing()]
+        broken = {slot_id: self._broken[slot_id] for slot_id in growing if slot_id in self._broken}
+        self._broken.clear()
+        for slot_id, how in broken.items():
+            log.warning("the seed in slot %r fails in its shadow: %s", slot_id, how)
+        return broken
 
     def _due(self) -> list[SeedSlot]:
         """The seeds whose turn it is to learn by a shadow."""
@@ -143,7 +158,9 @@ class SeedTrainer:
         return [
             slot
             for order, slot in incubating
-            if slot.state.stage is SeedStage.TRAINING and (self.steps + order) % self.how.shadow_every == 0
+            if slot.state.stage is SeedStage.TRAINING
+            and slot.state.slot_id not in self._broken
+            and (self.steps + order) % self.how.shadow_every == 0
         ]
 
     def _growing(self, stage: SeedStage | None = None) -> Iterator[SeedSlot]:
@@ -162,17 +179,24 @@ class SeedTrainer:
         slot.end_scaled_pass(overflowed=not finite)
         return finite
 
-    def _average(self, seeds: Sequence[nn.Module]) -> None:
+    def _average(self, slots: Sequence[SeedSlot]) -> None:
         """Bring the gradients and buffers of all ranks together: every rank then holds the same seed after its step.
 
-        A batch may reach a parameter on one rank and not on another, where it counts as a gradient of 0.
+        A batch may reach a parameter on one rank and not on another, where it counts as a gradient of 0. A seed that
+        is broken on one rank is broken on all.
         """
+        seeds = [slot.seed for slot in slots if slot.seed is not None]
         if self._process_group is None or not seeds:
             return
         ranks = dist.get_world_size(self._process_group)
         parameters = [parameter for seed in seeds for parameter in seed.parameters()]
         own = [float(parameter.grad is not None) for parameter in parameters]
-        reached = summed_over_ranks(own, self._process_group, device_of(self.host))
+        own += [float(slot.state.slot_id in self._broken) for slot in slots]
+        sums = summed_over_ranks(own, self._process_group, device_of(self.host))
+        reached, broken = sums[: len(parameters)], sums[len(parameters) :]
+        for slot, by in zip(slots, broken, strict=True):
+            if by:
+                self._broken.setdefault(slot.state.slot_id, "on another rank")
         for parameter, by in zip(parameters, reached, strict=True):
             if by:
                 gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
