@@ -594,6 +594,13 @@ class TestAnExport:
         growth = fossilised(model, {"gru": "after", "attention": "before"}, lambda net: net(x).square().mean())
         torch.testing.assert_close(growth.export().eval()(x), model.eval()(x))
 
+    def test_of_a_module_that_the_model_has_under_two_names(self):
+        torch.manual_seed(0)
+        block = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
+        model, x = nn.Sequential(block, block, nn.Linear(6, 3)), torch.randn(4, 6)
+        growth = fossilised(model, {"0": "after"}, lambda net: net(x).square().mean())
+        torch.testing.assert_close(growth.export().eval()(x), model.eval()(x))
+
     def test_of_slots_within_one_another(self):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Sequential(nn.Linear(6, 6), nn.Tanh()), nn.Linear(6, 3))

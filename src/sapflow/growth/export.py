@@ -42,7 +42,9 @@ def export(host: nn.Module, placed: Mapping[str, PlacedSlot] | None = None) -> n
             continue
         if isinstance(module, nn.Sequential):
             residual = _residual(of_host.slot)
-            plain.set_submodule(name, nn.Sequential(*((residual, module) if before else (module, residual))))
+            pair = nn.Sequential(*((residual, module) if before else (module, residual)))
+            for alias in [alias for alias, part in plain.named_modules(remove_duplicate=False) if part is module]:
+                plain.set_submodule(alias, pair)
         elif before:
             module.register_forward_pre_hook(_grafted(module, of_host))
         else:
