@@ -244,3 +244,15 @@ def test_envs_that_fail_before_they_begin_do_not_take_the_run_down(monkeypatch, 
     assert [(event.env_id, event.payload.error) for event in failed] == [(1, "RuntimeError: no room")]
     assert kept[-1].payload == RunCompleted(completed_envs=2, failed_envs=1)
     assert len(caplog.records) == 1
+
+
+def test_a_task_may_train_on_one_sample_at_a_time():
+    kept = Kept()
+    task = Task("single", make_data, Host, batch_size=1)
+    plan = EnvPlan(env_id=0, epochs=1, rng_seed=7, blending_epochs=1)
+    env = Env(task, plan, Planter(after_0=[SeedStage.TRAINING]), EventStream(kept, "run", 0))
+    env.start()
+    env.run_epoch()
+    (said,) = [event.payload for event in kept if isinstance(event.payload, EpochCompleted)]
+    assert said.total_passes == SAMPLES
+    assert said.train_loss > 0

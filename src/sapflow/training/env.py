@@ -87,7 +87,8 @@ class Env:
         self._parameters = list(self.host.parameters())
         self._optimizer = task.make_optimizer(self._parameters, task.learning_rate)
         self._learning_rate = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, plan.epochs)
-        steps = -(-(len(self._data.train_labels) - 1) // task.batch_size)
+        full, rest = divmod(len(self._data.train_labels), task.batch_size)
+        self._steps = full + (rest > 1)  # from a last batch of one sample BatchNorm cannot learn
         self.grower = Grower(
             self.host,
             self.host,
@@ -96,7 +97,7 @@ class Env:
             stream,
             random_name=name,
             how=SeedTraining(
-                blending_steps=plan.blending_epochs * steps,
+                blending_steps=plan.blending_epochs * self._steps,
                 blending=plan.blending,
                 clip=GRADIENT_CLIP,
             ),
@@ -195,8 +196,7 @@ class Env:
     def _train(self) -> float:
         self.host.train()
         order = torch.randperm(len(self._data.train_labels), generator=self._shuffle)
-        # From a last batch of one sample BatchNorm cannot learn.
-        batches = [batch for batch in order.split(self._task.batch_size) if len(batch) > 1]
+        batches = order.split(self._task.batch_size)[: self._steps]
         total = torch.zeros(())
         for batch in batches:
             total += self._train_step(self._data.train_inputs[batch], self._data.train_labels[batch])
