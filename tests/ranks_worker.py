@@ -791,6 +791,23 @@ class Sower(Gardener):
 
 
 @case(2)
+def growing_in_what_is_compiled_around_ddp(scratch):
+    """The ranks are those of the DDP model inside."""
+    model = torch.compile(DistributedDataParallel(make()), backend="eager")
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    growth = grow(model, {"block": "after"}, optimizer=optimizer, controller=Sower())
+    with torch.compiler.set_stance("force_eager"):
+        for (batch,) in global_batches():
+            x, target = share_of(batch)
+            optimizer.zero_grad()
+            growth.loss(lambda net, x=x, target=target: F.mse_loss(net(x), target)).backward()
+            optimizer.step()
+        growth.epoch()
+    growth.close()
+    return {"weights": [p.tolist() for p in growth.actions.slots["block"].seed.parameters()]}
+
+
+@case(2)
 def asked_by_hand(scratch):
     """Somebody asks the first rank, which alone knows the run directory's mailbox."""
     model, rank = DistributedDataParallel(make()), dist.get_rank()

@@ -171,6 +171,11 @@ def test_all_ranks_hold_the_seed_that_one_process_would_hold(two_ranks):
     assert first["ratio"] == pytest.approx(alone["ratio"], rel=1e-4)
 
 
+def test_all_ranks_hold_the_same_seed_where_the_ddp_model_is_compiled_too(two_ranks):
+    first, second = of_case(two_ranks, "growing_in_what_is_compiled_around_ddp")
+    assert first["weights"] == second["weights"]
+
+
 def test_ranks_whose_batches_take_other_ways_through_a_seed_hold_the_same(two_ranks):
     first, second = of_case(two_ranks, "a_seed_that_ranks_use_in_part")
     assert first["weights"] == second["weights"]

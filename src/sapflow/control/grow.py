@@ -81,7 +81,8 @@ def grow(
         epochs: how many there will be; 0 where nobody knows.
         random_seed: determines what is chosen and what seeds are born with.
         grad_scaler: of the model's loss.
-        process_group: the ranks that train the model; by default those of a DDP model. Every rank calls the same.
+        process_group: the ranks that train the model; by default those of a DDP model, compiled or not. Every rank
+            calls the same.
 
     Raises:
         InputError: there is no such module, no slot at all, or the directory cannot be made; the model is as it was.
@@ -92,8 +93,9 @@ def grow(
     functions |= registered_functions(rule_file.rules, besides=functions)
     check_functions(rule_file.rules, functions)
     host = unwrapped(model)
-    if process_group is None and isinstance(model, nn.parallel.DistributedDataParallel):
-        process_group = model.process_group
+    if process_group is None:
+        parallel = (part for part in model.modules() if isinstance(part, nn.parallel.DistributedDataParallel))
+        process_group = next((part.process_group for part in parallel), None)
     leads = process_group is None or dist.get_rank(process_group) == 0
     with ExitStack() as undo:
         placed = place_slots(host, slots) if slots is not None else {}
