@@ -845,6 +845,15 @@ class TestBadInput:
         growth.loss(lambda net: net(torch.randn(4, 6)).sum()).backward()
         assert growth.actions.slots["2"].state.stage is S.TRAINING
 
+    @pytest.mark.parametrize(
+        ("given", "said"), [(lambda y: (y.sum(), y), "a tuple"), (lambda y: y, r"a tensor of shape \(4, 3\)")]
+    )
+    def test_a_closure_that_gives_more_than_the_loss(self, given, said):
+        model = make_model()
+        growth = grow(model, {"2": "after"}, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), controller=Script())
+        with pytest.raises(InputError, match=f"the closure gives {said}: let it give the loss alone"):
+            growth.loss(lambda net: given(net(torch.randn(4, 6))))
+
     def test_an_epoch_before_anything_was_trained(self):
         model = make_model()
         growth = grow(model, {"2": "after"}, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))

@@ -184,7 +184,7 @@ class Growth:
         else that has a memory. Of micro-batches it holds the divisor, too.
 
         Raises:
-            InputError: at the first call: the model's forward does not pass a slot.
+            InputError: at the first call: the model's forward does not pass a slot, or the closure gives no scalar.
         """
         if not self._begun:
             learn_shapes(self._grower.host, closure, self._grower.slots.values())

@@ -114,7 +114,8 @@ def learn_shapes(host: nn.Module, closure: Closure, slots: Iterable[SeedSlot]) -
     """Tell slots that do not know it the shape of what they hand on; the host and what has grown stay as they were.
 
     Raises:
-        InputError: the closure's forward does not pass one of them, or nothing could grow on what one hands on.
+        InputError: the closure's forward does not pass one of them, or nothing could grow on what one hands on; or the
+            closure gives no scalar.
     """
     strangers = [slot for slot in slots if not slot.shape]
 
@@ -168,8 +169,15 @@ class _Step(nn.Module):
 def _with_frozen_state(host: nn.Module, closure: Closure, then: Callable[[Tensor], T]) -> T:
     """`then(closure(host))` with the host's state frozen: also while a backward pass computes activations anew."""
     state = {f"host.{name}": value for name, value in _frozen_state(host).items()}
-    made: T = functional_call(_Step(host, lambda net: then(closure(net))), state, ())
+    made: T = functional_call(_Step(host, lambda net: then(_scalar(closure(net)))), state, ())
     return made
+
+
+def _scalar(loss: Any) -> Tensor:
+    if isinstance(loss, Tensor) and loss.numel() == 1:
+        return loss
+    given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+    raise InputError(f"the closure gives {given}: let it give the loss alone, a tensor of one number")
 
 
 def _aside(
