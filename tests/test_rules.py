@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sapflow.errors import InputError
 from sapflow.health.rules import DEFAULT_RULES, Action, ActionKind, Condition, Rule, RuleBook
 from sapflow.telemetry.events import SeedTelemetry
-from sapflow.telemetry.vocabulary import Measurement, SeedStage
+from sapflow.telemetry.vocabulary import Fault, Measurement, SeedStage
 
 
 def seed(ratio: float | None, **fields) -> SeedTelemetry:
@@ -103,6 +103,11 @@ def test_overflows_that_the_policy_takes_for_a_grad_scaler_s_business_raise_noth
     assert RuleBook(DEFAULT_RULES).evaluate(1, [seed(1.0, non_finite_passes=1)]).raised == []
 
 
+def test_an_overflow_beside_a_gain_above_the_band_is_no_verdict_of_death():
+    exploding = seed(2.5, non_finite_passes=1, fault=Fault.EXPLODING)
+    assert RuleBook(DEFAULT_RULES).evaluate(1, [exploding]).raised == []
+
+
 def test_non_finite_gradients_and_masked_values_prune_at_once():
     for ratio, fields in ((3.0, {"non_finite_passes": 1}), (1.0, {"masked_values": 2})):
         book = RuleBook(DEFAULT_RULES)
@@ -164,6 +169,8 @@ STATES = [
     ("masked", None, DETACHED, False),
     ("non_finite", None, {"masked_values": 1} | DETACHED, True),
     ("non_finite", None, {"non_finite_passes": 1, "has_exploding": True} | NON_FINITE, True),
+    ("non_finite", None, {"non_finite_passes": 3, "has_exploding": True, "fault": Fault.NON_FINITE} | NON_FINITE, True),
+    ("non_finite", None, {"non_finite_passes": 1, "has_exploding": True, "fault": Fault.DIVERGED}, False),
     ("non_finite", None, {"non_finite_passes": 1} | NON_FINITE, None),  # the policy has taken it for overflow
     ("non_finite", None, {"non_finite_passes": 1}, False),
     ("non_finite", None, {}, False),

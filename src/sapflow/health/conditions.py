@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from sapflow.errors import InputError
 from sapflow.telemetry.events import SeedTelemetry
-from sapflow.telemetry.vocabulary import Measurement, SeedStage
+from sapflow.telemetry.vocabulary import Fault, Measurement, SeedStage
 
 
 class Condition(StrEnum):
@@ -136,8 +136,10 @@ def _state(condition: Condition, seed: SeedTelemetry) -> bool | None:
         case Condition.EXPLODING:
             holds = seed.has_exploding
         case Condition.NON_FINITE:
-            # A GradScaler's overflows are its normal business until the policy flags them.
-            holds = (seed.non_finite_passes > 0 and seed.has_exploding) or seed.masked_values > 0
+            # A GradScaler's overflows are its normal business until the policy flags them: a lesser fault tells that
+            # it has not, and not every policy names one.
+            flagged = seed.has_exploding and seed.fault in (Fault.NON_FINITE, None)
+            holds = (seed.non_finite_passes > 0 and flagged) or seed.masked_values > 0
         case _:
             blocked = is_measured and seed.entering_norm > 0 and seed.leaving_norm == 0
             holds = blocked or seed.parameter_liveness == 0
