@@ -16,7 +16,7 @@ from sapflow.health.rule_file import MAX_FILE_BYTES, dump_rules, load_rules
 from sapflow.health.rule_words import sentence
 from sapflow.health.rules import DECIDE_EVERY, DEFAULT_RULES, WATCH_RULES, Action, Condition, Rule
 from sapflow.telemetry.events import EpochCompleted, GradientSampled, SeedPruned, SeedTelemetry
-from sapflow.telemetry.vocabulary import Measurement, SeedStage, Severity
+from sapflow.telemetry.vocabulary import Fault, Measurement, SeedStage, Severity
 
 RULE = '[[rules]]\nname = "r"\nwhen = "vanishing"\n'
 GOOD = RULE + "for_epochs = 2\n"
@@ -294,6 +294,19 @@ def test_samples_of_a_seed_whose_ratio_cannot_be_known_are_no_faults():
     rules = tuple(Rule(name=when, when=when, for_passes=10) for when in (Condition.NON_FINITE, Condition.UNMEASURED))
     events = (sampled(1, range(10), math.nan), event(EpochCompleted(epoch=1, epochs=1, seeds=(detached,))))
     assert [firing.alert.rule for firing in replayed(rules, 10, events).firings] == ["unmeasured"]
+
+
+def test_a_side_that_no_gradient_came_to_is_no_nan():
+    """As in the step of a discriminator on data, that of a GAN: nothing leaves it."""
+    rule = Rule(name="nan", when=Condition.NON_FINITE, for_passes=10)
+    one_sided = (sampled(1, range(0, 20, 2), 1.0), sampled(1, range(1, 20, 2), math.nan))
+
+    def fired(non_finite_passes: int) -> list:
+        seed = measured(1.0, non_finite_passes=non_finite_passes, fault=Fault.VANISHING)
+        return replayed((rule,), 10, (*one_sided, event(EpochCompleted(epoch=1, epochs=1, seeds=(seed,))))).firings
+
+    assert fired(0) == []
+    assert len(fired(10)) == 1
 
 
 @pytest.fixture(scope="module")

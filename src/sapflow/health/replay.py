@@ -150,17 +150,18 @@ def blind_spots(rules: Iterable[Rule]) -> list[Rule]:
 
 def _in_window(seed: SeedTelemetry, sums: _Sums) -> SeedTelemetry:
     """A seed as a decision step would have seen it; where no ratio can be known in the epoch, none is in the window."""
-    measurement = seed.measurement
-    if measurement in RATIOS_KNOWN:
-        states = ((sums.passes, Measurement.MEASURED), (sums.non_finite, Measurement.NON_FINITE))
+    measurement, known = seed.measurement, seed.measurement in RATIOS_KNOWN
+    sums = sums if known else _Sums()
+    # A side that no gradient came to is NaN in a sample, too.
+    non_finite = min(sums.non_finite, seed.non_finite_passes)
+    if known:
+        states = ((sums.passes, Measurement.MEASURED), (non_finite, Measurement.NON_FINITE))
         measurement = next((state for count, state in states if count), Measurement.NO_GRADIENT)
-    else:
-        sums = _Sums()
     reading = Reading(
         measurement=measurement,
         passes=sums.passes,
-        non_finite_passes=sums.non_finite,
-        longest_non_finite_run=sums.non_finite,
+        non_finite_passes=non_finite,
+        longest_non_finite_run=non_finite,
         entering_square=sums.entering_square,
         leaving_square=sums.leaving_square,
     )
@@ -172,8 +173,9 @@ def _in_window(seed: SeedTelemetry, sums: _Sums) -> SeedTelemetry:
         has_vanishing=verdict.has_vanishing,
         has_exploding=verdict.has_exploding,
         evidence=verdict.evidence,
+        fault=verdict.fault,
         passes=sums.passes,
-        non_finite_passes=sums.non_finite,
+        non_finite_passes=non_finite,
         entering_norm=math.sqrt(sums.entering_square),
         leaving_norm=math.sqrt(sums.leaving_square),
         min_ratio=min(sums.ratios, default=0.0),
