@@ -8,6 +8,7 @@ from torch import nn
 
 import sapflow
 from sapflow import HealthPolicy
+from sapflow.gradients.cells import Page
 
 
 class Plant(torch.autograd.Function):
@@ -237,6 +238,42 @@ def test_healthy_training_has_no_origin(host, activations):
         run(host, 6)
         watcher.epoch()
         assert list(watcher.non_finite) == []
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(8, 8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+
+    def forward(self, x, mask):
+        return self.layer(self.embed(x), mask)
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+@pytest.mark.parametrize("activations", [False, True])
+def test_a_mask_of_minus_infinity_is_no_origin_and_hides_none(monkeypatch, activations, on_host):
+    if not on_host:  # on an accelerator cells are tensors only
+        monkeypatch.setattr(Page, "_find_memory", lambda page: setattr(page, "memory", None))
+    model, mask = Masked(), nn.Transformer.generate_square_subsequent_mask(5)
+    with sapflow.watch(model, ["embed", "layer"], activations=activations) as watcher:
+        for factor in (1.0, math.nan):
+            (model(torch.randn(4, 5, 8), mask).square().mean() * factor).backward()
+            watcher.step()
+            watcher.epoch()
+            assert len(watcher.non_finite) == math.isnan(factor)
+    (origin,) = watcher.non_finite
+    assert not origin.in_forward
+
+
+def test_nan_in_the_data_beside_the_signal_comes_from_outside():
+    model = Masked()
+    with sapflow.watch(model, ["embed", "layer"], activations=True) as watcher:
+        model(torch.randn(4, 5, 8), torch.full((5, 5), math.nan)).square().mean().backward()
+        watcher.step()
+        watcher.epoch()
+    (origin,) = watcher.non_finite
+    assert (origin.slot_id, origin.in_forward) == ("", True)
 
 
 def test_large_gradients_are_no_origin_though_their_squares_overflow(host):

@@ -45,6 +45,23 @@ def test_an_orthogonal_layer_scales_what_runs_through_it_by_its_gain(policy, gai
     assert monitor.health()["m"].output_input_rms is None  # a new epoch has not been measured yet
 
 
+@pytest.mark.parametrize("mask", [float("-inf"), torch.finfo(torch.float32).min, -1e4])
+def test_a_mask_is_no_part_of_what_runs_through(policy, mask):
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = scaled_orthogonal(3.0)
+
+        def forward(self, x, mask):
+            return self.layer(x)
+
+    layer = Masked()
+    monitor = GradientMonitor({"m": layer}, policy=policy)
+    layer(torch.randn(16, 8, requires_grad=True), mask=torch.full((16, 16), mask).triu(1)).sum().backward()
+    assert monitor.close_epoch()["m"].output_input_rms == pytest.approx(3.0, rel=1e-5)
+    assert policy.readings[-1].keeps_size
+
+
 def test_the_share_of_live_tensors_is_that_of_gradients_worth_the_name(policy):
     model = nn.ModuleDict({"live": nn.Linear(4, 4), "partly": nn.Linear(4, 4), "zero": nn.Linear(4, 4)})
     monitor = GradientMonitor(dict(model.items()), policy=policy)

@@ -67,19 +67,36 @@ class MeanSquare(NamedTuple):
 
 
 def mean_square_of(value: Any, every: int = 1) -> MeanSquare | None:
-    """That of all numbers in a structure that this rank holds; None if it has none.
+    """That of the signal in a structure, as far as this rank holds it; None if there are no numbers.
+
+    The signal is what needs a gradient; where nothing does, all that there is. What stands beside it, such as a mask of
+    −inf, does not count, but NaN there is NaN in the whole.
 
     With `every` above 1, of the first part in so many of each tensor, along its first dimension: an estimate.
     """
-    tensors = _numbers(value)
-    if every > 1:
-        tensors = [tensor[: (len(tensor) + every - 1) // every] if tensor.dim() else tensor for tensor in tensors]
-    if not tensors:
+    signal, beside = _numbers(value)
+    if not signal:
+        signal, beside = beside, []
+    if not signal:
         return None
+    signal = _first_parts(signal, every)
+    numbers = sum(tensor.numel() for tensor in signal)
+    square = _norm_of_all(signal).square() / numbers
+    if beside:
+        square = square.masked_fill(_norm_of_all(_first_parts(beside, every)).isnan(), torch.nan)
+    return MeanSquare(square, numbers)
+
+
+def _first_parts(tensors: list[Tensor], every: int) -> list[Tensor]:
+    if every == 1:
+        return tensors
+    return [tensor[: (len(tensor) + every - 1) // every] if tensor.dim() else tensor for tensor in tensors]
+
+
+def _norm_of_all(tensors: list[Tensor]) -> Tensor:
     norms = [norm_of(tensor) for tensor in tensors]
-    norm = norms[0] if len(norms) == 1 else vector_norm(torch.stack(norms))
-    numbers = sum(tensor.numel() for tensor in tensors)
-    return MeanSquare(norm.square() / numbers, numbers)
+    norm: Tensor = norms[0] if len(norms) == 1 else vector_norm(torch.stack(norms))
+    return norm
 
 
 def add_mean_squares(cells: Tensor, taken: Any, given: Any, every: int = 1) -> bool:
@@ -95,17 +112,19 @@ def add_mean_squares(cells: Tensor, taken: Any, given: Any, every: int = 1) -> b
 
 def has_numbers(value: Any) -> bool:
     """Whether a structure of tensors has any that a gradient could be asked for."""
-    return bool(_numbers(value))
+    return any(_numbers(value))
 
 
-def _numbers(value: Any) -> list[Tensor]:
-    tensors: list[Tensor] = []
+def _numbers(value: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Tensors of numbers that need a gradient, and others."""
+    needing: list[Tensor] = []
+    others: list[Tensor] = []
 
     def collect(tensor: Tensor) -> Tensor:
         part = held_part(tensor.detach())
         if part is not None and (part.is_floating_point() or part.is_complex()) and part.numel():
-            tensors.append(part)
+            (needing if tensor.requires_grad else others).append(part)
         return tensor
 
     map_tensors(collect, value)
-    return tensors
+    return needing, others

@@ -28,8 +28,8 @@ class Reading:
     """The torch-free sums of one module over one epoch, or over the epoch so far.
 
     Squares are sums of ‖·‖₂² over the `passes` in which both sides were finite and something entered. None is "not
-    measured": no policy needed it. `output_input_rms` is the RMS of the output over that of the input,
-    and `keeps_size` whether it is known that both have as many numbers;
+    measured": no policy needed it. `output_input_rms` is the RMS of the output over that of the input, of
+    what needs a gradient where anything does, and `keeps_size` whether it is known that both have as many numbers;
     `parameter_liveness` the share (0 to 1) of the module's trainable parameter tensors whose gradient norm exceeds 1e-4
     of the largest among all watched parameters (0.0 where all are zero); `parameters_moved` whether training has
     changed any of its parameters since it was attached.
