@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+import sapflow
 from flow import (
     Flow,
     Net,
@@ -668,6 +669,24 @@ class TestKindsOfNumbers:
         z = torch.randn(6, dtype=torch.complex64, requires_grad=True)
         module(z).backward(torch.full((6,), 1 + 1j, dtype=torch.complex64))
         assert_agrees(monitor.close_epoch()["m"], Flow(math.sqrt(12), 5 * math.sqrt(12)))
+
+    def test_conjugated_gradients(self):
+        """The backward of `conj` hands on a view that only says of itself that it is conjugated."""
+
+        class Turn(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.by = nn.Parameter(torch.tensor([3 + 4j]))
+
+            def forward(self, z):
+                return z * self.by.conj()
+
+        model = nn.Sequential(Turn())
+        with sapflow.watch(model, "*") as watcher:
+            model(leaf(6, dtype=torch.complex64)).conj().real.sum().backward()
+            seed = watcher.epoch()["0"]
+        assert_agrees(seed, Flow(math.sqrt(6), 5 * math.sqrt(6)))
+        assert seed.parameter_liveness == 1.0
 
     def test_real_in_complex_out(self):
         x = leaf(8, 16)

@@ -49,7 +49,8 @@ def numbers_of(gradient: Tensor) -> Tensor:
     """The real numbers that it consists of, in a tensor that is dense."""
     if gradient.is_sparse:
         gradient = gradient.coalesce().values()
-    return torch.view_as_real(gradient) if gradient.is_complex() else gradient
+    # A conjugate is a view that its numbers are not in yet.
+    return torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
 
 
 def _in_order_of_memory(tensor: Tensor) -> Tensor:
