@@ -224,6 +224,34 @@ class TestOverflow:
         assert not explodes([inf, inf, 1.0, inf, inf, 1.0])
         assert explodes([1.0, inf, inf, inf, 1.0])
 
+    @pytest.mark.parametrize("judge", ["close_epoch", "close_window"])
+    def test_three_in_a_row_are_three_wherever_epochs_and_windows_end(self, judge):
+        net = Net()
+        optimizer, scaler = torch.optim.SGD(net.parameters(), lr=0.0), scaler_of(4.0)
+        fine = loss_under(torch.float32, torch.randn(4, 16))
+        monitor = GradientMonitor({"m": net.head}, grad_scaler=scaler, windows=judge == "close_window")
+        flags = []
+        for factor in (math.inf, math.inf, 1.0, math.inf, math.inf, math.inf, 1.0, math.inf):
+            train(net, [[lambda net, f=factor: fine(net) * f]], scaler, optimizer)
+            flags.append(getattr(monitor, judge)()["m"].has_exploding)
+        assert flags == [False] * 5 + [True] + [False] * 2
+
+    @pytest.mark.parametrize("detached", ["before the epoch ends", "after it"])
+    def test_a_module_does_not_go_on_with_the_overflows_of_one_that_is_gone(self, detached):
+        net = Net()
+        optimizer, scaler = torch.optim.SGD(net.parameters(), lr=0.0), scaler_of(4.0)
+        fine = loss_under(torch.float32, torch.randn(4, 16))
+        monitor = GradientMonitor({"old": net.head}, grad_scaler=scaler, windows=True)
+        train(net, [[lambda net: fine(net) * math.inf]] * 2, scaler, optimizer)
+        if detached == "after it":
+            monitor.close_epoch()
+        monitor.detach("old")
+        monitor.close_epoch()
+        monitor.attach("new", net.head)
+        train(net, [[lambda net: fine(net) * math.inf]], scaler, optimizer)
+        assert not monitor.close_window()["new"].has_exploding
+        assert not monitor.close_epoch()["new"].has_exploding
+
     def test_micro_batches_after_an_overflowed_pass_are_one_pass_still(self):
         """A skipped step is no step: what closes its pass must not take every later micro-batch for one."""
         net = Net()

@@ -1,6 +1,6 @@
 """The passes that are decided on: since the last decision, and since the epoch began, on all ranks together."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
@@ -21,7 +21,8 @@ class Decisions:
         self._ranks = ranks
         self._keeps = ranks.together or windows
         self._undecided: list[Tensor] = []
-        self._epoch: EpochSums | None = None
+        self._window = EpochSums(0)
+        self._epoch = EpochSums(0)
 
     def keep(self, squares: Tensor) -> None:
         """Closed passes of this rank, float64 (passes, rows, columns)."""
@@ -35,17 +36,20 @@ class Decisions:
         blocks, self._undecided = self._undecided, []
         if self._ranks.together:
             blocks, vitals = self._ranks.combine(blocks, sums.rows, sums.columns, vitals, rows, sums.home)
-        window = EpochSums(sums.rows)
-        if self._epoch is None:
-            self._epoch = EpochSums(sums.rows)
-        elif sums.rows > self._epoch.rows:
+        self._window = self._window.following(sums.rows, rows.values())
+        if sums.rows > self._epoch.rows:
             self._epoch.grow(sums.rows)
         for block in blocks:
-            window.add(block)
+            self._window.add(block)
             self._epoch.add(block)
-        return window, vitals
+        return self._window, vitals
 
-    def end_epoch(self, own: EpochSums) -> EpochSums:
-        """All passes of the epoch; `own` are this rank's, which nothing else was kept of where they are enough."""
-        decided, self._epoch = self._epoch, None
-        return decided if self._keeps and decided is not None else own
+    def end_epoch(self, own: EpochSums, measured: Collection[int]) -> EpochSums:
+        """All passes of the epoch; `own` are this rank's, which nothing else was kept of where they are enough.
+
+        Of the rows that are not `measured` any more, which others may get, nothing goes on.
+        """
+        decided = self._epoch
+        self._window = self._window.following(self._window.rows, measured)
+        self._epoch = decided.following(decided.rows, measured)
+        return decided if self._keeps else own

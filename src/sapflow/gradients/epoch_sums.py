@@ -3,6 +3,8 @@
 In NumPy, whose operations on so few numbers cost a fifth of torch's.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -28,7 +30,7 @@ class EpochSums:
         self.given = np.zeros(rows)
         self.passes = np.zeros(rows, np.int64)
         self.non_finite = np.zeros(rows, np.int64)
-        self.run = np.zeros(rows, np.int64)  # non-finite passes in a row, up to now
+        self.run = np.zeros(rows, np.int64)  # non-finite passes in a row, up to now and from before
         self.longest_run = np.zeros(rows, np.int64)
         self.entered = np.zeros(rows, np.bool_)  # something other than 0 entered, in any pass
         self.fired = np.zeros((rows, 2), np.bool_)
@@ -44,6 +46,14 @@ class EpochSums:
             if isinstance(old, np.ndarray):
                 getattr(larger, name)[: self.rows] = old
         self.__dict__.update(larger.__dict__)
+
+    def following(self, rows: int, measured: Iterable[int]) -> "EpochSums":
+        """The sums of what comes next, empty; of the rows that are measured still, a run goes on in them."""
+        following = EpochSums(rows)
+        for row in measured:
+            if row < self.rows:
+                following.run[row] = self.run[row]
+        return following
 
     def add(self, squares: torch.Tensor) -> None:
         """Fold closed passes: squares of shape (passes, rows, columns), as many rows as there were at the time."""
@@ -82,7 +92,7 @@ class EpochSums:
         for bad, fired in zip(non_finite, any_fired, strict=True):
             run = np.where(bad, self.run[here] + 1, np.where(fired, 0, self.run[here]))
             self.run[here] = run
-            self.longest_run[here] = np.maximum(self.longest_run[here], run)
+            self.longest_run[here] = np.maximum(self.longest_run[here], np.where(bad, run, 0))
 
     def _add_activations(self, mean_squares: Floats) -> None:
         seen = (_fired(mean_squares) & np.isfinite(mean_squares)).all(-1, keepdims=True)

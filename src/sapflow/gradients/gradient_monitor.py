@@ -190,8 +190,9 @@ class GradientMonitor:
         """Close the open pass and the epoch, judge every module, and begin the next epoch; waits for the device."""
         self.end_open_pass()
         _, signs = self._decide()
-        health = self._verdicts(self._decisions.end_epoch(self._epoch), signs, remember=not self._windows)
-        self._epoch = EpochSums(self._sums.rows)
+        measured = self._roster.rows().values()
+        health = self._verdicts(self._decisions.end_epoch(self._epoch, measured), signs, remember=not self._windows)
+        self._epoch = self._epoch.following(self._sums.rows, measured)
         self.passes_before_epoch += self._sums.passes_closed
         self._sums.passes_closed = self._sums.passes_measured = self.closings = 0
         self._rounds.choose()
