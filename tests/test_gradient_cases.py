@@ -27,6 +27,7 @@ from flow import (
 )
 from sapflow import GradientMonitor
 from sapflow.gradients import adding as probing
+from sapflow.gradients.cells import Page
 from sapflow.telemetry.vocabulary import Measurement
 
 
@@ -593,6 +594,24 @@ class TestFunctorch:
         for watched, plain in zip(module.parameters(), twin.parameters(), strict=True):
             assert torch.equal(watched.grad, plain.grad)
         assert monitor.close_epoch()["m"].measurement is not Measurement.MEASURED
+
+    @pytest.mark.parametrize("way", ["is_grads_batched", "vmap"])
+    @pytest.mark.parametrize("in_memory", [True, False])
+    def test_several_backwards_in_one_cost_no_measurement(self, in_memory, way, monkeypatch):
+        """As torch.autograd.functional.jacobian(…, vectorize=True) has them."""
+        if not in_memory:  # as on an accelerator
+            monkeypatch.setattr(Page, "_find_memory", lambda page: setattr(page, "memory", None))
+        module, x = mlp(4), leaf(3, 4)
+        expected = flow_of(module, "", lambda module: module(x).square().sum())
+        monitor = GradientMonitor({"m": module})
+        y = module(x)
+        rows = torch.eye(y.numel()).view(-1, *y.shape)
+        if way == "vmap":
+            torch.func.vmap(lambda row: torch.autograd.grad(y, x, row, retain_graph=True))(rows)
+        else:
+            torch.autograd.grad(y, x, rows, retain_graph=True, is_grads_batched=True)
+        y.square().sum().backward()
+        assert_agrees(monitor.close_epoch()["m"], expected)
 
     def test_functional_call_outside_of_a_transform_is_measured(self):
         module, x = mlp(), leaf(4, 16)
