@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import sapflow
 from flow import (
     scaled_orthogonal,
 )
@@ -42,6 +43,17 @@ class Opaque(nn.Module):
 class Result:
     def __init__(self, y):
         self.y = y
+
+
+class Unpacking(nn.Module):
+    """So is its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, result):
+        return self.layer(result.y)
 
 
 class SideDoor(nn.Module):
@@ -116,6 +128,12 @@ MISSING = {
         lambda m, x: m(torch.tensor([1, 2])).sum().backward(),
         ("integers",),
     ),
+    "input cannot be looked into": (
+        Measurement.INPUT_DETACHED,
+        Unpacking(),
+        lambda m, x: m(Result(needing(x))).sum().backward(),
+        ("type that is not looked",),
+    ),
     "output cannot be looked into": (
         Measurement.PROBE_LOST,
         Opaque(),
@@ -182,3 +200,19 @@ class TestNeverSilent:
         monitor = GradientMonitor({"m": module})
         module(leaf(2, 16)).sum().backward()
         assert monitor.close_epoch()["m"].measurement_reason == ""
+
+
+def test_zeros_that_an_optimizer_has_put_there_have_not_reached_the_parameters():
+    model = nn.ModuleDict({name: nn.Linear(4, 4) for name in ("used", "unused", "idle")})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with sapflow.watch(model, "*") as watcher:
+        for _ in range(2):
+            x = torch.randn(2, 4, requires_grad=True)
+            ignored = 0 if watcher.epochs else model["unused"](x).sum() + model["idle"](x).sum()
+            model["unused"](x)
+            optimizer.zero_grad(set_to_none=False)
+            (model["used"](x).sum() + ignored).backward()
+            optimizer.step()
+            seeds = watcher.epoch()
+    assert "let the loss depend on it" in seeds["unused"].measurement_reason
+    assert "call it" in seeds["idle"].measurement_reason

@@ -81,7 +81,8 @@ class Probe:
         self.output_is_view = False  # of which a change in place leaves out the node that is listened to
         self.output_seen = False  # a tensor was found in it
         self.opaque_output = ""  # the type of one in which none was
-        self.unheard = False  # it ran while the probe did not listen
+        self.unheard = False  # it ran in a pass that is left out, or for another module's sake
+        self.transformed = False  # it ran inside of torch.func, or was traced
         self.pass_ended = False
         self.parameters_reached = False
         self.failure = ""
@@ -263,13 +264,17 @@ class Probe:
             self.sums.compiled = True
 
     def _note_unheard(self) -> None:
-        """Note that the module ran with gradients in a pass that is left out, or for another module's sake."""
+        """Note that the module ran with gradients where nobody listens to it, and why."""
         if self.sums is None:
             return
         self.open_calls.append(None)
-        if is_grad_enabled():
+        if not is_grad_enabled():
+            return
+        if self.muted or self.sums.paused:
             self.unheard = True
             self.sums.skipped |= self.sums.paused
+        else:
+            self.transformed = True
 
     def _row_in_dynamo(self) -> Row | None:
         """The row, if a forward that TorchDynamo compiles, and does not export, is to be measured."""

@@ -45,7 +45,9 @@ class Watched:
     def read(self, epoch: EpochSums, signs: VitalSigns, *, loss_scaled: bool) -> Reading:
         """The reading over the passes that `epoch` holds; the fields are described in `Reading`."""
         row = self.row.index
-        measurement, reason = _measurement(epoch, row, self.probe)
+        # A gradient of 0 may stand there since it was zeroed.
+        reached = self.probe.parameters_reached and signs.parameter_liveness != 0
+        measurement, reason = _measurement(epoch, row, self.probe, reached=reached)
         if not reason and self.vitals is not None and self.vitals.failure:
             reason = f"whether its parameters are alive is not known: {self.vitals.failure}"
         passes = int(epoch.passes[row]) if measurement is Measurement.MEASURED else 0
@@ -106,8 +108,11 @@ def seed_of(name: str, module: nn.Module, health: GradientHealth, epochs: int) -
     )
 
 
-def _measurement(epoch: EpochSums, row: int, probe: Probe) -> tuple[Measurement, str]:
-    """The state of the measurement, and in words why it is not MEASURED and what to do about it."""
+def _measurement(epoch: EpochSums, row: int, probe: Probe, *, reached: bool) -> tuple[Measurement, str]:
+    """The state of the measurement, and in words why it is not MEASURED and what to do about it.
+
+    `reached` is whether a gradient has reached the parameters.
+    """
     entering_fired, leaving_fired = bool(epoch.fired[row, ENTERING]), bool(epoch.fired[row, LEAVING])
     if probe.failure:
         return Measurement.PROBE_LOST, f"watch the module around it: the probe cannot measure it, {probe.failure}"
@@ -130,7 +135,7 @@ def _measurement(epoch: EpochSums, row: int, probe: Probe) -> tuple[Measurement,
     if (entering_fired or probe.entered_alone) and not leaving_fired:
         return Measurement.INPUT_DETACHED, _why_nothing_left(probe)
     if not (probe.ran or probe.compiled):
-        return _why_it_did_not_run(probe)
+        return _why_it_did_not_run(probe, reached=reached)
     if not probe.pass_ended:
         return Measurement.UNMEASURED, "no backward pass has ended yet: call step() if nothing else ends one"
     if probe.opaque_output and not (probe.output_hooked or probe.compiled):
@@ -140,9 +145,9 @@ def _measurement(epoch: EpochSums, row: int, probe: Probe) -> tuple[Measurement,
         )
     if not (probe.output_hooked or probe.compiled):
         return Measurement.NO_GRADIENT, "its output needs no gradient: unfreeze a parameter in it or before it"
-    if probe.output_is_view and (probe.parameters_reached or leaving_fired):
+    if probe.output_is_view and (reached or leaving_fired):
         return Measurement.PROBE_LOST, CHANGED_VIEW
-    if probe.parameters_reached:
+    if reached:
         return Measurement.PROBE_LOST, "gradients reached its parameters but not its probe: attach the probe again"
     if leaving_fired:
         return Measurement.NO_GRADIENT, "a gradient left it, but none entered: let the loss depend on its output"
@@ -156,16 +161,24 @@ def _why_nothing_left(probe: Probe) -> str:
     if probe.input_detached:
         return "its input needs no gradient: feed it one that does to know what leaves"
     if probe.input_numberless:
-        return "its input has no numbers that could carry a gradient, as integers cannot: watch the module after it"
+        return (
+            "it is given no numbers that could carry a gradient, as integers cannot, or in a type that is not looked "
+            "into: give it tensors, in tuples, lists, dicts or dataclasses, or watch the module after it"
+        )
     return "no gradient came to its input: let the output depend on it, and have autograd asked for it"
 
 
-def _why_it_did_not_run(probe: Probe) -> tuple[Measurement, str]:
+def _why_it_did_not_run(probe: Probe, *, reached: bool) -> tuple[Measurement, str]:
     if getattr(type(probe.module), "forward", None) is nn.Module.forward:
         return Measurement.UNMEASURED, "it only holds other modules, and has no forward: watch those"
     if probe.unheard:
         return Measurement.UNMEASURED, "it ran only between the passes that are measured: lower `every`"
-    if probe.parameters_reached:
+    if probe.transformed:
+        return (
+            Measurement.UNMEASURED,
+            "it ran only inside of torch.func or a trace, where nothing is measured: call it outside",
+        )
+    if reached:
         return Measurement.PROBE_LOST, f"gradients reached its parameters, but its hooks did not run: {ATTACH_FIRST}"
     return (
         Measurement.UNMEASURED,
