@@ -414,6 +414,16 @@ def test_a_chain_of_blocks_has_the_product_of_their_gains():
             watcher.chain(nn.Sequential)
 
 
+def test_a_chain_names_the_blocks_that_it_knows_nothing_of():
+    model = nn.Sequential(*[scaled_orthogonal(0.5, 8) for _ in range(3)])
+    with sapflow.watch(model, "*") as watcher:
+        model(torch.randn(4, 8)).sum().backward()  # the first has data for its input
+        watcher.step()
+        assert "over a chain of 2" in watcher.chain().evidence
+        assert "not measured, and left out: 0" in watcher.chain().evidence
+        assert watcher.chain("0").evidence == "not measured, and left out: 0"
+
+
 def test_a_policy_that_raises_does_not_break_training(caplog):
     class Broken(HealthPolicy):
         def judge(self, reading, memory):

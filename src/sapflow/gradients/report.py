@@ -3,6 +3,7 @@
 import html
 from array import array
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,10 +68,12 @@ def _glyph(seed: SeedTelemetry) -> str:
 
 
 def chain_of(telemetry: Mapping[str, SeedTelemetry]) -> Verdict:
-    """Blocks that feed one another, as one; those of them that are measured."""
-    return chain_verdict({
-        name: seed.grad_ratio for name, seed in telemetry.items() if seed.measurement is Measurement.MEASURED
-    })  # fmt: skip
+    """Blocks that feed one another, as one; those of them that are measured, and the names of the others."""
+    measured = {name: seed for name, seed in telemetry.items() if seed.measurement is Measurement.MEASURED}
+    verdict = chain_verdict({name: seed.grad_ratio for name, seed in measured.items()})
+    missing = ", ".join(name or "the model" for name in telemetry if name not in measured)
+    said = (verdict.evidence, missing and f"not measured, and left out: {missing}")
+    return replace(verdict, evidence="; ".join(filter(None, said)))
 
 
 class History:
