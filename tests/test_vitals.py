@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import sapflow
 from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.health.policy import HealthPolicy, Need
 
@@ -80,6 +81,22 @@ def test_modules_without_trained_parameters_or_gradients_have_no_liveness(policy
     monitor.step()
     assert [health.parameter_liveness for health in monitor.close_epoch().values()] == [None, None]
     assert unused.weight.grad is None
+
+
+def test_gradients_that_a_loop_zeroes_before_its_next_forward_tell_nothing():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+    with sapflow.watch(model, "*") as watcher:
+        for _ in range(3):
+            for _ in range(20):
+                model(torch.randn(8, 4)).square().mean().backward()
+                with torch.no_grad():
+                    for parameter in model.parameters():
+                        parameter -= 0.01 * parameter.grad
+                        parameter.grad.zero_()
+            seeds = watcher.epoch()
+    assert {name: (seed.parameter_liveness, seed.fault) for name, seed in seeds.items()} == dict.fromkeys(
+        "012", (None, None)
+    )
 
 
 def test_sparse_gradients_close_their_pass_and_are_alive_where_they_are_looked_up(policy):

@@ -151,7 +151,7 @@ class GradientMonitor:
         Where modules are compiled, this waits for the device.
         """
         if self._sums.fired or self._sums.skipped or (self._sums.compiled and self._sums.anything_added()):
-            self._end_pass()
+            self._end_pass(after_step=False)
 
     def only(self, name: str) -> AbstractContextManager[None]:
         """Let one module's probe listen and no other, for a forward whose loss is that module's alone."""
@@ -227,14 +227,14 @@ class GradientMonitor:
     def _close_at_root(self) -> None:
         self._roster.forget_open_calls()  # a loop that goes on with a smaller batch, out of memory, needs theirs
         if self._root_closes and self._sums.open:
-            self._close_pass()
+            self._close_pass(after_step=False)
 
-    def _close_pass(self) -> None:
+    def _close_pass(self, *, after_step: bool = True) -> None:
         """End a pass; a closing before which nothing fired ends none, but is counted. Training comes first."""
         self.closings += 1
         self._ranks.counted_passes += 1
         try:
-            self._end_pass()
+            self._end_pass(after_step=after_step)
             if self._alarmed:  # to tell of NaN at once
                 self._alarmed = False
                 self._sums.send()
@@ -249,12 +249,12 @@ class GradientMonitor:
             log.exception("what follows a pass failed; training goes on, and what fails again is not logged")
         self._failed = True
 
-    def _end_pass(self) -> None:
+    def _end_pass(self, *, after_step: bool) -> None:
         # To look takes a while, and the 1st, 2nd, 4th, 8th … closing of an epoch tell.
         self._roster.end_pass(look=self.closings & (self.closings - 1) == 0)
         if not (self._sums.open or (self._ranks.together and self._roster)):  # a pass on one rank is one on all
             return
-        self._rounds.end_pass(self._roster.vitals)
+        self._rounds.end_pass(self._roster.vitals, after_step=after_step)
         self._sums.close_pass()
         self._rounds.choose()
         self._sums.paused = (self.passes_before_epoch + self._sums.passes_closed) % self._every != 0

@@ -49,6 +49,7 @@ class Vitals:
     def begin_epoch(self) -> None:
         """Forget the epoch before."""
         self.norms: Tensor | None = None  # of the gradients of the parameters, when last seen
+        self.seen: Tensor | bool = False  # whether these tell anything
         self.failure = ""  # why they could not be seen
 
     def parameters(self) -> list[nn.Parameter]:
@@ -66,7 +67,7 @@ class Vitals:
         first, last = self._first_weights, self._last_weights
         if first is not None and last is not None:
             self._has_moved |= not torch.equal(first.cpu(), last.cpu())
-        flags = torch.tensor([self._has_moved, self.norms is not None], dtype=torch.float64)
+        flags = torch.tensor([self._has_moved, bool(self.seen)], dtype=torch.float64)
         return torch.cat((flags, norms.cpu().double().square()))
 
     def look_whether_moved(self) -> bool:
@@ -104,16 +105,19 @@ def signs_of(numbers: Mapping[str, Tensor]) -> dict[str, VitalSigns]:
     return signs
 
 
-def note_liveness(vitals: Iterable[Vitals]) -> None:
+def note_liveness(vitals: Iterable[Vitals], *, after_step: bool) -> None:
     """Note the norms of each module's gradients, on the device; of those that ranks hold together, this one's part.
 
-    Gradients must still stand on the parameters, as they do right after an optimizer's step. Of a module none of whose
-    parameters has one (an expert that nothing was routed to) nothing is noted; beside others, one without is dead.
+    Gradients must still stand on the parameters, as they do right after an optimizer's step; later a loop may have
+    zeroed them, and where all are 0 they tell nothing. Of a module none of whose parameters has one (an expert that
+    nothing was routed to) nothing is noted; beside others, one without is dead.
     """
     gradients = {vital: [_numbers(parameter.grad) for parameter in vital.parameters()] for vital in vitals}
     reached = {vital: parts for vital, parts in gradients.items() if any(part is not None for part in parts)}
-    for vital, norms in _aligned(reached):
-        vital.norms = norms
+    noted = list(_aligned(reached))
+    tell: Tensor | bool = True if after_step or not noted else torch.cat([norms for _, norms in noted]).any()
+    for vital, norms in noted:
+        vital.norms, vital.seen = norms, tell
 
 
 def note_weights(vitals: Iterable[Vitals]) -> None:
@@ -186,7 +190,7 @@ class Rounds:
         due = self._sums.every_activation or self._due
         self._sums.sees_activations = due and self._sums.columns > TAKEN
 
-    def end_pass(self, vitals: Callable[[], Iterable[Vitals]]) -> None:
+    def end_pass(self, vitals: Callable[[], Iterable[Vitals]], *, after_step: bool) -> None:
         """Note the gradients of a pass that ends, if it is one; what fails is said, not raised into training."""
         if self._sums.paused:
             return
@@ -195,7 +199,7 @@ class Rounds:
             return
         watched = list(vitals())
         try:
-            note_liveness(watched)
+            note_liveness(watched, after_step=after_step)
             note_weights(watched)
         except Exception as error:
             for vital in watched:
