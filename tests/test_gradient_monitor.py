@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+import sapflow
 from sapflow import GradientMonitor
 from sapflow.errors import InputError
 from sapflow.gradients.cells import PAGE_ROWS, Page
@@ -399,6 +400,22 @@ def test_a_model_may_be_watched_before_it_has_memory():
     nn.init.orthogonal_(model[0].weight, gain=0.5)
     model(torch.randn(2, 4, requires_grad=True)).sum().backward()
     assert monitor.close_epoch()["layer"].grad_ratio == pytest.approx(0.5, rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_lazy_modules_are_watched_before_they_have_parameters():
+    model = nn.ModuleDict({"used": nn.LazyLinear(3), "later": nn.LazyLinear(2)})
+    with sapflow.watch(model, "*") as watcher:
+        for steps in ("used",), ("used", "later"):
+            y = torch.randn(4, 5, requires_grad=True)
+            for name in steps:
+                y = model[name](y)
+            y.sum().backward()
+            watcher.step()
+            seeds = watcher.epoch()
+            assert seeds["used"].measurement_reason == ""
+            assert (seeds["used"].parameter_liveness, seeds["used"].seed_params) == (1.0, 18)
+    assert (seeds["later"].parameter_liveness, seeds["later"].seed_params) == (1.0, 8)
 
 
 def test_a_name_is_measured_once():

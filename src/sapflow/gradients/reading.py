@@ -9,7 +9,7 @@ from torch import nn
 from sapflow.gradients.cells import ENTERING, LEAVING, Row
 from sapflow.gradients.epoch_sums import EpochSums
 from sapflow.gradients.probe import Probe
-from sapflow.gradients.selection import kind_of
+from sapflow.gradients.selection import kind_of, size_of
 from sapflow.gradients.vitals import Vitals, VitalSigns
 from sapflow.health.policy import Reading, Verdict
 from sapflow.telemetry.events import GradientHealth, SeedTelemetry
@@ -103,7 +103,7 @@ def seed_of(name: str, module: nn.Module, health: GradientHealth, epochs: int) -
         stage=SeedStage.WATCHED,
         epochs_in_stage=epochs,
         alpha=1.0,
-        seed_params=sum(parameter.numel() for parameter in module.parameters()),
+        seed_params=size_of(module),
         **asdict(health),
     )
 

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from sapflow.errors import InputError
 
@@ -72,6 +73,11 @@ def _to_be_measured(chain: list[nn.Module]) -> nn.Module:
 def kind_of(module: nn.Module) -> str:
     """The name of the module's type; a wrapper's is that of what it wraps."""
     return type(unwrapped(module)).__name__
+
+
+def size_of(module: nn.Module) -> int:
+    """How many numbers its parameters have; those of lazy modules have none before their first forward."""
+    return sum(parameter.numel() for parameter in module.parameters() if not is_lazy(parameter))
 
 
 def _means(selector: Selector, name: str, module: nn.Module) -> bool:

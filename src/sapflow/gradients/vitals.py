@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sapflow.gradients.cells import TAKEN
@@ -53,8 +54,8 @@ class Vitals:
         self.failure = ""  # why they could not be seen
 
     def parameters(self) -> list[nn.Parameter]:
-        """Those that are trained now: others than before, where some were frozen or replaced."""
-        return [parameter for parameter in self._module.parameters() if parameter.requires_grad]
+        """Those that are trained now: others than before, where some were frozen, replaced, or made (lazy modules)."""
+        return [p for p in self._module.parameters() if p.requires_grad and not is_lazy(p)]
 
     def numbers(self) -> Tensor:
         """What the vital signs of the epoch so far follow from (`signs_of`); waits for the device.

@@ -9,7 +9,7 @@ from torch import nn
 
 import sapflow
 from sapflow.gradients.origin import Origin
-from sapflow.gradients.selection import kind_of
+from sapflow.gradients.selection import kind_of, size_of
 from sapflow.health.rules import RuleBook
 from sapflow.telemetry.events import (
     AlertCleared,
@@ -58,7 +58,7 @@ class WatchJournal:
             self.stream.emit(
                 EnvStarted(
                     host=kind_of(self._model),
-                    host_params=sum(parameter.numel() for parameter in self._model.parameters()),
+                    host_params=size_of(self._model),
                     slot_ids=tuple(modules),
                     epochs=0,
                 )
