@@ -457,6 +457,8 @@ def test_modules_that_share_a_reason_share_one_line_of_warning(caplog):
     [
         (Rule(name="soon", when=Condition.EXPLODING, for_passes=5), "say for_epochs"),
         (Rule(name="hard", when=Condition.EXPLODING, for_epochs=1, actions=("prune",)), "acts on nothing"),
+        (Rule(name="dull", when=Condition.ACCURACY_BELOW, level=0.0, for_epochs=1), "known of seeds alone"),
+        (Rule(name="late", when=Condition.EXPLODING, for_epochs=1, stages=(SeedStage.BLENDING,)), "these stages"),
     ],
 )
 def test_rules_that_watch_would_pass_over_in_silence_are_refused(rule, said):

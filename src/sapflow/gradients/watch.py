@@ -79,8 +79,8 @@ def watch(
             rank's own gain.
 
     Raises:
-        InputError: a selector means no module (the message shows what comes near), a rule is for passes or has actions,
-            the directory cannot be made, or this rank is not in the group.
+        InputError: a selector means no module (the message shows what comes near), a rule is for passes, for slots, or
+            has actions, the directory cannot be made, or this rank is not in the group.
     """
     if epoch_every < 1:
         raise InputError(f"epoch_every={epoch_every}: an epoch needs at least 1 pass")

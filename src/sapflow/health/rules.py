@@ -9,7 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from sapflow.errors import InputError
-from sapflow.health.conditions import MEASURES, Condition, Finding, measured
+from sapflow.health.conditions import MEASURES, ONLY_AT_EPOCH_ENDS, Condition, Finding, measured
 from sapflow.health.rule import ON_THE_SEED, Action, ActionKind, Rule
 from sapflow.telemetry.events import Alert, SeedTelemetry
 from sapflow.telemetry.vocabulary import SeedStage, Severity
@@ -191,11 +191,15 @@ def check_watch_rules(rules: Iterable[Rule]) -> tuple[Rule, ...]:
     """The rules, if they are such that `sapflow.watch` passes nothing of them over in silence.
 
     Raises:
-        InputError: one is judged within epochs, or asks for an action.
+        InputError: one is judged within epochs, is about what only a slot knows, or asks for an action.
     """
     for rule in (checked := tuple(rules)):
         if rule.by_passes:
             raise InputError(f"rule {rule.name!r}: watch judges at the ends of epochs: say for_epochs")
+        if rule.when in ONLY_AT_EPOCH_ENDS:
+            raise InputError(f"rule {rule.name!r}: {rule.when!s} is known of seeds alone, in slots: use sapflow.grow")
+        if rule.stages and SeedStage.WATCHED not in rule.stages:
+            raise InputError(f"rule {rule.name!r}: what is watched is in none of these stages: remove them")
         if rule.actions:
             raise InputError(f"rule {rule.name!r}: watch acts on nothing: remove its actions, or use on_verdict")
     return checked
