@@ -17,6 +17,7 @@ from sapflow.control.controller import EpochOutcome
 from sapflow.control.controllers import ScheduledController
 from sapflow.control.life_cycle import GrowthPlan
 from sapflow.errors import IllegalTransitionError, InputError
+from sapflow.exporters.run_identity import identity_of
 from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.growth.blueprints import Blueprint, blueprint, catalogue
 from sapflow.growth.export import export
@@ -746,6 +747,14 @@ class TestTheEnd:
         model = make_model()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         return model, grow(model, {"2": "after"}, optimizer=optimizer, run_dir=tmp_path / "run", controller=Script())
+
+    def test_leaves_a_run_that_is_told_from_others_of_its_name(self, tmp_path):
+        runs = [self.begun(tmp_path / place)[1] for place in ("here", "there")]
+        for growth in runs:
+            growth.close()
+        here, there = (identity_of(growth.run_dir) for growth in runs)
+        assert here.run_id == there.run_id == "run"
+        assert here.key != there.key
 
     def test_by_an_error_is_said_as_such(self, tmp_path):
         _, growth = self.begun(tmp_path)

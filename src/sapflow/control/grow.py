@@ -132,7 +132,11 @@ def grow(
         )
         undo.pop_all()
     versions = {"sapflow": sapflow.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
-    keeping.run.emit(RunStarted(task=kind_of(model), envs=1, epochs=epochs, rng_seed=random_seed, versions=versions))
+    keeping.run.emit(
+        RunStarted(
+            task=kind_of(model), envs=1, epochs=epochs, rng_seed=random_seed, versions=versions, token=keeping.token
+        )
+    )
     return Growth(grower, placed, keeping, notifier, inbox)
 
 
