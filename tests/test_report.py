@@ -376,6 +376,10 @@ def test_groups_are_what_lies_together_and_is_numbered(tmp_path):
     assert groups_of(paths("a-1", "a-2", "b-1")) == {"a": paths("a-1", "a-2"), "b-1": paths("b-1")}
     assert groups_of(paths("x/1", "x/2", "y/1", "y/2")) == {"x": paths("x/1", "x/2"), "y": paths("y/1", "y/2")}
     assert set(groups_of(paths("x/a-1", "x/a-2", "y/a-1", "y/a-2"))) == {"x/a", "y/a"}
+    alike = paths("h/runs/a-1", "i/runs/a-1")
+    assert groups_of(alike) == {"h/runs/a-1": alike[:1], "i/runs/a-1": alike[1:]}
+    beside = paths("a-1", "a-1-2", "a-1-3")  # as runs are named that find their name taken
+    assert groups_of(beside) == {"a-1": beside}
     named = [f"A={tmp_path}/1,{tmp_path}/2", f"B={tmp_path}/3", f"A={tmp_path}/4"]
     assert groups_of([], named) == {"A": paths("1", "2", "4"), "B": paths("3")}
     with pytest.raises(InputError, match="more than once"):

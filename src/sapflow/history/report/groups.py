@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sapflow.errors import InputError
@@ -36,9 +36,16 @@ def _by_name(runs: Sequence[Path]) -> dict[str, list[Path]]:
         place = run.resolve()
         stem = NUMBER_BEHIND.sub("", place.name)
         families.setdefault(place.parent / stem if stem else place.parent, []).append(run)
-    named = {family if len(members) > 1 else members[0].resolve(): members for family, members in families.items()}
-    short = Counter(family.name for family in named)
-    return {
-        family.name if short[family.name] == 1 else f"{family.parent.name}/{family.name}": members
-        for family, members in named.items()
-    }
+    named: dict[Path, list[Path]] = {}
+    for family, members in families.items():  # a run beside which others were made has the name of their family
+        named.setdefault(family if len(members) > 1 else members[0].resolve(), []).extend(members)
+    return {_short(family, named): members for family, members in named.items()}
+
+
+def _short(path: Path, others: Iterable[Path]) -> str:
+    """As much of the end of a path as no other ends in."""
+    for length in range(1, len(path.parts)):
+        end = path.parts[-length:]
+        if sum(other.parts[-length:] == end for other in others) == 1:
+            return "/".join(end)
+    return str(path)
