@@ -4,8 +4,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from journals import epoch_completed, finished_run, run_completed
 from sanctum_events import RUN_ID, epoch, explosion, sample, seed
-from sapflow.exporters.run_view import RunView
+from sapflow.exporters.exporter import Setting
+from sapflow.exporters.run_identity import RunIdentity
+from sapflow.exporters.run_view import RunView, state_of
 from sapflow.telemetry.events import (
     AlertCleared,
     AlertRaised,
@@ -19,6 +22,7 @@ from sapflow.telemetry.events import (
     SeedStageChanged,
     TelemetryEvent,
 )
+from sapflow.telemetry.source import RunState
 from sapflow.telemetry.stream import EventStream
 from sapflow.telemetry.vocabulary import SeedStage
 
@@ -135,3 +139,14 @@ def test_a_copy_goes_its_own_way(pruned):
     assert [len(list(view.seeds())) for view in (before, copy)] == [1, 0]
     assert [len(list(view.alerts())) for view in (before, copy)] == [1, 0]
     assert [view.totals().total_pruned for view in (before, copy)] == [0, 1]
+
+
+@pytest.mark.parametrize("state", [RunState.COMPLETED, RunState.ENDED])
+def test_how_a_run_ended_is_known_when_its_journal_was_rolled_away_meanwhile(tmp_path, state):
+    pytest.importorskip("pyarrow")
+    from sapflow.history.rolling import roll
+
+    end = [run_completed()] if state is RunState.COMPLETED else []
+    run_dir = finished_run(tmp_path / "run", epoch_completed(), *end)
+    assert roll(run_dir, remove_journal=True).removed
+    assert state_of(Setting(name="name", run_dir=run_dir, run=RunIdentity("run"))) is state

@@ -33,6 +33,7 @@ from sapflow.telemetry.events import (
     SeedTelemetry,
     TelemetryEvent,
 )
+from sapflow.telemetry.run_directory import MANIFEST_NAME, ROLLED_NAME
 from sapflow.telemetry.source import RunState, Source
 from sapflow.telemetry.vocabulary import SeedStage
 
@@ -225,10 +226,24 @@ def view_before(setting: Setting) -> RunView:
     return view
 
 
+class _Summary(msgspec.Struct, frozen=True):
+    state: RunState
+
+
+class _Manifest(msgspec.Struct, frozen=True):
+    summary: _Summary
+
+
 def state_of(setting: Setting) -> RunState | None:
-    """How the run stands in its journal, which may be further than the events that were brought; None: not told."""
+    """How the run stands, which may be further than the events that were brought; None: not told.
+
+    By its journal or, where that was removed while it was followed, by what the run was rolled into.
+    """
     with suppress(JournalError), Source(setting.read_from or setting.run_dir) as source:
         return source.status().state
+    with suppress(OSError, msgspec.DecodeError):
+        rolled = (setting.run_dir / ROLLED_NAME / MANIFEST_NAME).read_bytes()
+        return msgspec.json.decode(rolled, type=_Manifest).summary.state
     return None
 
 
