@@ -219,6 +219,17 @@ def test_a_server_that_is_away_is_tried_again_and_one_that_refuses_is_not(tmp_pa
         open_it("ftp://host", "nowhere")
 
 
+def test_an_end_that_a_server_is_not_told_is_none(tmp_path):
+    """All was handed over before but how the run ended."""
+    run_dir = finished_run(tmp_path / "run", *DEMO)
+    options = {"tracking_uri": f"http://127.0.0.1:{free_port()}"}
+    away = registry.open_exporter(
+        Setting(name="mlflow", run_dir=run_dir, run=RunIdentity(RUN_ID), cursor=len(DEMO), options=options)
+    )
+    with pytest.raises(BackendAwayError, match="MLflow"):
+        away.close()
+
+
 def test_bad_input_is_one_line_and_keeps_the_place(tmp_path):
     run_dir = finished_run(tmp_path / "run", *DEMO)
     follow = (*SAPFLOW, "follow", str(run_dir), "--export", "mlflow", "--patience", "0", "--option")

@@ -16,8 +16,11 @@ from commands import SAPFLOW, finish, refused
 from journals import PATIENCE, finished_run
 from receivers import receiver
 from sanctum_events import RUN_ID, demo_run
-from sapflow.exporters.exporter import event_key
+from sapflow.errors import BackendAwayError
+from sapflow.exporters.exporter import Setting, event_key
 from sapflow.exporters.ledger import path_of, read
+from sapflow.exporters.run_identity import RunIdentity
+from sapflow.exporters.wandb import WeightsAndBiases
 from sapflow.telemetry.events import AlertRaised, EpochCompleted
 from sapflow.telemetry.vocabulary import Measurement
 
@@ -158,6 +161,18 @@ def test_when_its_own_service_is_killed_it_is_started_again_and_nothing_is_dropp
     half = len(DEMO) // 2
     expected = [one for one in DEMO[half:] if isinstance(one.payload, EpochCompleted)]
     assert [row["key"] for row in rows] == [event_key(one, f"{RUN_ID}-{TOKEN}") for one in expected]
+
+
+def test_an_end_that_the_service_is_not_told_is_none(tmp_path):
+    """All was handed over before but what came of the run."""
+
+    def begin():
+        raise BackendAwayError("away")
+
+    run_dir = finished_run(tmp_path / "run", *DEMO)
+    away = WeightsAndBiases(begin, Setting(name="wandb", run_dir=run_dir, run=RunIdentity(RUN_ID), cursor=len(DEMO)))
+    with pytest.raises(BackendAwayError):
+        away.close()
 
 
 def test_what_the_service_refuses_is_one_line(tmp_path):

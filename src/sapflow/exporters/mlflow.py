@@ -105,11 +105,13 @@ class MLflow:
     def close(self) -> None:
         """Say how the run ended, if it has: KILLED stands for cut off."""
         cut_off = state_of(self._setting) is RunState.ENDED
-        if self._begun and (self._view.completed or cut_off):
+        if self._view.completed or cut_off:
+            # Who has been away so far is asked once more: an end that nobody is told is none.
+            run = self.begin()
             failed = self._view.states()["failed"]
             status = "KILLED" if cut_off else "FAILED" if failed else "FINISHED"
             end = int(self._view.last_time * 1_000)
-            _asked(partial(self._client.set_terminated, self._begun, status=status, end_time=end))
+            _asked(partial(self._client.set_terminated, run, status=status, end_time=end))
 
     def _find_or_make(self) -> str:
         client = self._client

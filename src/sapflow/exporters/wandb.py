@@ -83,8 +83,12 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         """Say what came of the run, and wait until W&B has sent what it keeps."""
+        state = state_of(self._setting)
+        if self._begun is None and (self._view.completed or state is RunState.ENDED):
+            # Who has been away so far is asked once more: an end that nobody is told is none.
+            self._begun = self._begin()
         if self._begun is not None:
-            for name, value in _outcome(self._view, state_of(self._setting)).items():
+            for name, value in _outcome(self._view, state).items():
                 self._begun.summary[name] = value
             self._begun.finish()
 
