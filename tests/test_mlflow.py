@@ -217,6 +217,9 @@ def test_a_server_that_is_away_is_tried_again_and_one_that_refuses_is_not(tmp_pa
         open_it("", "nowhere")
     with pytest.raises(ExporterRefusedError, match="ftp"):
         open_it("ftp://host", "nowhere")
+    with pytest.raises(ExporterRefusedError, match="credentials") as raised:
+        open_it("http://user:secret@host", "nowhere")
+    assert "secret" not in str(raised.value)
 
 
 def test_an_end_that_a_server_is_not_told_is_none(tmp_path):

@@ -14,7 +14,7 @@ import msgspec
 
 from sapflow.errors import BackendAwayError, ExporterRefusedError
 from sapflow.exporters.exporter import Setting
-from sapflow.exporters.http import AT_FAULT, SCHEMES
+from sapflow.exporters.http import AT_FAULT, SCHEMES, check_url
 from sapflow.exporters.run_view import state_of, view_before
 from sapflow.exporters.series import ENV_COUNTERS, ENV_GAUGES, SEED_SERIES
 from sapflow.telemetry.events import AlertRaised, EpochCompleted, RunStarted, TelemetryEvent
@@ -232,6 +232,8 @@ def open_exporter(setting: Setting) -> MLflow:
         raise ExporterRefusedError(
             "exporter mlflow needs a tracking server: set MLFLOW_TRACKING_URI, or exporters.mlflow.tracking_uri"
         )
+    if uri.partition(":")[0].lower() in SCHEMES:
+        check_url(uri)  # MLflow writes it into logs and errors
     # The follower has its own way to try again, and nothing is gained by MLflow's minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
