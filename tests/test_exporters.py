@@ -642,7 +642,7 @@ def test_a_backend_that_comes_and_goes_gets_everything(run_dir, monkeypatch):
 
 @pytest.mark.parametrize(
     "url", ["", "ftp://host/", "host/path", "http://", "file:///etc/passwd", "http://a b/", "http://host:99999/",
-            "http://user:secret@host/", "http://host/ü"],
+            "http://user:secret@host/", "http://host/ü", "http://a..b/", f"http://{'a' * 64}.org/"],
 )  # fmt: skip
 def test_a_url_that_is_none_is_refused_without_telling_a_secret(url):
     with pytest.raises(ExporterRefusedError) as raised:

@@ -109,6 +109,7 @@ def check_url(url: str) -> str:
     """
     try:
         parts = urlsplit(url)
+        (parts.hostname or "").encode("idna")  # as a socket will do it
         plain = url.isascii() and url.isprintable() and " " not in url
         usable = parts.scheme in SCHEMES and parts.hostname and plain and parts.port != 0
     except ValueError:
