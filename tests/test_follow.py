@@ -110,8 +110,8 @@ def test_a_rolled_run_whose_journal_is_gone_is_exported_from_where_it_was(run_di
 def test_to_a_pipe(run_dir):
     done = finish_forked((*FOLLOW, str(run_dir), "--export", "jsonlines", "--option", "jsonlines.path=-"), run_dir)
     lines = done.stdout.splitlines()
-    assert [json.loads(line)["key"] for line in lines[:-1]] == KEYS
-    assert lines[-1] == f"jsonlines: {len(DEMO)} events exported"
+    assert [json.loads(line)["key"] for line in lines] == KEYS
+    assert done.stderr == f"sapflow: jsonlines: {len(DEMO)} events exported\n"
 
 
 def test_a_backend_that_hangs_holds_up_nobody_else(run_dir):
