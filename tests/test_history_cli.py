@@ -203,6 +203,17 @@ def test_formats_say_the_same(home, tmp_path):
         assert repr(read(tmp_path / name).column("low").to_pylist()) == "[-inf]"
 
 
+def test_times_are_in_utc_wherever_they_are_asked_for(homes):
+    sql = "SELECT min(time) AS time, strftime(min(time), '%Y-%m-%dT%H:%M') AS text FROM events"
+    done = subprocess.run(
+        (*SAPFLOW, "query", "runs/demo", sql, "--format", "json"), cwd=homes, env={**os.environ, "TZ": "Asia/Kolkata"},
+        capture_output=True, text=True, timeout=PATIENCE, check=True,
+    )  # fmt: skip
+    (row,) = json.loads(done.stdout)
+    assert row["time"].endswith("+00:00")
+    assert row["time"].startswith(row["text"])
+
+
 @pytest.mark.parametrize("table", ["gradients", "epochs", "seeds", "alerts", "events"])
 def test_a_whole_table_is_exported_in_every_format(home, tmp_path, table):
     with sapflow.open_run(home.path / "runs" / "demo") as opened:

@@ -62,6 +62,8 @@ def asked(runs: Mapping[str, Run], sql: str) -> Iterator[pa.RecordBatchReader]:
         JournalError: a run cannot be read.
     """
     with duckdb.connect(":memory:", config=_confined()) as connection:
+        connection.execute("SET TimeZone = 'UTC'")  # which it knows only now
+        connection.execute("SET lock_configuration = true")
         with _explained(runs):
             answer = _answer(connection, runs, sql)
         with _explained(runs, (duckdb.Error, pa.ArrowException)):  # that a disk is full is no fault of the question
@@ -82,7 +84,7 @@ def _answer(connection: duckdb.DuckDBPyConnection, runs: Mapping[str, Run], sql:
 
 
 def _confined() -> dict[str, str | bool | int | float | list[str]]:
-    """The settings of an engine that stays within its memory, and that no SQL can change."""
+    """The settings of an engine that reads and writes nothing, and stays within its memory."""
     return {
         "enable_external_access": False,
         "autoinstall_known_extensions": False,
@@ -92,7 +94,6 @@ def _confined() -> dict[str, str | bool | int | float | list[str]]:
         "temp_directory": "",
         "memory_limit": MEMORY,
         "threads": min(os.cpu_count() or 1, MOST_THREADS),
-        "lock_configuration": True,
     }
 
 
