@@ -183,13 +183,13 @@ def test_a_run_is_asked_whatever_its_directory_is_called(elsewhere):
 
 def test_formats_say_the_same(home, tmp_path):
     sql = """SELECT 'a"b,c' AS text, NULL AS nothing, 'nan'::DOUBLE AS nan, '-inf'::DOUBLE AS low, 0.1::DOUBLE AS tenth,
-        [1, 2] AS list, {'a': 'inf'::DOUBLE} AS struct, sum(i) AS huge, MAP {'k': 1} AS map,
+        [1, 2] AS list, {'a': 'inf'::DOUBLE} AS struct, sum(i) AS huge, MAP {'k': 1} AS map, 1.5 AS half,
         TIMESTAMPTZ '2026-11-25 10:00:00+00' AS time, true AS yes FROM range(3) t(i)"""
     (row,) = home.rows(sql)
     time = row.pop("time")
     assert row == {
         "text": 'a"b,c', "nothing": None, "nan": "NaN", "low": "-Infinity", "tenth": 0.1, "list": [1, 2],
-        "struct": {"a": "Infinity"}, "huge": 3, "map": {"k": 1}, "yes": True,
+        "struct": {"a": "Infinity"}, "huge": 3, "map": {"k": 1}, "half": 1.5, "yes": True,
     }  # fmt: skip
     assert datetime.fromisoformat(time).timestamp() == 1795600800.0
     (line,) = csv.DictReader(home.answer("query", "runs/demo", sql, "--format", "csv").splitlines())

@@ -235,8 +235,8 @@ def _plain(value: Any) -> Any:
             return value.isoformat()
         case bytes():
             return value.hex()
-        case Decimal() if value == value.to_integral_value():
-            return int(value)
+        case Decimal():
+            return int(value) if value == value.to_integral_value() else float(value)
         case dict():
             return {str(key): _plain(item) for key, item in value.items()}
         case list() | tuple():
