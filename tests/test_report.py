@@ -34,7 +34,7 @@ from sapflow.history.report.groups import groups_of
 from sapflow.history.report.page import run_page
 from sapflow.history.report.story import Mark, story
 from sapflow.history.rolling import roll
-from sapflow.telemetry.events import EnvFailed, RunCompleted, RunStarted, SeedStageChanged
+from sapflow.telemetry.events import EnvFailed, EpochCompleted, RunCompleted, RunStarted, SeedStageChanged
 from sapflow.telemetry.run_directory import TrainerLock
 from sapflow.telemetry.vocabulary import Measurement, SeedStage, Severity
 
@@ -209,6 +209,15 @@ def test_a_run_that_was_cut_off_with_every_kind_of_trouble(tmp_path):
     assert {"0", "NaN, ∞", "not measured"} <= set(rails)
 
 
+def test_what_was_not_finite_in_one_seed_is_not_forgotten_for_the_next_in_its_slot(tmp_path):
+    broken = seed("a", 1.0, non_finite_passes=3, has_exploding=True)
+    path = run_of(
+        tmp_path / "run", germinated("a"), epoch(2, broken), pruned("a", 2, 1.0), germinated("a", 2, at=2),
+        epoch(3, seed("a", seed_id="a-2")), (None, RunCompleted(completed_envs=1)),
+    )  # fmt: skip
+    assert (Mark.BAD, "Not finite: env 0 a (conv) in 3 passes.") in lines_of(path)
+
+
 def test_the_worst_comes_first(tmp_path):
     path = run_of(
         tmp_path / "run", germinated("a"), germinated("b"), germinated("c"),
@@ -282,6 +291,15 @@ def test_no_number_breaks_a_page(tmp_path):
         single, several = checked(run_page(run)), checked(comparison_page({"a": [run], "b": [run, run]}))
     assert "Measured epochs with a norm that has no place here, such as infinity: 7." in single
     assert "runs compared" in several
+
+
+def test_an_accuracy_that_is_no_number_is_no_part_of_the_median(tmp_path):
+    unknown = EpochCompleted(epoch=2, epochs=9, seeds=(seed("a"),), accuracy=float("nan"))
+    path = run_of(tmp_path / "run", (1, unknown), epoch(2, seed("a"), accuracy=60.0))
+    with sapflow.open_run(path) as run:
+        page = comparison_page({"a": [run], "b": [run]})
+    assert "<td>60.0 %</td>" in page
+    assert "nan %" not in page
 
 
 def test_names_are_text_wherever_they_stand(tmp_path):

@@ -1,7 +1,7 @@
 """The page of several runs: groups on one axis, what differs between them, and every run in one table."""
 
 from collections.abc import Mapping, Sequence
-from math import inf
+from math import inf, isnan
 from statistics import median
 
 from sapflow.history import plot
@@ -129,7 +129,7 @@ def _runs_table(groups: Groups) -> HtmlTable:
         for run in members:
             summary = run.summary
             ends = {row["env"]: row["accuracy"] for row in run.epochs(columns=["env", "accuracy"]).to_pylist()}
-            accuracies = [value for value in ends.values() if value is not None]
+            accuracies = [value for value in ends.values() if value is not None and not isnan(value)]
             rows.append(
                 {
                     "group": name, "run": run.path.name, "state": summary.state.value.lower(), "began": summary.started,

@@ -1,6 +1,7 @@
 """What happened in a run, in at most ten lines of plain words, the worst first."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -170,7 +171,9 @@ def not_finite(facts: Facts) -> Line | None:
     rows = [row for row in facts.events if row["type"] == EventType.NON_FINITE_FOUND]
     named = [f"env {row['env']} epoch {row['epoch']}: {shown(row['text'] or '', 170)}" for row in rows]
     if not named:
-        counts = {_who(life.rows[0]): sum(row["non_finite"] for row in life.rows) for life in facts.lives}
+        counts: Counter[str] = Counter()  # the seeds of a slot may be of one blueprint
+        for life in facts.lives:
+            counts[_who(life.rows[0])] += sum(row["non_finite"] for row in life.rows)
         named = [f"{who} in {_count(passes, 'pass')}" for who, passes in counts.items() if passes]
     return _line(Mark.BAD, "Not finite", named)
 
