@@ -313,6 +313,12 @@ def test_only_metrics_are_served_and_only_to_who_has_the_token(monkeypatch):
             raised.value.close()
 
 
+def test_the_end_of_a_line_in_a_token_is_no_part_of_it(monkeypatch):
+    monkeypatch.setenv("SAPFLOW_PROMETHEUS_TOKEN", "t0ken\n")
+    with serving(host="0.0.0.0") as url:
+        assert "sapflow_run_info" in get(url, Authorization="Bearer t0ken")
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
 def test_beyond_loopback_a_token_is_needed(host, monkeypatch):
     monkeypatch.delenv("SAPFLOW_PROMETHEUS_TOKEN", raising=False)

@@ -228,7 +228,7 @@ def _guarded(registry: Any, token: str) -> WSGI:
 def open_exporter(setting: Setting) -> Prometheus:
     """See `exporter.Open`."""
     options = setting.options_as(Options)
-    token = os.environ.get(TOKEN_VARIABLE, "")
+    token = os.environ.get(TOKEN_VARIABLE, "").strip()  # such as the end of a line in a file
     if not _is_loopback(options.host) and not token:
         raise ExporterRefusedError(
             f"serving on {options.host} shows the run to others: set {TOKEN_VARIABLE}, and have Prometheus send it"
