@@ -12,16 +12,19 @@ from pathlib import Path
 import pytest
 
 from commands import SAPFLOW, finish, refused
-from journals import finished_run
+from journals import event, finished_run, run_completed
 from receivers import free_port
 from sanctum_events import RUN_ID, demo_run, epoch, seed
 from sapflow.errors import BackendAwayError, ExporterRefusedError
 from sapflow.exporters import registry
 from sapflow.exporters.exporter import Setting
 from sapflow.exporters.ledger import path_of, read
+from sapflow.exporters.mlflow import status_of
 from sapflow.exporters.run_identity import RunIdentity
-from sapflow.telemetry.events import EpochCompleted, TelemetryEvent
+from sapflow.exporters.run_view import RunView
+from sapflow.telemetry.events import EnvCompleted, EnvFailed, EnvStarted, EpochCompleted, TelemetryEvent
 from sapflow.telemetry.run_directory import TrainerLock
+from sapflow.telemetry.source import RunState
 from sapflow.telemetry.vocabulary import Measurement
 
 pytest.importorskip("mlflow")
@@ -182,6 +185,28 @@ def test_a_run_that_is_followed_no_longer_and_goes_on_is_running(server, client,
         exporter.close()
     (run,) = runs_of(client, "left")
     assert run.info.status == "RUNNING"
+
+
+@pytest.mark.parametrize(
+    ("state", "ends", "status"),
+    [
+        (RunState.LIVE, [EnvFailed], ""),
+        (RunState.ENDED, [EnvCompleted], "KILLED"),
+        (RunState.ENDED, [EnvFailed], "FAILED"),  # as an error leaves a run of `sapflow.grow`
+        (RunState.ENDED, [EnvFailed, None], "KILLED"),
+        (RunState.COMPLETED, [EnvCompleted], "FINISHED"),
+        (RunState.COMPLETED, [EnvCompleted, EnvFailed], "FAILED"),
+    ],
+)
+def test_a_run_ends_as_its_envs_did(state, ends, status):
+    view = RunView()
+    for env_id, end in enumerate(ends):
+        view.take(event(EnvStarted(host="host", host_params=1, slot_ids=(), epochs=1), env_id, 0))
+        if end is not None:
+            view.take(event(end(epoch=1, **({"error": "error"} if end is EnvFailed else {})), env_id, 1))
+    if state is RunState.COMPLETED:
+        view.take(run_completed())
+    assert status_of(view, state) == status
 
 
 def test_an_experiment_that_was_deleted_is_for_a_person_to_restore(server, client):

@@ -15,7 +15,7 @@ import msgspec
 from sapflow.errors import BackendAwayError, ExporterRefusedError
 from sapflow.exporters.exporter import Setting
 from sapflow.exporters.http import AT_FAULT, SCHEMES, check_url
-from sapflow.exporters.run_view import state_of, view_before
+from sapflow.exporters.run_view import RunView, state_of, view_before
 from sapflow.exporters.series import ENV_COUNTERS, ENV_GAUGES, SEED_SERIES
 from sapflow.telemetry.events import AlertRaised, EpochCompleted, RunStarted, TelemetryEvent
 from sapflow.telemetry.source import RunState
@@ -103,13 +103,10 @@ class MLflow:
             _asked(partial(self._log, run, metrics[start : start + METRICS_AT_ONCE]))
 
     def close(self) -> None:
-        """Say how the run ended, if it has: KILLED stands for cut off."""
-        cut_off = state_of(self._setting) is RunState.ENDED
-        if self._view.completed or cut_off:
+        """Say how the run ended, if it has."""
+        if status := status_of(self._view, state_of(self._setting)):
             # Who has been away so far is asked once more: an end that nobody is told is none.
             run = self.begin()
-            failed = self._view.states()["failed"]
-            status = "KILLED" if cut_off else "FAILED" if failed else "FINISHED"
             end = int(self._view.last_time * 1_000)
             _asked(partial(self._client.set_terminated, run, status=status, end_time=end))
 
@@ -145,6 +142,19 @@ class MLflow:
         versions = {f"version.{_part(name)}": text for name, text in started.versions.items()}
         parameters = [Param(name, str(value)) for name, value in {**asked, **versions}.items() if value is not None]
         self._client.log_batch(run, params=parameters)
+
+
+def status_of(view: RunView, state: RunState | None) -> str:
+    """How the run ended, in MLflow's words: KILLED stands for cut off; empty where it has not ended.
+
+    A loop of somebody's own that an error broke off completes no run, and yet no env of it was cut off.
+    """
+    if not (view.completed or state is RunState.ENDED):
+        return ""
+    states = view.states()
+    if states["failed"] and (view.completed or not states["training"]):
+        return "FAILED"
+    return "FINISHED" if view.completed else "KILLED"
 
 
 def _log_by_client(client: "MlflowClient", run: str, metrics: Sequence[Measured]) -> None:
