@@ -157,9 +157,11 @@ def test_rules_act_beside_the_agent_and_end_an_episode():
     stop = Rule(name="enough", when=Condition.RATIO_ABOVE, level=0.0, for_epochs=1, actions=("stop",))
     env = GrowthEnv(epochs=5, rules=[stop])
     env.reset(seed=0)
-    *_, terminated, truncated, _ = all_do(env, GERMINATE)
+    env.step(waiting(env))
+    *_, terminated, truncated, info = env.step(np.array([GERMINATE, WAIT, WAIT]))
     assert terminated
     assert not truncated
+    assert all(mask[GERMINATE:].sum() == 0 for mask in info["action_mask"])
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.step(waiting(env))
     env.close()

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 import journals
 from journals import PATIENCE
 from sapflow import SeedTraining, grow
+from sapflow.control.controllers import ScheduledController
+from sapflow.control.life_cycle import GrowthPlan
 from sapflow.errors import InputError
 from sapflow.health.rules import Condition, Rule
 from sapflow.telemetry.events import ActionTaken, AlertCleared, AlertRaised, GradientSampled, Payload, SeedPruned
@@ -112,6 +114,23 @@ def test_slow_down_lowers_the_seed_s_learning_rate_alone(tmp_path):
 def test_stop_gives_its_reason(tmp_path):
     run = Run(tmp_path, [above(2.0, "stop")])
     assert run.growth.stop_reason.startswith("loud: ratio_above 2")
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_when_the_training_is_to_stop_nothing_is_sown_any_more(stops):
+    rules = [Rule(name="enough", when=Condition.RATIO_ABOVE, level=0.0, for_epochs=1, actions=("stop",))] * stops
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    controller = ScheduledController(GrowthPlan(first_germination=0, germination_interval=1), 0)
+    with grow(
+        model, {"0": "after", "1": "after"}, optimizer=optimizer, rules=rules, controller=controller
+    ) as growth:  # fmt: skip
+        for x, y in batches(2):
+            growth.loss(lambda net, x=x, y=y: F.cross_entropy(net(x), y)).backward()
+            optimizer.step()
+        growth.epoch()
+        assert bool(growth.stop_reason) is stops
+        assert [life.slot_id for life in growth.actions.lives] == ["0"] + ["1"] * (not stops)
 
 
 def test_a_function_is_called_with_the_alert_and_may_fail(tmp_path):

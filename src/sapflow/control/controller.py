@@ -11,7 +11,8 @@ class EpochOutcome:
     """What an epoch of a host came to: what a controller may go by beside the slots.
 
     `epoch` counts from 1 and is 0 before the first, `epochs` is how many there will be (0 where nobody knows); accuracy
-    in percent on the validation split, losses in the task's own unit, None where nobody told.
+    in percent on the validation split, losses in the task's own unit, None where nobody told. `stopping`: a rule or a
+    person asks for the training to end with it.
     """
 
     epoch: int
@@ -19,11 +20,12 @@ class EpochOutcome:
     accuracy: float | None = None
     train_loss: float | None = None
     validation_loss: float | None = None
+    stopping: bool = False
 
     @property
     def last(self) -> bool:
         """Whether nothing will be trained any more."""
-        return 0 < self.epochs <= self.epoch
+        return self.stopping or 0 < self.epochs <= self.epoch
 
 
 class Controller(Protocol):

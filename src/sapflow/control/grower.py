@@ -184,6 +184,7 @@ class Grower:
             accuracy=evaluation.accuracy,
             train_loss=train_loss,
             validation_loss=evaluation.loss,
+            stopping=bool(self.responses.stop_reason),
         )
         self.controller.decide(outcome, self.actions)
         return said

@@ -194,8 +194,7 @@ class GrowthEnv(gymnasium.Env[Observation, Action]):
 
     def _masks(self) -> tuple[Mask, ...]:
         assert self._env is not None
-        last = self._env.epoch >= self.epochs
-        return tuple(self._choices.mask(slot, last=last) for slot in self._env.slots.values())
+        return tuple(self._choices.mask(slot, last=not self._is_running) for slot in self._env.slots.values())
 
     def _observe(self, accuracy_before: float) -> Observation:
         assert self._env is not None
