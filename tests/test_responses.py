@@ -97,6 +97,21 @@ def test_hold_stops_the_blending_and_lets_go_when_all_is_well_again(tmp_path):
     ]  # fmt: skip
 
 
+def test_what_a_program_holds_no_rule_lets_go(tmp_path):
+    class HealedAndHeld(Run):
+        def before_decision(self, said):
+            super().before_decision(said)
+            if said.epoch == 2:
+                with torch.no_grad():
+                    self.slot.seed.weight.div_(5.0)
+                self.growth.actions.hold(self.slot)
+
+    run = HealedAndHeld(tmp_path, [above(2.0, "hold", clear_after=1)])
+    assert [alert.epoch for alert in run.of(AlertCleared)] == [3]
+    assert [seed.paused for seed in run.stages] == [False, True, True, True]
+    assert run.slot.state.paused
+
+
 def test_what_nobody_validated_prunes_no_seed_for_its_accuracy(tmp_path):
     rule = Rule(name="useless", when=Condition.ACCURACY_BELOW, level=0.5, for_epochs=1, actions=("prune",))
     run = Run(tmp_path, [rule], stages={"after_1": [S.BLENDING]})

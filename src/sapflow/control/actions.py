@@ -66,6 +66,7 @@ class SlotActions:
 
     Attributes:
         closure: gives the host's loss of some batch, on which gains at birth are measured; set before seeds germinate.
+        held: seeds that were held by other than a rule, by seed_id: no rule lets them go.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class SlotActions:
         self.random_name = random_name
         self.process_group = process_group
         self.lives: list[Life] = []
+        self.held: set[str] = set()
         self._living: dict[str, Life] = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -227,14 +229,18 @@ class SlotActions:
                 )
             )
 
-    def hold(self, slot: SeedSlot) -> None:
+    def hold(self, slot: SeedSlot, *, by_rule: bool = False) -> None:
         """Pause a seed: it learns and is measured, but its blend weight stands and it moves on to no other stage.
+
+        What is held `by_rule` goes on when the rule's alert is cleared.
 
         Raises:
             IllegalTransitionError: no seed grows in the slot, or it is fossilised.
         """
         self._check_growing(slot)
         slot.state.paused = True
+        if not by_rule:
+            self.held.add(slot.state.seed_id)
 
     def resume(self, slot: SeedSlot) -> None:
         """Let a paused seed go on.
@@ -244,6 +250,7 @@ class SlotActions:
         """
         self._check_growing(slot)
         slot.state.paused = False
+        self.held.discard(slot.state.seed_id)
 
     def slow_down(self, slot: SeedSlot, factor: float) -> float:
         """Multiply the learning rate of a seed by `factor`, and return what it is then.
@@ -270,6 +277,7 @@ class SlotActions:
         stage, grad_ratio = slot.state.stage, slot.state.grad_ratio
         self._advance(epoch, slot, SeedStage.PRUNED, f"{rule}: {evidence}")
         self.monitor.detach(slot.state.slot_id)
+        self.held.discard(slot.state.seed_id)
         life = self._living.pop(slot.state.slot_id)
         life.pruned_epoch, life.pruned_by = epoch, rule
         self.stream.emit(

@@ -198,7 +198,7 @@ class Grower:
             "steps": self.trainer.steps,
             "shadows": self.trainer.shadows,
             "stop_reason": self.responses.stop_reason,
-            "held_by_hand": sorted(self.responses.held_by_hand),
+            "held_by_hand": sorted(self.actions.held),
             "sequence": self.stream.next_sequence,
             "actions": self.actions.state_dict(),
             "rules": self.rules.state_dict(),
@@ -216,7 +216,7 @@ class Grower:
         self.responses.total_alerts = state["alerts"]
         self.trainer.steps, self.trainer.shadows = state["steps"], state["shadows"]
         self.responses.stop_reason = state["stop_reason"]
-        self.responses.held_by_hand = set(state.get("held_by_hand", ()))
+        self.actions.held = set(state.get("held_by_hand", ()))
         self.stream.next_sequence = state["sequence"]
         self.actions.load_state_dict(state["actions"])
         self.rules.load_state_dict(state["rules"])

@@ -29,7 +29,7 @@ class Requests:
     Args:
         inbox: where it is asked; None on ranks that do not lead, and where nobody can ask.
         actions: prune, hold and resume.
-        responses: end the env, and hold seeds for rules.
+        responses: end the env.
         stream: where it is answered.
         process_group: the ranks that train the env together; the first asks for them all.
     """
@@ -82,10 +82,8 @@ class Requests:
             self._actions.prune(epoch, slot, rule=BY_HAND, evidence=_asked_by(request))
         elif request.action == "hold":
             self._actions.hold(slot)
-            self._responses.held_by_hand.add(request.seed_id)
         else:
             self._actions.resume(slot)
-            self._responses.held_by_hand.discard(request.seed_id)
 
     def _shared(self, take: Callable[[Inbox], list[Request]]) -> list[Request]:
         """What the first rank takes from its inbox, on every rank."""

@@ -41,7 +41,6 @@ class Responses:
         notifier: Notifying | None = None,
     ) -> None:
         self.stop_reason = ""  # why the env is to end after this epoch
-        self.held_by_hand: set[str] = set()  # seeds that no rule lets go
         self.total_alerts = 0
         self._actions = actions
         self._stream = stream
@@ -69,13 +68,13 @@ class Responses:
                 self._respond(epoch, sequence, alert, action)
 
     def _let_go(self, epoch: int, alerts: Iterable[Alert]) -> None:
-        """What these alerts held, which have just been cleared, unless another or a person still holds it."""
+        """What these alerts held, which have just been cleared, unless another still holds it, or somebody else."""
         for alert in alerts:
             slot = self._slot_of(alert)
             if "hold" not in alert.actions or slot is None or not slot.state.paused:
                 continue
             others = ("hold" in other.actions and other.seed_id == alert.seed_id for other in self._open_alerts())
-            if alert.seed_id not in self.held_by_hand and not any(others):
+            if alert.seed_id not in self._actions.held and not any(others):
                 self._actions.resume(slot)
                 self._say(epoch, alert, "resume", True, "the alert was cleared")
 
@@ -109,7 +108,7 @@ class Responses:
             self._actions.prune(epoch, slot, rule=alert.rule, evidence=alert.evidence)
             return "pruned"
         if kind == "hold":
-            self._actions.hold(slot)
+            self._actions.hold(slot, by_rule=True)
             return f"held in {slot.state.stage}"
         if kind == "slow_down":
             return f"its learning rate is {self._actions.slow_down(slot, float(argument)):.3g}"
