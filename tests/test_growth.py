@@ -160,6 +160,16 @@ def test_non_finite_values_never_reach_the_host_and_are_counted():
     assert slot.state.masked_values == 0  # of this epoch, and not of what is only looked at
 
 
+@pytest.mark.parametrize("stage", [S.BLENDING, S.HOLDING])
+def test_what_is_not_finite_before_it_comes_to_the_seed_is_not_counted_as_its_own(stage):
+    slot = planted(stage)
+    if stage is S.BLENDING:
+        slot.blend(0.5)
+    slot(torch.full((3, 4), torch.nan, requires_grad=True)).sum().backward()
+    slot.close_epoch()
+    assert slot.state.masked_values == 0
+
+
 def test_pruning_frees_the_slot_after_the_embargo():
     slot = planted(S.HOLDING)
     h = torch.randn(3, 4)

@@ -23,7 +23,9 @@ class Guard:
         """seed(h), by which nothing that is not finite comes to the host: 0 takes its place."""
         guard_input: Callable[..., Tensor] = _GuardedInput.apply
         guard_output: Callable[..., Tensor] = _GuardedOutput.apply
-        return guard_output(seed(guard_input(h, self._left, self._entered_finite)), self._given, self._entered_finite)
+        taken_finite = h.isfinite().all()
+        branch = seed(guard_input(h, self._left, self._entered_finite))
+        return guard_output(branch, self._given, taken_finite, self._entered_finite)
 
     def end_pass(self, *, overflowed: bool) -> None:
         """Where the loss is scaled: what a pass masked that overflowed is no fault of the seed's."""
@@ -66,15 +68,15 @@ class _GuardedInput(torch.autograd.Function):
 
 class _GuardedOutput(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, branch: Tensor, given: Tensor, entered_finite: Tensor) -> Tensor:
+    def forward(ctx: Any, branch: Tensor, given: Tensor, taken_finite: Tensor, entered_finite: Tensor) -> Tensor:
         finite = branch.isfinite()
         ctx.save_for_backward(finite)
         ctx.entered_finite = entered_finite
-        given.add_((~finite).sum())
+        given.add_((~finite).sum() * taken_finite)  # what was not finite before it came to the seed is not its doing
         return torch.where(finite, branch, 0.0)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (finite,) = ctx.saved_tensors
         ctx.entered_finite.copy_(gradient.isfinite().all())
-        return torch.where(finite, gradient, 0.0), None, None
+        return torch.where(finite, gradient, 0.0), None, None, None
