@@ -443,6 +443,37 @@ def test_a_seed_that_fails_in_its_shadow_is_given_up_and_the_training_goes_on(tm
     assert pruned.evidence.startswith("ValueError: Expected more than 1 value per channel")
 
 
+@pytest.mark.parametrize("stage", [S.TRAINING, S.BLENDING])
+@pytest.mark.parametrize("after", ["loss", "backward"])
+def test_a_batch_that_the_loop_skips_is_as_if_it_had_never_been(stage, after):
+    def run(skipped):
+        model, said = make_model(), []
+        model[3] = nn.Identity()  # no dropout, for which the batch would draw numbers
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        controller = Script(lambda shape: nn.Linear(*shape, *shape), after_1=[S.BLENDING] * (stage is S.BLENDING))
+        with grow(model, {"4": "after"}, optimizer=optimizer, controller=controller) as growth:
+            for epoch in range(3):
+                for step, (x, y) in enumerate(batches(4)):
+                    optimizer.zero_grad()
+                    if (epoch, step) == (1, 2) and skipped:
+                        loss = growth.loss(lambda net, x=x, y=y: F.cross_entropy(net(x), y) * torch.nan)
+                        if after == "backward":
+                            loss.backward()
+                            optimizer.zero_grad()
+                        growth.skip()
+                    elif (epoch, step) != (1, 2):
+                        growth.loss(lambda net, x=x, y=y: F.cross_entropy(net(x), y)).backward()
+                        optimizer.step()
+                said.append(growth.epoch().seeds)
+            slot = growth.actions.slots["4"]
+            assert slot.state.stage is stage
+            return said, [weight.detach().clone() for weight in slot.seed.parameters()]
+
+    (with_it, weights), (without, expected) = run(skipped=True), run(skipped=False)
+    assert with_it == without
+    assert all(map(torch.equal, weights, expected))
+
+
 def test_a_paused_seed_learns_but_neither_blends_nor_moves_on():
     model, growth, _ = grown_for_real(1, controller=Script(after_1=[S.BLENDING]))
     slot = growth.actions.slots["2"]

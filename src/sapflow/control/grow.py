@@ -197,6 +197,13 @@ class Growth:
         self._grower.actions.closure = closure
         return self._grower.loss(closure)
 
+    def skip(self) -> None:
+        """Leave out the batches since the optimizer's last step, as a loop does whose loss or gradients are not finite.
+
+        Seeds forget them, too, and no rule judges them by these. Of several ranks, on each.
+        """
+        self._grower.trainer.skip()
+
     def epoch(
         self,
         validate: Callable[[nn.Module], float | Tensor] | None = None,

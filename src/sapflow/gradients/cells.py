@@ -63,10 +63,16 @@ class Page:
         """Put the cells into the ring, and begin again."""
         if self.memory is None:
             self.ring[position].copy_(self.cells)
-            self.cells.fill_(NEVER_FIRED)
         else:
             size = len(self._never_fired)
             self._ring_bytes[position * size : (position + 1) * size] = self._bytes
+        self.begin_again()
+
+    def begin_again(self) -> None:
+        """Forget what the cells hold."""
+        if self.memory is None:
+            self.cells.fill_(NEVER_FIRED)
+        else:
             self._bytes[:] = self._never_fired
 
     def finite(self) -> bool:

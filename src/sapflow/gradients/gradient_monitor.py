@@ -153,6 +153,11 @@ class GradientMonitor:
         if self._sums.fired or self._sums.skipped or (self._sums.compiled and self._sums.anything_added()):
             self._end_pass(after_step=False)
 
+    def drop_open_pass(self) -> None:
+        """Forget what was backpropagated since the last closing, as nothing is going to be learned from it."""
+        self._roster.forget_open_calls()
+        self._sums.drop_pass()
+
     def only(self, name: str) -> AbstractContextManager[None]:
         """Let one module's probe listen and no other, for a forward whose loss is that module's alone."""
         return self._roster.only(name)

@@ -174,6 +174,13 @@ class PassSums:
         if len(self._in_ring) == self.ring_passes:
             self.send()
 
+    def drop_pass(self) -> None:
+        """Forget the open pass."""
+        self.in_backward = False
+        for page in self._pages:
+            page.begin_again()
+        self.fired = self.skipped = False
+
     def send(self) -> None:
         """Let the closed passes set out for the host; on CUDA into pinned memory, behind the kernels that fill them."""
         if not self._in_ring:

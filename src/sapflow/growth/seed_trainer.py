@@ -152,6 +152,13 @@ class SeedTrainer:
             log.warning("the seed in slot %r fails in its shadow: %s", slot_id, how)
         return broken
 
+    def skip(self) -> None:
+        """Let the seeds forget what they had of the batches since the last step, and their measurement likewise."""
+        for slot in self._growing():
+            assert slot.optimizer is not None
+            slot.optimizer.zero_grad()
+        self.monitor.drop_open_pass()
+
     def _due(self) -> list[SeedSlot]:
         """The seeds whose turn it is to learn by a shadow."""
         incubating = enumerate(self.slots.values())
