@@ -23,6 +23,7 @@ from sapflow.growth.blueprints import Blueprint, blueprint, catalogue
 from sapflow.growth.export import export
 from sapflow.growth.host import ConvHost, DenseHost, slots_of
 from sapflow.growth.seed_trainer import SeedTraining
+from sapflow.growth.slot import SeedSlot
 from sapflow.health.rules import Condition, Rule
 from sapflow.telemetry.codec import decode, encode
 from sapflow.telemetry.events import AlertCleared, EpochCompleted, SeedPruned
@@ -865,6 +866,12 @@ class TestBadInput:
 
     def test_no_slots(self):
         self.refused("the model has none", None)
+
+    def test_slots_of_one_name_as_in_copies_of_a_block(self):
+        block = nn.Sequential(nn.Linear(6, 6), SeedSlot("inner", (6,)))
+        model = nn.Sequential(block, copy.deepcopy(block))
+        with pytest.raises(InputError, match=r"slot 'inner': 1\.1 is a second one"):
+            grow(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
 
     def test_a_module_that_does_not_run(self):
         self.refused("did not pass it", {"spare": "after"}, _Spare())

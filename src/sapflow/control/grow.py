@@ -85,7 +85,8 @@ def grow(
             calls the same.
 
     Raises:
-        InputError: there is no such module, no slot at all, or the directory cannot be made; the model is as it was.
+        InputError: there is no such module, no slot at all, two of one slot_id, or the directory cannot be made; the
+            model is as it was.
     """
     rule_file = load_rules(Path(rules)) if isinstance(rules, str | Path) else RuleFile(rules=tuple(rules))
     check_names(rule_file.rules)

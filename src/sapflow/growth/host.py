@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from sapflow.errors import InputError
 from sapflow.growth.attention import CausalAttention
 from sapflow.growth.slot import SeedSlot
 
@@ -95,5 +96,13 @@ class _Block(nn.Module):
 
 
 def slots_of(host: nn.Module) -> dict[str, SeedSlot]:
-    """The slots of a host by slot_id, in the order of its modules."""
-    return {module.state.slot_id: module for module in host.modules() if isinstance(module, SeedSlot)}
+    """The slots of a host by slot_id, in the order of its modules.
+
+    Raises:
+        InputError: two have the same slot_id, as in copies of a block.
+    """
+    slots: dict[str, SeedSlot] = {}
+    for name, module in host.named_modules():
+        if isinstance(module, SeedSlot) and slots.setdefault(module.state.slot_id, module) is not module:
+            raise InputError(f"slot {module.state.slot_id!r}: {name} is a second one of that slot_id: give it its own")
+    return slots
