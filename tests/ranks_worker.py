@@ -689,7 +689,20 @@ def growing(scratch):
 
     batches, rank = [batch for (batch,) in global_batches()], dist.get_rank()
     outcome = grown(DistributedDataParallel(make()), [share_of(batch) for batch in batches], 10.0 + rank)
-    return outcome | ({"alone": grown(make(), batches, 10.5)} if rank == 0 else {})
+    with Said():  # that it grows alone
+        return outcome | ({"alone": grown(make(), batches, 10.5)} if rank == 0 else {})
+
+
+@case(2)
+def growing_inside_of_ddp(scratch):
+    model = DistributedDataParallel(make())
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    said = []
+    for grown in (model, model.module):
+        with Said() as messages:
+            grow(grown, {"block": "after"}, optimizer=optimizer).close()
+        said.append(messages.messages)
+    return {"said": said}
 
 
 class Forked(nn.Module):

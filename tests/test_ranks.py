@@ -176,6 +176,13 @@ def test_all_ranks_hold_the_same_seed_where_the_ddp_model_is_compiled_too(two_ra
     assert first["weights"] == second["weights"]
 
 
+def test_growing_what_is_inside_of_a_ddp_model_is_warned_of(two_ranks):
+    for outcome in of_case(two_ranks, "growing_inside_of_ddp"):
+        of_ddp, (of_inside,) = outcome["said"]
+        assert of_ddp == []
+        assert "give the DDP model" in of_inside
+
+
 def test_ranks_whose_batches_take_other_ways_through_a_seed_hold_the_same(two_ranks):
     first, second = of_case(two_ranks, "a_seed_that_ranks_use_in_part")
     assert first["weights"] == second["weights"]

@@ -1,6 +1,7 @@
 """`sapflow.grow`: seeds in a model of one's own, in a training loop of one's own."""
 
 import atexit
+import logging
 import platform
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -39,6 +40,8 @@ from sapflow.telemetry.keeping import Keeping
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+log = logging.getLogger("sapflow.control")
 
 
 def grow(
@@ -97,6 +100,8 @@ def grow(
     if process_group is None:
         parallel = (part for part in model.modules() if isinstance(part, nn.parallel.DistributedDataParallel))
         process_group = next((part.process_group for part in parallel), None)
+    if process_group is None and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        log.warning("this rank's model grows alone, other than those of other ranks: to train one, give the DDP model")
     leads = process_group is None or dist.get_rank(process_group) == 0
     with ExitStack() as undo:
         placed = place_slots(host, slots) if slots is not None else {}
