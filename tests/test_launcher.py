@@ -148,6 +148,19 @@ def test_a_launched_trainer_stops_in_order_when_it_is_told_to(tmp_path):
     assert "Traceback" not in log
 
 
+def test_what_may_be_a_secret_is_neither_in_the_arguments_nor_in_the_log(tmp_path):
+    rules = (
+        '[[rules]]\nname = "loud"\nwhen = "exploding"\nfor_epochs = 9\nactions = ["notify"]\n'
+        '[notify]\nurls = ["json://ada:hunter2@localhost"]\n'
+    )
+    trainer = launcher.start(RunPlan(task="digits-mlp", envs=1, epochs=1, rules=rules), tmp_path / "run")
+    assert trainer.wait(PATIENCE) == 0
+    assert "hunter2" not in " ".join(map(str, trainer.args))
+    log = (tmp_path / "run" / LOG_NAME).read_text()
+    assert "trains RunPlan(task='digits-mlp', envs=1" in log
+    assert "hunter2" not in log
+
+
 def test_what_cannot_be_trained_is_not_launched(tmp_path):
     with pytest.raises(InputError, match="at least 1 env"):
         launcher.start(RunPlan(envs=0), tmp_path / "run")

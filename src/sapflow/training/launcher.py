@@ -11,7 +11,7 @@ import msgspec
 
 from sapflow.errors import SapflowError
 from sapflow.telemetry import run_directory
-from sapflow.training.recording import prepare, record, stop_on_signals
+from sapflow.training.recording import plan_of, prepare, record, stop_on_signals
 from sapflow.training.trainer import RunPlan
 
 JOURNAL_POLL_SECONDS = 0.05
@@ -33,7 +33,8 @@ def start(plan: RunPlan, run_dir: Path, *, resume: bool = False, prepared: bool 
     if not (resume or prepared):
         prepare(plan, run_dir)
     log_path = run_dir / run_directory.LOG_NAME
-    arguments = [sys.executable, "-m", "sapflow.training.launcher", str(run_dir), msgspec.json.encode(plan).decode()]
+    # The plan lies in the directory: arguments and logs are read by others, and addresses in its rules may be secrets.
+    arguments = [sys.executable, "-m", "sapflow.training.launcher", str(run_dir)]
     if resume:
         arguments.append("resume")
     with log_path.open("ab") as log:
@@ -51,13 +52,15 @@ def start(plan: RunPlan, run_dir: Path, *, resume: bool = False, prepared: bool 
 
 def main() -> None:
     """Be the trainer; the arguments are those that `start` passes on."""
-    run_dir, plan = Path(sys.argv[1]), msgspec.json.decode(sys.argv[2], type=RunPlan)
+    run_dir = Path(sys.argv[1])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     log = logging.getLogger("sapflow.training")
     stop_on_signals()
-    log.info("process %d trains %s", os.getpid(), plan)
+    plan = plan_of(run_dir)
+    said = msgspec.structs.replace(plan, rules="…" if plan.rules else "")
+    log.info("process %d trains %s", os.getpid(), said)
     try:
-        outcome = record(plan, run_dir, resume=sys.argv[3:] == ["resume"])
+        outcome = record(plan, run_dir, resume=sys.argv[2:] == ["resume"])
     except KeyboardInterrupt:
         log.warning("stopped by a signal")
         sys.exit(EXIT_STOPPED)
