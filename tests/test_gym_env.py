@@ -1,6 +1,7 @@
 """Growth as a Gymnasium environment: what its users' libraries ask of it, and what its numbers mean."""
 
 import sys
+from importlib.metadata import EntryPoint
 from itertools import pairwise
 
 import gymnasium
@@ -9,6 +10,8 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
+import journals
+from sapflow.control import functions
 from sapflow.errors import InputError
 from sapflow.growth.lifecycle import Gate
 from sapflow.health.rules import Condition, Rule
@@ -20,6 +23,7 @@ from sapflow.training.gym_choices import Choice
 from sapflow.training.gym_env import GrowthEnv
 
 WAIT, ADVANCE, PRUNE, HOLD, RESUME, GERMINATE = Choice
+CALLING = Rule(name="bell", when=Condition.RATIO_ABOVE, level=0.0, for_epochs=1, actions=("call:ring",))
 
 
 def made(**options):
@@ -167,6 +171,18 @@ def test_rules_act_beside_the_agent_and_end_an_episode():
     env.close()
 
 
+def test_rules_call_the_functions_of_installed_packages(monkeypatch):
+    called = []
+    monkeypatch.setattr(journals, "ring", called.append, raising=False)
+    points = [EntryPoint("ring", "journals:ring", "sapflow.functions")]
+    monkeypatch.setattr(functions, "entry_points", lambda **_: points)
+    env = GrowthEnv(epochs=1, rules=[CALLING])
+    env.reset(seed=0)
+    all_do(env, GERMINATE)
+    assert [alert.rule for alert in called] == ["bell"] * 3
+    env.close()
+
+
 def test_a_step_before_an_episode_is_refused(env):
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.step(waiting(env))
@@ -205,6 +221,7 @@ def test_torch_is_left_as_it_was(env):
         ({"parameter_cost": float("nan")}, "parameter_cost=nan"),
         ({"task": "nothing"}, "unknown task"),
         ({"blueprints": ["nothing"]}, "no blueprint 'nothing'"),
+        ({"rules": [CALLING]}, "no function is registered as 'ring'"),
     ],
 )
 def test_bad_input_is_named_and_nothing_is_made(tmp_path, options, said):

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from sapflow.control.actions import SlotActions
 from sapflow.control.controller import EpochOutcome
+from sapflow.control.functions import check_functions, registered_functions
 from sapflow.control.life_cycle import GrowthPlan, LifeCycle
 from sapflow.errors import BlueprintError, InputError, MissingExtraError
 from sapflow.growth.blueprints import Blueprint, blueprint_for, blueprints_for
@@ -69,11 +70,11 @@ class GrowthEnv(gymnasium.Env[Observation, Action]):
         blueprints: that may germinate, by name; by default all healthy ones that fit a slot of the task's host.
         parameter_cost: points of accuracy that the size of the host is worth, grown anew.
         gates: that stand for the agent, too; the others are open.
-        rules: that act beside the agent; none by default.
+        rules: that act beside the agent; none by default. Functions that they call are those of installed packages.
         run_dir: where telemetry is kept for Sanctum, with an env for each episode; None keeps nothing.
 
     Raises:
-        InputError: the task or a blueprint is not known, or a number makes no sense.
+        InputError: the task, a blueprint or a function is not known, or a number makes no sense.
     """
 
     def __init__(
@@ -97,6 +98,8 @@ class GrowthEnv(gymnasium.Env[Observation, Action]):
         self._task = task_named(task, data_dir)
         self._gates = gates
         self._rules = tuple(rules)
+        self._functions = registered_functions(self._rules)
+        check_functions(self._rules, self._functions)
         self._episodes = 0
         self._env: Env | None = None
         with RandomState.capture().replayed():  # a host is made just to ask for its slots
@@ -129,7 +132,7 @@ class GrowthEnv(gymnasium.Env[Observation, Action]):
         plan = EnvPlan(
             env_id=0, epochs=self.epochs, rng_seed=rng_seed, blending_epochs=self._agent.plan.blending_epochs
         )
-        self._env = Env(self._task, plan, self._agent, stream, rules=self._rules)
+        self._env = Env(self._task, plan, self._agent, stream, rules=self._rules, functions=self._functions)
         self._host_params = sum(parameter.numel() for parameter in self._env.host.parameters())
         with single_threaded():
             self._env.start()
