@@ -752,6 +752,33 @@ class TestAState:
         (cleared,) = [payload for payload in payloads if isinstance(payload, AlertCleared)]
         assert (cleared.epoch, cleared.alert.rule, cleared.reason) == (3, "held", "its rule is there no more")
 
+    def test_has_seeds_wired_as_they_were_born(self, monkeypatch):
+        class Wired(nn.Linear):
+            def __init__(self, width):
+                super().__init__(width, width)
+                self.order = torch.randperm(width).tolist()  # in no state_dict
+
+            def forward(self, x):
+                return super().forward(x[:, self.order])
+
+        monkeypatch.setattr(catalogue, "_catalogue", catalogue.Catalogue())
+        blueprint("wired", dimensions=1)(lambda shape: Wired(*shape))
+        model, x = make_model(), batches(1)[0][0]
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+        def begun():
+            controller = ScheduledController(GrowthPlan(first_germination=0), 0, plants={"4": "wired"})
+            return grow(model, {"4": "after"}, optimizer=optimizer, controller=controller)
+
+        with begun() as growth:
+            growth.loss(lambda net: net(x).square().mean()).backward()  # with a dropout, which draws numbers, too
+            optimizer.step()
+            growth.epoch()
+            order, state = growth.actions.slots["4"].seed.order, growth.state_dict()
+        with begun() as growth:
+            growth.load_state_dict(state)
+            assert growth.actions.slots["4"].seed.order == order
+
     def test_of_other_slots_or_too_late_is_refused(self):
         growth, model, optimizer = self.begun()
         state = growth.state_dict()

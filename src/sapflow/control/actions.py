@@ -1,12 +1,12 @@
 """What can be done to the slots of an env; whatever is done is said as events."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sapflow.errors import IllegalTransitionError
 from sapflow.gradients.gradient_monitor import GradientMonitor
@@ -116,6 +116,8 @@ class SlotActions:
                 blueprint = blueprint_for(snapshot["state"]["blueprint_id"], slot.shape)
                 dtypes = (value.dtype for value in snapshot["seed"].values() if value.is_floating_point())
                 with RandomState.capture().replayed():
+                    if (birth := snapshot.get("birth")) is not None:  # what is drawn may be in no state_dict
+                        torch.set_rng_state(birth.cpu())
                     seed = blueprint.build(slot.shape).to(device=like.device, dtype=next(dtypes, like.dtype))
             slot.restore(snapshot, seed, None if seed is None else self.make_optimizer(seed))
         for life in self.lives:
@@ -139,10 +141,16 @@ class SlotActions:
         slot_id, closure = slot.state.slot_id, self.closure
         seed_id = f"{slot_id}-{sum(life.slot_id == slot_id for life in self.lives) + 1}"
 
+        births: list[Tensor] = []
+
+        def build(shape: tuple[int, ...]) -> nn.Module:
+            births.append(torch.get_rng_state())
+            return blueprint.build(shape)
+
         def born() -> tuple[nn.Module, float, torch.optim.Optimizer]:
             seed, birth_gain = germinate(
                 slot,
-                blueprint,
+                replace(blueprint, build=build),
                 exchange=lambda: exchange_at(self.host, slot, closure, slots=self.slots.values(), monitor=self.monitor),
                 random_seed=stream_seed(self.random_name, seed_id),
             )
@@ -153,7 +161,7 @@ class SlotActions:
             if self.process_group is not None:
                 broadcast_from_first([*seed.parameters(), *seed.buffers()], self.process_group)
             slot.plant(seed, seed_id=seed_id, blueprint_id=blueprint.blueprint_id)
-            slot.optimizer = optimizer
+            slot.optimizer, slot.birth = optimizer, births[-1]
             self.monitor.attach(slot_id, seed)
         life = Life(
             slot_id=slot_id,

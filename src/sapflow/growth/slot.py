@@ -93,6 +93,7 @@ class SeedSlot(nn.Module):
         self.gates = ALL_GATES  # that stand
         self.bypassed = False  # the counterfactual: the host as if nothing grew here
         self.optimizer: torch.optim.Optimizer | None = None
+        self.birth: Tensor | None = None  # where torch's random numbers stood when the seed was built
         self.fossil: nn.Module | None = None
         self._nursery: list[nn.Module] = []  # a list, so that nn.Module does not register what is in it
         self._shadow_leaves: list[Tensor] = []
@@ -184,6 +185,7 @@ class SeedSlot(nn.Module):
             "shape": list(self.shape),
             "seed": None if self.seed is None else self.seed.state_dict(),
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+            "birth": self.birth,
         }
 
     def restore(
@@ -198,6 +200,7 @@ class SeedSlot(nn.Module):
         """
         self.state = msgspec.convert(snapshot["state"], SeedState)
         self.optimizer = optimizer
+        self.birth = snapshot.get("birth")
         fossilized = self.state.stage is SeedStage.FOSSILIZED
         self.fossil, self._nursery = (seed, []) if fossilized else (None, [seed] if seed is not None else [])
         if seed is not None:
@@ -266,7 +269,7 @@ class SeedSlot(nn.Module):
 
     def _uproot(self) -> None:
         self._nursery = []
-        self.optimizer = None
+        self.optimizer = self.birth = None
         self.state.paused = False
         self.state.alpha = 0.0
         self.state.accuracy_delta, self.state.weighed_before = 0.0, None
