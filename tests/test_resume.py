@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from msgspec.structs import replace
+from torch import nn
 
 from commands import Forked, finish_forked, program, refused
 from few_digits import few_digits
-from sapflow.errors import InputError
+from sapflow.control.life_cycle import LifeCycle
+from sapflow.errors import BlueprintError, InputError
+from sapflow.growth.blueprints import blueprint, catalogue
 from sapflow.telemetry.events import ActionTaken, AlertRaised, GradientSampled, RunResumed
 from sapflow.telemetry.journal import Journal
 from sapflow.telemetry.source import RunState, Source
@@ -223,6 +226,18 @@ class TestACheckpoint:
         recording.record(recording.plan_of(run_dir), run_dir, resume=True)
         assert deterministic(events_of(run_dir)) == deterministic(events_of(whole))
         assert len([record for record in caplog.records if "does not fit" in record.message]) == 2
+
+    def test_with_a_seed_of_a_blueprint_that_is_not_there_does_not_begin_the_run_anew(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(catalogue, "_catalogue", catalogue.Catalogue())
+        blueprint("mine", dimensions=1)(lambda shape: nn.Linear(*shape, *shape))
+        monkeypatch.setattr(LifeCycle, "choose", lambda _self, fitting, _actions: fitting[-1])
+        plan = replace(PLAN, envs=1, plants=())
+        run_dir = stopped_after(3, tmp_path / "run", plan)
+        monkeypatch.setattr(catalogue, "_catalogue", catalogue.Catalogue())
+        before = sorted((run_dir / "checkpoints").iterdir())
+        with pytest.raises(BlueprintError, match="cannot go on here: no blueprint 'mine'"):
+            recording.record(plan, run_dir, resume=True)
+        assert sorted((run_dir / "checkpoints").iterdir()) == before
 
     def test_cannot_be_written_and_training_goes_on(self, tmp_path, whole, caplog):
         run_dir = tmp_path / "run"

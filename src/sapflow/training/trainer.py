@@ -14,7 +14,7 @@ from sapflow.control.controllers import controller_named
 from sapflow.control.functions import check_functions, registered_functions
 from sapflow.control.life_cycle import GrowthPlan
 from sapflow.control.notify import Notifier
-from sapflow.errors import InputError
+from sapflow.errors import BlueprintError, InputError
 from sapflow.growth.blueprints import blueprint_for, blueprints_for, check_fit
 from sapflow.growth.host import slots_of
 from sapflow.growth.randomness import RandomState, stream_seed
@@ -144,7 +144,7 @@ def run(
             sequence that was kept of each env, and of the run itself under None.
 
     Raises:
-        InputError: the plan cannot be carried out; nothing was done.
+        InputError: the plan cannot be carried out, or a seed of the run cannot be built here; nothing was done.
     """
     task = plan.check()
     torch.set_num_threads(THREADS)
@@ -213,7 +213,11 @@ def _restored(
     checkpoints: Checkpoints,
     kept: Mapping[int | None, int],
 ) -> tuple[int, dict[int, Env] | None]:
-    """The envs as the newest checkpoint has them that can be used, and after which epoch; None where there is none."""
+    """The envs as the newest checkpoint has them that can be used, and after which epoch; None where there is none.
+
+    Raises:
+        BlueprintError: a seed's blueprint is not known here.
+    """
     for epoch, state in checkpoints.newest_first():
         try:
             envs = {env_id: make(streams[env_id]) for env_id in state["envs"]}
@@ -221,6 +225,8 @@ def _restored(
                 env.load_state_dict(state["envs"][env_id])
                 if streams[env_id].next_sequence > kept.get(env_id, -1) + 1:
                     raise ValueError("the journal lacks what was said before it")
+        except BlueprintError as error:  # begun anew, or from before that seed, it would be another run
+            raise BlueprintError(f"the run has a seed with which it cannot go on here: {error}") from error
         except Exception as error:  # it may be a stranger's
             for stream in streams.values():
                 stream.next_sequence = 0
