@@ -16,7 +16,7 @@ from sapflow.control.actions import SlotActions
 from sapflow.control.controller import EpochOutcome
 from sapflow.control.controllers import ScheduledController
 from sapflow.control.life_cycle import GrowthPlan
-from sapflow.errors import IllegalTransitionError, InputError
+from sapflow.errors import BlueprintError, IllegalTransitionError, InputError
 from sapflow.exporters.run_identity import identity_of
 from sapflow.gradients.gradient_monitor import GradientMonitor
 from sapflow.growth.blueprints import Blueprint, blueprint, catalogue
@@ -92,6 +92,13 @@ class Script:
                     actions.prune(outcome.epoch, slot, rule="scripted", evidence="")
                 else:
                     actions.advance(outcome.epoch, slot, target, "scripted")
+
+
+class Nobody:
+    """A controller that lets everything be."""
+
+    def decide(self, outcome: EpochOutcome, actions: SlotActions) -> None:
+        pass
 
 
 def batches(steps):
@@ -425,6 +432,24 @@ def test_seeds_are_of_the_dtype_of_what_passes_their_slots(dtypes):
     resumed, optimizer = begun()
     resumed.load_state_dict(growth.state_dict())
     assert epoch(resumed, optimizer) == list(dtypes)
+
+
+@pytest.mark.parametrize("of", ["the host", "another seed"])
+def test_a_blueprint_with_parameters_that_others_have_is_refused_and_changes_none(of):
+    model = make_model()
+    one = model[4] if of == "the host" else nn.Linear(8, 8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with grow(model, {"1": "after", "4": "after"}, optimizer=optimizer, controller=Nobody()) as growth:
+        growth.loss(lambda net: net(batches(1)[0][0]).square().mean())
+        first, second = growth.actions.slots.values()
+        shared = Blueprint("shared", 1, lambda shape: nn.Sequential(one))
+        if of == "another seed":
+            growth.actions.germinate(0, first, shared)
+        before = one.weight.clone()
+        with pytest.raises(BlueprintError, match="parameters of the host or of another seed"):
+            growth.actions.germinate(0, second, shared)
+        assert torch.equal(one.weight, before)
+        assert second.state.stage is S.DORMANT
 
 
 def test_a_seed_that_fails_in_its_shadow_is_given_up_and_the_training_goes_on(tmp_path):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -143,14 +144,10 @@ class SlotActions:
 
         births: list[Tensor] = []
 
-        def build(shape: tuple[int, ...]) -> nn.Module:
-            births.append(torch.get_rng_state())
-            return blueprint.build(shape)
-
         def born() -> tuple[nn.Module, float, torch.optim.Optimizer]:
             seed, birth_gain = germinate(
                 slot,
-                replace(blueprint, build=build),
+                replace(blueprint, build=partial(self._build, blueprint, births)),
                 exchange=lambda: exchange_at(self.host, slot, closure, slots=self.slots.values(), monitor=self.monitor),
                 random_seed=stream_seed(self.random_name, seed_id),
             )
@@ -183,6 +180,16 @@ class SlotActions:
                 planted=planted,
             )
         )
+
+    def _build(self, blueprint: Blueprint, births: list[Tensor], shape: tuple[int, ...]) -> nn.Module:
+        """What the blueprint builds, if it is new; and where random numbers stood then goes into `births`."""
+        births.append(torch.get_rng_state())
+        seed = blueprint.build(shape)
+        others = (self.host, *(slot.seed for slot in self.slots.values() if slot.seed is not None))
+        taken = {id(parameter) for other in others for parameter in other.parameters()}
+        if isinstance(seed, nn.Module) and not taken.isdisjoint(map(id, seed.parameters())):
+            raise ValueError("it has parameters of the host or of another seed, and would train them: make new ones")
+        return seed
 
     def observe(self, slot_id: str, health: GradientHealth) -> None:
         """Take the gradient flow of an epoch into the state of a slot and the life of its seed."""
