@@ -13,6 +13,7 @@ from gymnasium.utils.env_checker import check_env
 import journals
 from sapflow.control import functions
 from sapflow.errors import InputError
+from sapflow.growth.blueprints import blueprint, catalogue
 from sapflow.growth.lifecycle import Gate
 from sapflow.health.rules import Condition, Rule
 from sapflow.telemetry.events import EnvCompleted, SeedGerminated, SeedPruned
@@ -21,6 +22,7 @@ from sapflow.telemetry.vocabulary import SeedStage
 from sapflow.training import gym_env
 from sapflow.training.gym_choices import Choice
 from sapflow.training.gym_env import GrowthEnv
+from test_controllers import Picky
 
 WAIT, ADVANCE, PRUNE, HOLD, RESUME, GERMINATE = Choice
 CALLING = Rule(name="bell", when=Condition.RATIO_ABOVE, level=0.0, for_epochs=1, actions=("call:ring",))
@@ -180,6 +182,17 @@ def test_rules_call_the_functions_of_installed_packages(monkeypatch):
     env.reset(seed=0)
     all_do(env, GERMINATE)
     assert [alert.rule for alert in called] == ["bell"] * 3
+    env.close()
+
+
+def test_what_breaks_on_what_the_host_feeds_it_is_refused_and_legal_no_more(monkeypatch):
+    monkeypatch.setattr(catalogue, "_catalogue", catalogue.Catalogue())
+    blueprint("picky", dimensions=1)(lambda shape: Picky(*shape, *shape))
+    env = GrowthEnv(epochs=2, blueprints=["picky", "mlp"])
+    env.reset(seed=0)
+    *_, info = env.step(np.array([GERMINATE, WAIT, WAIT]))
+    assert "not on these" in info["refused"]["early"]
+    assert [list(mask[GERMINATE:]) for mask in info["action_mask"]] == [[0, 1]] * 3
     env.close()
 
 

@@ -65,7 +65,7 @@ class Choices:
         """Do what was chosen, which the mask has allowed.
 
         Raises:
-            BlueprintError: the blueprint does not grow on what the host feeds it.
+            BlueprintError: the blueprint does not grow on what the host feeds it; the mask does not allow it again.
         """
         match choice:
             case Choice.WAIT:
@@ -79,7 +79,11 @@ class Choices:
             case Choice.RESUME:
                 actions.resume(slot)
             case _:
-                actions.germinate(epoch, slot, self.pool[choice - Choice.GERMINATE])
+                try:
+                    actions.germinate(epoch, slot, self.pool[choice - Choice.GERMINATE])
+                except BlueprintError:
+                    self._fit[slot.shape][choice - Choice.GERMINATE] = 0
+                    raise
                 actions.advance(epoch, slot, SeedStage.TRAINING, BY_AGENT)
 
 
