@@ -161,6 +161,13 @@ def test_many_runs_are_one_set_of_tables(home):
     assert home.rows(sql, "runs/demo", "runs/rolled") == [{"run": "demo", "n": 112}, {"run": "rolled", "n": 112}]
 
 
+def test_many_runs_are_joined_at_once_however_many(home):
+    runs = ("runs/demo", "runs/rolled", "runs/killed")
+    plan = home.answer("query", *runs, "EXPLAIN SELECT count(*) FROM gradients")
+    assert plan.count("Union") == 1  # each within another costs another step, of which each is bound anew
+    assert home.rows("SELECT count(DISTINCT run) AS n FROM events", *runs) == [{"n": 3}]
+
+
 def test_runs_of_one_name_are_told_apart_and_one_named_twice_is_refused(home, elsewhere, tmp_path):
     for other in ("a", "b"):
         (tmp_path / other).mkdir()

@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import reduce
 
 from msgspec.structs import asdict
 
@@ -24,6 +23,7 @@ MEMORY = "2GB"
 MOST_THREADS = 4
 INTERVAL = re.compile(r'(?<!")\bINTERVAL\b(?!")')  # the type, and no field of that name
 ENGINE_ERRORS = (duckdb.Error, pa.ArrowException, OSError)
+PARTS = "parts"  # the schema in which each run's tables lie, where SHOW TABLES does not look
 PLAN = ["explain_key", "explain_value"]
 
 RUNS = pa.schema(
@@ -63,7 +63,6 @@ def asked(runs: Mapping[str, Run], sql: str) -> Iterator[pa.RecordBatchReader]:
     """
     with duckdb.connect(":memory:", config=_confined()) as connection:
         connection.execute("SET TimeZone = 'UTC'")  # which it knows only now
-        connection.execute("SET lock_configuration = true")
         with _explained(runs):
             answer = _answer(connection, runs, sql)
         with _explained(runs, (duckdb.Error, pa.ArrowException)):  # that a disk is full is no fault of the question
@@ -72,9 +71,8 @@ def asked(runs: Mapping[str, Run], sql: str) -> Iterator[pa.RecordBatchReader]:
 
 def _answer(connection: duckdb.DuckDBPyConnection, runs: Mapping[str, Run], sql: str) -> pa.RecordBatchReader:
     _refuse_more_than_a_question(connection, sql)
-    for table, columns in TABLES.items():
-        _view(connection, table, columns.names, runs).create_view(table)
-    connection.from_arrow(_Runs(runs)).create_view("runs")
+    _make_views(connection, runs)
+    connection.execute("SET lock_configuration = true")
     relation = connection.sql(sql)
     _refuse_twins(relation.columns)
     if relation.columns == PLAN:
@@ -114,18 +112,25 @@ def _refuse_twins(names: list[str]) -> None:
             raise InputError(f"two columns of the answer are called {name!r}: tell them apart with AS")
 
 
-def _view(
-    connection: duckdb.DuckDBPyConnection, table: str, columns: list[str], runs: Mapping[str, Run]
-) -> duckdb.DuckDBPyRelation:
-    """The table of one run, or of all of them with their names."""
-    names = ", ".join(map(_name, columns))
-    tables = (
-        connection.from_arrow(run.scannable(table)).project(
-            f"{_text(name)} AS run, {names}" if len(runs) > 1 else names
+def _make_views(connection: duckdb.DuckDBPyConnection, runs: Mapping[str, Run]) -> None:
+    """The tables of one run, or of all of them with their names, and that of the runs.
+
+    All runs of a table are joined in one statement: relations are bound anew at each of their steps.
+    """
+    connection.execute(f"CREATE SCHEMA {PARTS}")
+    connection.execute(f"SET schema = {PARTS}")
+    for table in TABLES:
+        for number, run in enumerate(runs.values()):
+            connection.from_arrow(run.scannable(table)).create_view(f"{table}_{number}")
+    connection.execute("SET schema = main")
+    for table, schema in TABLES.items():
+        columns = ", ".join(map(_name, schema.names))
+        parts = (
+            f"SELECT {f'{_text(name)} AS run, ' if len(runs) > 1 else ''}{columns} FROM {PARTS}.{table}_{number}"
+            for number, name in enumerate(runs)
         )
-        for name, run in runs.items()
-    )
-    return reduce(duckdb.DuckDBPyRelation.union, tables)
+        connection.execute(f"CREATE VIEW {table} AS {' UNION ALL '.join(parts)}")
+    connection.from_arrow(_Runs(runs)).create_view("runs")
 
 
 def _with_intervals_as_text(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
