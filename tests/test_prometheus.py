@@ -31,7 +31,7 @@ from sapflow.health.rule import Rule
 from sapflow.health.rule_words import sentence
 from sapflow.health.rules import DEFAULT_RULES
 from sapflow.telemetry.events import EnvCompleted, EnvStarted, EpochCompleted, TelemetryEvent
-from sapflow.telemetry.vocabulary import Measurement, SeedStage
+from sapflow.telemetry.vocabulary import Fault, Measurement, SeedStage
 
 pytest.importorskip("prometheus_client")
 promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
@@ -382,6 +382,7 @@ SEEDS = {
     "lifeless": seed("s", 1.0, parameter_liveness=0.0),
     "non-finite": seed("s", 1.0, non_finite_passes=3, has_exploding=True),
     "overflowed": seed("s", 1.0, non_finite_passes=3),
+    "overflowed above the band": seed("s", 3.0, non_finite_passes=1, fault=Fault.EXPLODING),
     "masked": seed("s", 1.0, masked_values=4),
     "unmeasured": seed("s", 0.0, measurement=Measurement.INPUT_DETACHED, has_vanishing=False),
     "germinated": seed("s", 0.0, measurement=Measurement.UNMEASURED, has_vanishing=False, stage=SeedStage.GERMINATED),

@@ -75,8 +75,7 @@ def _condition(condition: Condition, level: float, where: str) -> str:
         case Condition.VANISHING | Condition.EXPLODING:
             return f"{metric(f'gradient.{condition}')} == 1"
         case Condition.NON_FINITE:
-            flagged = f"{metric('gradient.non_finite_passes')} > 0 and {metric('gradient.exploding')} == 1"
-            return f"({flagged}) or {masked}"
+            return f"{metric('gradient.non_finite')} == 1 or {masked}"
         case Condition.MASKED:
             return masked
         case Condition.UNMEASURED:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from sapflow.health.conditions import is_non_finite
 from sapflow.telemetry.events import EpochCompleted, SeedTelemetry
 from sapflow.telemetry.vocabulary import Measurement, SeedStage
 
@@ -86,6 +87,10 @@ SEED_SERIES: tuple[Series[SeedTelemetry], ...] = (
     ),
     Series(
         name="gradient.exploding", help="1 where the policy's flag is set.", value=_number("has_exploding")
+    ),
+    Series(
+        name="gradient.non_finite", help="1 where NaN or infinity is a fault, and no overflow of a GradScaler.",
+        value=lambda seed: float(is_non_finite(seed)),
     ),
     Series(
         name="gradient.passes", help="Finite backward passes of the epoch so far.", value=_number("passes")

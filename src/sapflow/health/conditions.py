@@ -123,6 +123,15 @@ def measured(condition: Condition, seed: SeedTelemetry) -> float | None:
             return seed.grad_ratio
 
 
+def is_non_finite(seed: SeedTelemetry) -> bool:
+    """Whether the passes that were not finite are the seed's fault.
+
+    A GradScaler's overflows are its normal business until the policy flags them: a lesser fault tells that it has not,
+    and not every policy names one.
+    """
+    return seed.non_finite_passes > 0 and seed.has_exploding and seed.fault in (Fault.NON_FINITE, None)
+
+
 def _state(condition: Condition, seed: SeedTelemetry) -> bool | None:
     """Whether it holds; what was not measured is no evidence that it does not."""
     is_measured = seed.measurement is Measurement.MEASURED
@@ -136,10 +145,7 @@ def _state(condition: Condition, seed: SeedTelemetry) -> bool | None:
         case Condition.EXPLODING:
             holds = seed.has_exploding
         case Condition.NON_FINITE:
-            # A GradScaler's overflows are its normal business until the policy flags them: a lesser fault tells that
-            # it has not, and not every policy names one.
-            flagged = seed.has_exploding and seed.fault in (Fault.NON_FINITE, None)
-            holds = (seed.non_finite_passes > 0 and flagged) or seed.masked_values > 0
+            holds = is_non_finite(seed) or seed.masked_values > 0
         case _:
             blocked = is_measured and seed.entering_norm > 0 and seed.leaving_norm == 0
             holds = blocked or seed.parameter_liveness == 0
