@@ -133,14 +133,15 @@ def test_every_slot_has_metrics_of_its_own_whatever_it_is_called(tmp_path, monke
     from mlflow import MlflowClient
 
     monkeypatch.chdir(tmp_path)
-    names = ("", ".", "..", "層.一", "層.二", "n" * 300, "n" * 299 + "m")  # "" is the model itself
+    names = ("", "the model", ".", "..", "層.一", "層.二", "n" * 300, "n" * 299 + "m", "a/b", "a:b")
     said = epoch(1, *(seed(name, float(gain)) for gain, name in enumerate(names, 1)))
     uri = f"sqlite:///{tmp_path}/tracking.sqlite"
     open_it(uri, "names").export([TelemetryEvent(run_id=RUN_ID, env_id=0, sequence=0, time=1.5, payload=said)])
     (run,) = runs_of(MlflowClient(uri), "names")
     gains = {key: value for key, value in run.data.metrics.items() if key.endswith("/gradient.gain")}
     assert sorted(gains.values()) == [float(gain) for gain, _ in enumerate(names, 1)]
-    assert gains["env-0/the model/gradient.gain"] == 1.0
+    assert gains["env-0/the model/gradient.gain"] == 1.0  # "" is the model itself
+    assert gains["env-0/a:b/gradient.gain"] == 9.0
 
 
 def test_what_comes_again_is_there_once_and_a_restart_goes_on_with_the_same_run(server, client):

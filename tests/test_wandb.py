@@ -15,13 +15,13 @@ from msgspec.structs import replace
 from commands import SAPFLOW, finish, refused
 from journals import PATIENCE, finished_run
 from receivers import receiver
-from sanctum_events import RUN_ID, demo_run
+from sanctum_events import RUN_ID, demo_run, epoch, seed
 from sapflow.errors import BackendAwayError
 from sapflow.exporters.exporter import Setting, event_key
 from sapflow.exporters.ledger import path_of, read
 from sapflow.exporters.run_identity import RunIdentity
-from sapflow.exporters.wandb import WeightsAndBiases
-from sapflow.telemetry.events import AlertRaised, EpochCompleted
+from sapflow.exporters.wandb import WeightsAndBiases, _row
+from sapflow.telemetry.events import AlertRaised, EpochCompleted, TelemetryEvent
 from sapflow.telemetry.vocabulary import Measurement
 
 pytest.importorskip("wandb")
@@ -79,9 +79,18 @@ def test_each_epoch_of_an_env_is_a_row_with_its_key_and_its_numbers(offline):
         assert row[f"{prefix}/epoch"] == one.payload.epoch
         assert row[f"{prefix}/accuracy"] == one.payload.accuracy
         assert row[f"{prefix}/passes"] == one.payload.total_passes
-        for seed in one.payload.seeds:
-            measured = seed.stage.alive and seed.measurement is Measurement.MEASURED
-            assert row.get(f"{prefix}/{seed.slot_id}/gradient.gain") == (seed.grad_ratio if measured else None)
+        for told in one.payload.seeds:
+            measured = told.stage.alive and told.measurement is Measurement.MEASURED
+            assert row.get(f"{prefix}/{told.slot_id}/gradient.gain") == (told.grad_ratio if measured else None)
+
+
+def test_every_slot_has_numbers_of_its_own_whatever_it_is_called():
+    names = ("a/b", "a:b", "a.b")
+    done = epoch(1, *(seed(name, float(gain)) for gain, name in enumerate(names, 1)))
+    said = TelemetryEvent(run_id=RUN_ID, env_id=0, sequence=0, time=1.5, payload=done)
+    gains = {name: value for name, value in _row(said, 0, done) if name.endswith("/gradient.gain")}
+    assert sorted(gains.values()) == [1.0, 2.0, 3.0]
+    assert gains["env-0/a:b/gradient.gain"] == 1.0
 
 
 def test_charts_of_an_env_are_over_its_own_epochs(offline):

@@ -199,10 +199,11 @@ def _numbers(env_id: int, done: EpochCompleted) -> Iterator[tuple[str, float]]:
 
 
 def _part(name: str) -> str:
-    """A name as a part of one that MLflow takes; those that it does not are told apart by a checksum."""
+    """A name as a part of one that MLflow takes; a checksum tells apart those that it does not, and what looks made."""
     wanted = name.replace("/", ":") or WHOLE_MODEL
     taken = re.sub(r"[^\w.\-: ]", "_", wanted, flags=re.ASCII)[:LONGEST_PART]
-    return taken if taken == wanted and taken.strip(".") else f"{taken}-{crc32(name.encode()):08x}"
+    plain = taken == wanted and taken.strip(".") and ":" not in name and name != WHOLE_MODEL
+    return taken if plain else f"{taken}-{crc32(name.encode()):08x}"
 
 
 def _asked(request: Callable[[], T]) -> T:

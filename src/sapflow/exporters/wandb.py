@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import msgspec
 
@@ -146,8 +147,9 @@ def _outcome(view: RunView, state: RunState | None) -> dict[str, Any]:
 
 
 def _plain(slot_id: str) -> str:
-    """A slot as a part of a name: slashes make sections in W&B."""
-    return slot_id.replace("/", ":")
+    """A slot as a part of a name: slashes make sections in W&B. One with colons of its own ends in a checksum."""
+    plain = slot_id.replace("/", ":")
+    return f"{plain}-{crc32(slot_id.encode()):08x}" if ":" in slot_id else plain
 
 
 def open_exporter(setting: Setting) -> WeightsAndBiases:
