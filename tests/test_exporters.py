@@ -178,13 +178,19 @@ def test_a_run_that_was_cut_off_and_is_yet_to_go_on_is_waited_for(tmp_path):
 def test_a_backend_that_is_away_is_tried_with_growing_pauses_until_it_is_back(run_dir):
     pauses: list[float] = []
     backend = Backend(*[BackendAwayError("away")] * 9, BackendAwayError("busy", retry_after=100.0), None)
-    progress = follow(run_dir, backend, wait=pauses.append)
+    progress = follow(run_dir, backend, patience=200.0, wait=pauses.append)
     assert backend.taken == DEMO
     assert progress.retries == 10
     for tried, pause in enumerate(pauses[:9]):
         most = min(0.5 * 2**tried, follower.LONGEST_PAUSE_SECONDS)
         assert most / 2 <= pause <= most
     assert pauses[9] == 100.0
+
+
+def test_after_the_end_nobody_is_waited_for_beyond_the_patience_whatever_he_asks(run_dir):
+    pauses: list[float] = []
+    follow(run_dir, Backend(BackendAwayError("busy", retry_after=300.0), None), patience=5.0, wait=pauses.append)
+    assert 4.0 < pauses[0] <= 5.0
 
 
 def test_a_backend_that_stays_away_after_the_end_is_given_up_and_nothing_is_lost(run_dir):

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import random
 import threading
 import time
@@ -142,18 +143,19 @@ class Follower:
             self._dropping.update({what: count for what, count in refused.items() if count})
 
     def _bring(self, events: Sequence[TelemetryEvent], source: Source) -> Mapping[str, int]:
-        pause, tries, over_since = FIRST_PAUSE_SECONDS, 0, None
+        pause, tries, give_up_at = FIRST_PAUSE_SECONDS, 0, math.inf
         while True:
             try:
                 refused = dict(self._exporter.export(events) or {})  # a stranger's may be none
             except BackendAwayError as error:
-                if over_since is None and self._is_over(source):
-                    over_since = time.monotonic()
-                if over_since is not None and time.monotonic() - over_since >= self._patience:
+                now = time.monotonic()
+                if give_up_at == math.inf and self._is_over(source):
+                    give_up_at = now + self._patience
+                if now >= give_up_at:
                     raise
                 tries += 1
                 self._note_away(error, tries)
-                self._wait(_jittered(pause, error.retry_after))
+                self._wait(min(_jittered(pause, error.retry_after), give_up_at - now))
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
             else:
                 if tries:
@@ -213,6 +215,6 @@ class Follower:
 
 
 def _jittered(pause: float, asked: float | None) -> float:
-    """Between half of the pause and all of it, so that many followers do not come at once; never before it is asked."""
+    """Between half of the pause and all of it, so that many followers do not come at once; not before it is asked."""
     own = pause * random.uniform(0.5, 1.0)
     return max(own, min(asked, LONGEST_ASKED_PAUSE_SECONDS)) if asked is not None else own
