@@ -8,7 +8,9 @@ import math
 import os
 import re
 import threading
+import time
 import tomllib
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from importlib import import_module
@@ -191,6 +193,22 @@ def test_after_the_end_nobody_is_waited_for_beyond_the_patience_whatever_he_asks
     pauses: list[float] = []
     follow(run_dir, Backend(BackendAwayError("busy", retry_after=300.0), None), patience=5.0, wait=pauses.append)
     assert 4.0 < pauses[0] <= 5.0
+
+
+def test_patience_ends_with_no_run_that_goes_on_after_it_was_cut_off(tmp_path):
+    finished_run(tmp_path, *DEMO[:40])
+    backend = Backend(BackendAwayError("away"), BackendAwayError("away"), None)
+    with ExitStack() as trainer:
+
+        def wait(seconds):
+            if backend.taken:
+                trainer.close()
+            elif len(backend.whims) == 2:
+                trainer.enter_context(TrainerLock(tmp_path))
+                time.sleep(0.01)  # longer than the patience
+
+        follow(tmp_path, backend, patience=0.001, wait=wait)
+    assert backend.taken == DEMO[:40]
 
 
 def test_a_backend_that_stays_away_after_the_end_is_given_up_and_nothing_is_lost(run_dir):

@@ -149,7 +149,9 @@ class Follower:
                 refused = dict(self._exporter.export(events) or {})  # a stranger's may be none
             except BackendAwayError as error:
                 now = time.monotonic()
-                if give_up_at == math.inf and self._is_over(source):
+                if not self._is_over(source):  # perhaps it goes on after it was cut off
+                    give_up_at = math.inf
+                elif give_up_at == math.inf:
                     give_up_at = now + self._patience
                 if now >= give_up_at:
                     raise
