@@ -24,6 +24,7 @@ from sanctum_events import RUN_ID, demo_run, seed
 from sapflow.errors import ExporterRefusedError, MissingExtraError
 from sapflow.exporters import prometheus_rules, registry
 from sapflow.exporters.exporter import Setting
+from sapflow.exporters.ledger import Ledger, path_of, read
 from sapflow.exporters.prometheus_rules import expression, rule_file
 from sapflow.exporters.run_identity import RunIdentity
 from sapflow.health.conditions import Condition, Finding
@@ -339,6 +340,26 @@ def test_it_lingers_for_a_last_scrape_and_no_longer(tmp_path):
         get(url)
         begun = time.monotonic()
     assert time.monotonic() - begun < PATIENCE / 2
+
+
+def test_a_run_that_goes_on_is_served_at_once_where_the_exporter_before_lingers(tmp_path):
+    run_dir = finished_run(tmp_path / "killed", *DEMO)
+    options = {"port": free_port(), "linger": 100.0}
+    follow = (*SAPFLOW, "follow", str(run_dir), "--export", "prometheus")
+    more = (part for name, value in options.items() for part in ("--option", f"prometheus.{name}={value}"))
+    with started((*follow, *more), tmp_path) as before:
+        place = path_of(run_dir, "prometheus")
+        wait_until(lambda: (at := read(place)) is not None and at.state == "closing", "its end")
+        with Ledger(run_dir, "prometheus") as ledger:
+            assert before.wait(PATIENCE) == 0
+            setting = Setting(
+                name="prometheus", run_dir=run_dir, run=RunIdentity(RUN_ID), cursor=ledger.progress.cursor,
+                options={**options, "linger": 0.0},
+            )  # fmt: skip
+            exporter = registry.open_exporter(setting)
+        assert "sapflow_run_info" in get(f"http://127.0.0.1:{exporter.port}/metrics")
+        exporter.close()
+    assert not list(place.parent.glob("*.wanted"))
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -82,6 +82,7 @@ class Follower:
                 self._note("following")
                 while self._step(source):
                     pass
+            self._note("closing")
             self._close(CLOSING_SECONDS)
             self._note("done")
         except BaseException as error:

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import time
 from pathlib import Path
 from typing import IO, Self
 
@@ -13,6 +14,8 @@ from sapflow.telemetry.run_directory import EXPORTERS_NAME
 
 FOLDER = EXPORTERS_NAME  # within the run directory
 MAX_LEDGER_BYTES = 2**20
+ENDING = frozenset({"closing", "done", "stopped"})  # of a follower that lets go of its place by itself
+LOOK_SECONDS = 0.1
 
 
 class Progress(msgspec.Struct, kw_only=True):
@@ -25,7 +28,7 @@ class Progress(msgspec.Struct, kw_only=True):
             exporter made of events (see `Exporter.export`).
         retries: times that a batch had to be brought again.
         opened: the exporter has been open once, so what it has left behind is its own.
-        state: "opening", "following", "retrying", "done", or "stopped".
+        state: "opening", "waiting", "following", "retrying", "closing", "done", or "stopped".
         error: the last one, in words.
         pid: of the process.
     """
@@ -43,6 +46,8 @@ class Progress(msgspec.Struct, kw_only=True):
 class Ledger:
     """The file run_dir/exporters/NAME.json, and the lock that keeps a second follower of that name away.
 
+    One that only closes its exporter is told that its place is wanted (see `is_wanted`), and waited for.
+
     A context manager. Replacing the file is atomic and not forced to the disk: against a crash of the machine the file
     may be an older one, and events come twice, which they may.
 
@@ -59,7 +64,7 @@ class Ledger:
         try:
             self.path.parent.mkdir(exist_ok=True)  # never the run directory itself
             self._lock = self.path.with_suffix(".lock").open("ab")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take_place(self._lock)
             self.progress = read(self.path) or Progress()
             self.progress.pid, self.progress.state, self.progress.error = os.getpid(), "opening", ""
             self.save()
@@ -77,6 +82,22 @@ class Ledger:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def _take_place(self, lock: IO[bytes]) -> None:
+        wanted = _wanted(self.path)
+        try:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return
+                except BlockingIOError:
+                    before = read(self.path)
+                    if before is None or before.state not in ENDING:
+                        raise
+                wanted.touch()
+                time.sleep(LOOK_SECONDS)
+        finally:
+            wanted.unlink(missing_ok=True)
 
     def save(self) -> None:
         """Replace the file.
@@ -97,6 +118,15 @@ class Ledger:
 def path_of(run_dir: Path, name: str) -> Path:
     """Where the exporter `name` of a run keeps its place."""
     return run_dir / FOLDER / f"{name}.json"
+
+
+def is_wanted(run_dir: Path, name: str) -> bool:
+    """Whether another follower waits for the place of the exporter `name`."""
+    return _wanted(path_of(run_dir, name)).exists()
+
+
+def _wanted(path: Path) -> Path:
+    return path.with_suffix(".wanted")
 
 
 def read(path: Path) -> Progress | None:

@@ -5,6 +5,7 @@ import ipaddress
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -16,6 +17,7 @@ import msgspec
 
 from sapflow.errors import ExporterRefusedError
 from sapflow.exporters.exporter import Setting
+from sapflow.exporters.ledger import is_wanted
 from sapflow.exporters.run_view import NOTHING_YET, RunView, state_of, view_before
 from sapflow.exporters.series import ENV_COUNTERS, ENV_GAUGES, SEED_SERIES, Series
 from sapflow.telemetry.events import SeedTelemetry, TelemetryEvent
@@ -83,12 +85,18 @@ class Prometheus:
             self._scraped.clear()
 
     def close(self) -> None:
-        """Wait for a last scrape, for `linger` seconds, and stop serving; of a run that was cut off it tells that."""
+        """Wait for a last scrape, for `linger` seconds, and stop serving; of a run that was cut off it tells that.
+
+        Where the run goes on, another follower is to serve at the same port: that ends the wait.
+        """
         if state_of(self._setting) is RunState.ENDED:
             with self._lock:
                 self._cut_off = True
                 self._scraped.clear()
-        self._scraped.wait(self._options.linger)
+        deadline = time.monotonic() + self._options.linger
+        while time.monotonic() < deadline and not is_wanted(self._setting.run_dir, self._setting.name):
+            if self._scraped.wait(POLL_SECONDS):
+                break
         self._server.shutdown()
         self._server.server_close()
 
