@@ -25,6 +25,7 @@ from sapflow.errors import ExporterRefusedError, MissingExtraError
 from sapflow.exporters import prometheus_rules, registry
 from sapflow.exporters.exporter import Setting
 from sapflow.exporters.ledger import Ledger, path_of, read
+from sapflow.exporters.prometheus import Prometheus
 from sapflow.exporters.prometheus_rules import expression, rule_file
 from sapflow.exporters.run_identity import RunIdentity
 from sapflow.health.conditions import Condition, Finding
@@ -340,6 +341,22 @@ def test_it_lingers_for_a_last_scrape_and_no_longer(tmp_path):
         get(url)
         begun = time.monotonic()
     assert time.monotonic() - begun < PATIENCE / 2
+
+
+def test_the_last_scrape_is_written_whole_before_the_end(monkeypatch):
+    collect, whole = Prometheus.collect, threading.Event()
+
+    def slow(self):
+        yield from collect(self)
+        time.sleep(0.5)  # as long as many seeds take to be written down
+        whole.set()
+
+    monkeypatch.setattr(Prometheus, "collect", slow)
+    with serving(linger=PATIENCE) as url:
+        scraper = threading.Thread(target=get, args=(url,))
+        scraper.start()
+    assert whole.is_set()
+    scraper.join(PATIENCE)
 
 
 def test_a_run_that_goes_on_is_served_at_once_where_the_exporter_before_lingers(tmp_path):

@@ -190,7 +190,7 @@ def _seed_labels(run_id: str, env_id: int, seed: SeedTelemetry) -> list[str]:
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
+    daemon_threads = False  # closed, it waits until the last scrape is written whole
 
     def handle_error(self, *_: object) -> None:
         """A scraper that hangs up is no news."""
