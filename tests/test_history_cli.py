@@ -28,6 +28,7 @@ from journals import PATIENCE, event, finished_run, killed_run, small_files
 from sanctum_events import demo_run
 from sapflow.cli import run
 from sapflow.errors import InputError
+from sapflow.history.journal_rows import JournalRows
 from sapflow.history.output import write
 from sapflow.history.query import asked
 from sapflow.history.rolling import roll
@@ -166,6 +167,17 @@ def test_many_runs_are_joined_at_once_however_many(home):
     plan = home.answer("query", *runs, "EXPLAIN SELECT count(*) FROM gradients")
     assert plan.count("Union") == 1  # each within another costs another step, of which each is bound anew
     assert home.rows("SELECT count(DISTINCT run) AS n FROM events", *runs) == [{"n": 3}]
+
+
+def test_of_runs_no_more_is_read_than_is_asked_for(home, monkeypatch):
+    def unreadable(*_):
+        raise AssertionError("every event is looked at")
+
+    whole = home.rows("SELECT * EXCLUDE skipped FROM runs", "runs/demo", "runs/rolled", "runs/killed")
+    assert home.rows("SELECT run FROM runs WHERE skipped = 0", "runs/demo") == [{"run": "demo"}]
+    monkeypatch.setattr(JournalRows, "unreadable", unreadable)
+    assert home.rows("SELECT * EXCLUDE skipped FROM runs", "runs/demo", "runs/rolled", "runs/killed") == whole
+    assert home.rows("SELECT count(*) AS n FROM runs WHERE state = 'ENDED'", "runs/killed") == [{"n": 1}]
 
 
 def test_runs_of_one_name_are_told_apart_and_one_named_twice_is_refused(home, elsewhere, tmp_path):

@@ -2,13 +2,15 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from msgspec.structs import asdict
 
 from sapflow.errors import InputError, MissingExtraError
-from sapflow.history.arrow import pa
+from sapflow.history.arrow import ds, pa, pc
+from sapflow.history.manifest import summary_of
 from sapflow.history.run import Run
 from sapflow.history.schemas import TABLES, TIME
 from sapflow.history.summary import RunSummary
@@ -162,18 +164,26 @@ def _text(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
-class _Runs:
-    """The table of the runs themselves, made when it is asked for."""
+class _Runs(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
+    """The table of the runs themselves, made when it is asked for; only what `skipped` counts takes every event."""
 
     def __init__(self, runs: Mapping[str, Run]) -> None:
         self._runs = runs
 
-    def __arrow_c_schema__(self) -> object:
-        return RUNS.__arrow_c_schema__()
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the whole table."""
+        return RUNS
 
-    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
-        rows = [_row(name, run.summary) for name, run in self._runs.items()]
-        return pa.Table.from_pylist(rows, RUNS).__arrow_c_stream__(requested_schema)
+    def scanner(
+        self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None, **_: Any
+    ) -> ds.Scanner:
+        """What reads the columns (None: all) of the rows that meet the filter."""
+        wanted = RUNS.names if columns is None else list(columns)
+        counted = "skipped" in wanted or "skipped" in str(filter)
+        rows = [_row(name, run.summary if counted else summary_of(run.path)) for name, run in self._runs.items()]
+        batches = pa.Table.from_pylist(rows, RUNS).to_reader()
+        return ds.Scanner.from_batches(batches, columns=wanted, filter=filter, use_threads=False)
 
 
 def _row(name: str, summary: RunSummary) -> dict[str, object]:
