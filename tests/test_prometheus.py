@@ -616,6 +616,8 @@ def test_the_dashboard_asks_for_nothing_that_is_not_exported():
     asked = set(re.findall(r"\bsapflow_\w+", DASHBOARD.read_text()))
     assert asked <= exported
     assert len(asked) > 15
+    everything = [one["allValue"] for one in dashboard["templating"]["list"] if one.get("includeAll")]
+    assert everything == [".*", ".*"]  # else what it lists, which env "earlier" is not in
     panels = dashboard["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     taken: set[tuple[int, int]] = set()
