@@ -19,6 +19,7 @@ from sapflow.history import plot
 from sapflow.history.plot.comparison import interval
 from sapflow.history.plot.palette import LOOKS, shown
 from sapflow.history.plot.thinning import thinned
+from sapflow.telemetry.vocabulary import Measurement, SeedStage
 
 OF_ONE_RUN = (plot.ratio, plot.lives, plot.flow, plot.distribution, plot.alerts, plot.accuracy)
 
@@ -171,6 +172,14 @@ def test_accuracy_is_drawn_with_and_without_each_seed(run):
         assert without_one
         for name, points in without_one.items():
             assert line_of(axes, name) == points
+
+
+def test_a_host_has_an_accuracy_before_anything_grows_in_it(tmp_path):
+    empty = {"stage": SeedStage.DORMANT, "seed_id": "", "measurement": Measurement.UNMEASURED}
+    run_dir = run_of(tmp_path / "run", *(epoch(at, seed("s", **empty), accuracy=10.0 * at) for at in (1, 2)))
+    with sapflow.open_run(run_dir) as opened:
+        (axes,) = plot.accuracy(opened).axes
+    assert line_of(axes, "with all") == [(1, 10.0), (2, 20.0)]
 
 
 def risen(accuracy):

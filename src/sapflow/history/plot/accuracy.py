@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from sapflow.history.arrow import pa
 from sapflow.history.plot.chart import Chart, by_epoch, data_of, legend_below, new_chart, say_nothing_to_draw, styled
 from sapflow.history.plot.palette import INK, LOOKS, shown
-from sapflow.history.plot.places import Life, Row, as_drawn, lives_of, most_telling, panels_of, the_only
+from sapflow.history.plot.places import Life, Panel, Row, as_drawn, lives_of, most_telling, panels_of, the_only
 from sapflow.history.plot.thinning import thinned
 from sapflow.history.run import Run
 from sapflow.telemetry.vocabulary import SeedStage
@@ -29,6 +29,9 @@ def accuracy(run: Run, *, envs: Collection[int] | None = None, slots: Collection
     lives = lives_of(run, NEEDED, envs, slots)
     hosts = _hosts(run, envs)
     everything = [panel for panel in panels_of(lives) if panel.env in hosts]
+    if slots is None:  # a host has an accuracy before anything grows in it
+        bare = hosts.keys() - {life.env for life in lives}
+        everything = sorted([*everything, *(Panel(env, (), f"env {env}") for env in bare)], key=lambda one: one.env)
     panels = most_telling(everything, lives)
     chart, axes = new_chart("Accuracy with and without each seed", len(panels))
     left_out = len(everything) - len(panels)
