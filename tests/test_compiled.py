@@ -10,9 +10,13 @@ from contextlib import contextmanager
 import pytest
 import torch
 import torch._inductor.config
+import torch.distributed as dist
 from torch import nn
 from torch._dynamo import compiled_autograd
 from torch._dynamo.backends.registry import lookup_backend
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.utils.checkpoint import checkpoint
 
 import sapflow
@@ -56,6 +60,13 @@ def _nothing_compiled_before():
     with torch._inductor.config.patch({"cpp.vec_isa_ok": False}):
         yield
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def one_rank(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
 @pytest.fixture
@@ -261,6 +272,30 @@ class TestMeasuredUnderCompile:
         torch.compile(lambda x: module(x)["y"].sum(), backend="aot_eager", fullgraph=True)(x).backward()
         health = monitor.close_epoch()["m"]
         assert torch.equal(x.grad, torch.full_like(x, 2.0))
+        assert health.measurement is Measurement.PROBE_LOST
+        assert "cannot be looked into" in health.measurement_reason
+
+    @pytest.mark.parametrize("kind", ["DTensor", "nested"])
+    @pytest.mark.filterwarnings("ignore:.*nested tensors.*prototype:UserWarning")
+    def test_a_tensor_of_a_type_of_its_own_is_left_as_it_is_and_said(self, kind, data, one_rank):
+        first, second, x = nn.Linear(16, 16), nn.Linear(16, 16), data
+
+        def loss_of(x):
+            if kind == "DTensor":
+                return second(DTensor.from_local(first(x), mesh, [Replicate()])).to_local().square().sum()
+            return second(first(x)).values().square().sum()
+
+        if kind == "DTensor":
+            mesh = init_device_mesh("cpu", (1,))
+            parallelize_module(second, mesh, ColwiseParallel(use_local_output=False))
+        else:
+            x = torch.nested.nested_tensor([data[:3], data[3:]], layout=torch.jagged)
+        plain = loss_of(x)
+        monitor = GradientMonitor({"second": second}, policy=sapflow.CalibratedPolicy())
+        loss = torch.compile(loss_of, backend="aot_eager", fullgraph=True)(x)
+        torch.testing.assert_close(loss, plain)
+        loss.backward()
+        health = monitor.close_epoch()["second"]
         assert health.measurement is Measurement.PROBE_LOST
         assert "cannot be looked into" in health.measurement_reason
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from sapflow.errors import InputError
 from sapflow.gradients.cells import NEVER_FIRED
 from sapflow.gradients.parts import held_part
 from sapflow.gradients.structures import map_tensors
@@ -122,6 +123,8 @@ def _numbers(value: Any) -> tuple[list[Tensor], list[Tensor]]:
     others: list[Tensor] = []
 
     def collect(tensor: Tensor) -> Tensor:
+        if tensor.is_nested:  # what TorchDynamo fails to trace is the user's failure: here it is still the probe's
+            raise InputError("it takes or returns a nested tensor")
         part = held_part(tensor.detach())
         if part is not None and (part.is_floating_point() or part.is_complex()) and part.numel():
             (needing if tensor.requires_grad else others).append(part)

@@ -25,7 +25,10 @@ CHANGED_VIEW = (
     "its output is a view, and what changes it in place hides it from the probe: set inplace=False there, or write "
     "y = y + x for y += x, or watch the module around it"
 )
-UNREADABLE = "what it takes or returns cannot be looked into under torch.compile: watch the module around it"
+UNREADABLE = (
+    "what it takes or returns cannot be looked into under torch.compile, as a DTensor or a nested tensor cannot: watch "
+    "the module around it"
+)
 UNTAPPED = (
     "what it is given in a list, dict or dataclass is not measured under torch.compile: give it tensors or tuples, or "
     "watch the module around it"

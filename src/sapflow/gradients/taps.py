@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sapflow.errors import InputError
 from sapflow.gradients.frames import run_at_compile_time
 from sapflow.gradients.norms import norm_of
 from sapflow.gradients.structures import map_tensors
@@ -90,7 +91,17 @@ def tap_outputs(value: Any, cell: Tensor) -> Any:
 
 def _adding(tap: type[torch.autograd.Function], cell: Tensor) -> Callable[[Tensor], Tensor]:
     apply: Callable[[Tensor, Tensor], Tensor] = tap.apply
-    return lambda tensor: apply(tensor, cell) if tensor.requires_grad else tensor
+
+    def add(tensor: Tensor) -> Tensor:
+        if not tensor.requires_grad:
+            return tensor
+        if type(tensor) not in (Tensor, nn.Parameter):
+            # What TorchDynamo fails to trace, such as the backward of a tap on it, is the user's failure: here it is
+            # still the probe's.
+            raise InputError("it takes or returns a tensor of a type of its own")
+        return apply(tensor, cell)
+
+    return add
 
 
 def inputs_to_tap(args: Any, kwargs: dict[str, Any], *, into_mutable: bool) -> int:
