@@ -603,6 +603,16 @@ def ddp_compiled_block(scratch):
 
 
 @case(2)
+def tensor_parallel_compiled(scratch):
+    """Plain tensors enter and leave the block, and every rank holds them whole."""
+    net = make()
+    parallelize_module(net.block, tensor_mesh(), ROWS_AND_COLUMNS)
+    model = torch.compile(net, backend="aot_eager")
+    with warnings.catch_warnings(action="ignore"):  # torch.compile warns about parts of torch
+        return measured(model, {"block": net.block}, global_batches(), rank=0, world=1)
+
+
+@case(2)
 def watching_a_rank_alone(scratch):
     with Said(logging.INFO) as said:
         watch(make(), "block").close()

@@ -58,7 +58,8 @@ def assert_that_of_the_global_batch(results, name, tolerance):
     "name",
     ["ddp", "ddp_static_graph", "ddp_unused_parameters", "ddp_no_sync", "fsdp", "fsdp_attached_before", "fsdp_bf16",
      "fsdp_checkpoint", "tensor_parallel", "tensor_parallel_attached_before", "tensor_parallel_prepared_input",
-     "sequence_parallel", "watching_with_a_group", "ddp_compiled_block", "modules_attached_within_an_epoch"],
+     "sequence_parallel", "watching_with_a_group", "ddp_compiled_block", "modules_attached_within_an_epoch",
+     "tensor_parallel_compiled"],
 )  # fmt: skip
 def test_every_rank_of_two_holds_the_gain_of_the_global_batch(two_ranks, name):
     assert_that_of_the_global_batch(two_ranks, name, BF16_TOLERANCE if name == "fsdp_bf16" else 1e-5)

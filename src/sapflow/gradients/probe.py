@@ -131,7 +131,7 @@ class Probe:
             self._note_unheard()
             return None
         if not self.ran:
-            self._begin_first_forward(module)
+            self._begin_first_forward()
         try:
             if len(args) == 1 and not kwargs and type(args[0]) is Tensor and args[0].requires_grad:
                 alias = args[0][...]  # as `alias_of`, in one call less
@@ -221,10 +221,13 @@ class Probe:
         listen(node_of(output), output.output_nr, enters)
         return output
 
-    def _begin_first_forward(self, module: nn.Module) -> None:
+    def _begin_first_forward(self) -> None:
         self.ran = True
-        if self.sums is not None and self.sums.ranks is not None:
-            self.sums.ranks.look_at(module)
+        self._look_at_ranks()
+
+    def _look_at_ranks(self) -> None:
+        if self.module is not None and self.sums is not None and self.sums.ranks is not None:
+            self.sums.ranks.look_at(self.module)
 
     def _before_compiled(self, args: Any, kwargs: Any) -> Any:
         row = self._row_in_dynamo()
@@ -262,6 +265,7 @@ class Probe:
         self.compiled = True
         if self.sums is not None:
             self.sums.compiled = True
+        self._look_at_ranks()
 
     def _note_unheard(self) -> None:
         """Note that the module ran with gradients where nobody listens to it, and why."""
