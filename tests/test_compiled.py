@@ -299,6 +299,30 @@ class TestMeasuredUnderCompile:
         assert health.measurement is Measurement.PROBE_LOST
         assert "cannot be looked into" in health.measurement_reason
 
+    def test_one_tensor_for_two_keywords_is_one_input(self, data):
+        class Sum(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.of_q, self.of_k = nn.Linear(16, 16), nn.Linear(16, 16)
+
+            def forward(self, q, k):
+                return self.of_q(q) + self.of_k(k)
+
+        class Host(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first, self.sum = nn.Linear(16, 16), Sum()
+
+            def forward(self, x):
+                h = self.first(x)
+                return self.sum(q=h, k=h)
+
+        host = Host()
+        flow = flow_of(host, "sum", lambda host: loss_of(host, data))
+        monitor = GradientMonitor({"sum": host.sum})
+        loss_of(compiled_whole(host, "aot_eager"), data).backward()
+        assert_agrees(monitor.close_epoch()["sum"], flow)
+
     def test_calls_without_an_input_that_needs_a_gradient_beside_others_are_said(self, data):
         module, features = scaled_orthogonal(1.0), data.clone().requires_grad_()
         monitor = GradientMonitor({"m": module})

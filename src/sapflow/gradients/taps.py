@@ -78,10 +78,8 @@ def tap_inputs(args: Any, kwargs: dict[str, Any], cell: Tensor) -> Any:
     But for what stands in lists, dicts and dataclass instances: the module may change them, which a copy would lose.
     """
     tap = _adding(_InputTap, cell)
-    return (
-        map_tensors(tap, args, into_mutable=False),
-        {name: map_tensors(tap, value, into_mutable=False) for name, value in kwargs.items()},
-    )
+    args, values = map_tensors(tap, (args, tuple(kwargs.values())), into_mutable=False)  # as one: q=x, k=x is one input
+    return args, dict(zip(kwargs, values, strict=True))
 
 
 def tap_outputs(value: Any, cell: Tensor) -> Any:
