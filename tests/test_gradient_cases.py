@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import math
 from collections import OrderedDict, namedtuple
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event, Thread
 
 import pytest
 import torch
@@ -411,6 +413,95 @@ class TestOthersOnTheGraph:
         monitor = GradientMonitor({"m": module})
         module(data.clone().requires_grad_()).square().sum().backward()
         assert_agrees(monitor.close_epoch()["m"], Flow(norm([entering]), norm([leaving])))
+
+
+class Meeting(nn.Module):
+    """Waits inside of its forward, as told."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = scaled_orthogonal(1.5)
+
+    def forward(self, given, wait):
+        wait()
+        return self.layer(given[0] if isinstance(given, list) else given)
+
+
+class TestThreads:
+    """Two forwards of one module at a time: the one that begins second ends second."""
+
+    @staticmethod
+    def meet(forward, first, second):
+        """Forward with `first` begins in another thread, then that with `second` here, and they end in this order."""
+        begun, second_begun = Event(), Event()
+        outputs = []
+
+        def wait():
+            begun.set()
+            second_begun.wait()
+
+        def other():
+            with torch.set_grad_enabled(isinstance(first, list)):  # where autograd is on is each thread's own
+                outputs.append(forward(first, wait))
+
+        thread = Thread(target=other)
+        thread.start()
+        begun.wait()
+        outputs.append(forward(second, lambda: (second_begun.set(), thread.join())))
+        return outputs
+
+    def test_what_two_learners_are_given(self):
+        module, x, y = Meeting(), leaf(4, 16) * 1, leaf(4, 16) * 1
+        monitor = GradientMonitor({"m": module})
+        outputs = self.meet(module, [x], [y])
+        torch.cat(outputs).square().sum().backward()
+        assert monitor.close_epoch()["m"].grad_ratio == pytest.approx(1.5, rel=1e-5)
+
+    def test_a_list_has_its_own_tensors_when_its_forward_has_ended(self):
+        module, given = Meeting(), [leaf(4, 16) * 1]
+        (x,) = given
+        seen = []
+
+        def forward(items, wait):
+            output = module(items, wait)
+            seen.append(given[0] is x)
+            return output
+
+        with GradientMonitor({"m": module}):
+            self.meet(forward, given, [leaf(4, 16) * 1])
+        assert seen == [True, True]
+
+    def test_a_learner_beside_an_actor(self):
+        module = Meeting()
+        with sapflow.watch(nn.Sequential(module), "0") as watcher:
+            output = self.meet(module, torch.randn(4, 16), leaf(4, 16) * 1)[1]
+            output.square().sum().backward()
+            watcher.step()
+            assert watcher.epoch()["0"].grad_ratio == pytest.approx(1.5, rel=1e-5)
+
+    def test_an_actor_that_begins_another_forward_ends_none_of_a_learner(self):
+        model = Meeting()
+        with sapflow.watch(model, "") as watcher, ThreadPoolExecutor(1) as actor:
+
+            def act():
+                with torch.no_grad():
+                    model(torch.randn(4, 16), lambda: None)
+
+            model(leaf(4, 16) * 1, lambda: actor.submit(act).result()).square().sum().backward()
+            watcher.step()
+            assert watcher.epoch()[""].grad_ratio == pytest.approx(1.5, rel=1e-5)
+
+    def test_what_a_thread_that_runs_no_more_left_open_is_forgotten(self):
+        """As autograd's own do on a GPU, in which a checkpoint stops its forward early."""
+        module = Meeting()
+        with GradientMonitor({"m": module}) as monitor, ThreadPoolExecutor(1) as other:
+            given = [leaf(4, 16) * 1]
+            (x,) = given
+            with pytest.raises(ZeroDivisionError):
+                other.submit(module, given, lambda: 1 / 0).result()
+            other.shutdown()
+            monitor.step()
+            assert given[0] is x
 
 
 class TestNestedModules:

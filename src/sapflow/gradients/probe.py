@@ -5,7 +5,8 @@ The input is handed on as an alias with a hook of its own, since a hook on the i
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -27,8 +28,9 @@ from sapflow.gradients.taps import Traced, changes_in_place, inputs_to_tap, tap_
 # Compiled code looks at a part in so many of the activations, unless all are asked for.
 COMPILED_SHARE = 16
 
-# Of a call that is open: what was handed on for each input, with its node, and what is to be put back where it stood.
-_Call = tuple[Sequence[tuple[Tensor, Node]], StandIns | None]
+# Of a call that is open: what was handed on for each input, with its node (None where the call is not measured), what
+# is to be put back where it stood, and the call inside of which it was begun.
+_Call = tuple[Sequence[tuple[Tensor, Node]] | None, StandIns | None, "_Call | None"]
 
 log = logging.getLogger("sapflow.gradients")
 
@@ -50,7 +52,7 @@ class Probe:
         self.row = row
         self.muted = False
         self.keeps_size = False  # in the last call whose activations were seen; not known of compiled ones
-        self.open_calls: list[_Call | None] = []  # None for one that is not measured
+        self.open_calls: dict[int, _Call] = {}  # by thread: actors may run forward while a learner does
         self._handles: list[RemovableHandle] = []
         self.compiled_share = 1 if sums is None or sums.every_activation else COMPILED_SHARE
         self.compiled = False  # in a forward of it the probe was, too; from then on no Python tells that it ran
@@ -93,12 +95,14 @@ class Probe:
         if not self.parameters_reached and self.module is not None:
             self.parameters_reached = any(p.grad is not None for p in self.module.parameters())
 
-    def forget_open_calls(self) -> None:
-        """Of forwards that raised, as one does that a checkpoint stops early."""
-        for call in self.open_calls:
-            if call is not None and call[1] is not None:
-                call[1].put_back()
-        self.open_calls.clear()
+    def forget_open_calls(self, running: Collection[int] = ()) -> None:
+        """Of forwards that raised, as one does that a checkpoint stops early; not those of threads that are running."""
+        for thread in [thread for thread in self.open_calls if thread not in running]:
+            call: _Call | None = self.open_calls.pop(thread, None)
+            while call is not None:
+                _, stand_ins, call = call
+                if stand_ins is not None:
+                    stand_ins.put_back()
 
     def remove(self) -> None:
         """Take the hooks off the module; graphs that are still alive add nothing any more."""
@@ -139,11 +143,12 @@ class Probe:
                     alias.__dict__ = args[0].__dict__
                 node = alias.grad_fn
                 node.register_prehook(self._leaves)  # type: ignore[union-attr]
-                self.open_calls.append((((alias, node),), None))  # type: ignore[arg-type]
+                thread = get_ident()
+                self.open_calls[thread] = (((alias, node),), None, self.open_calls.get(thread))  # type: ignore[assignment]
                 return (alias,), kwargs
             return self._hand_on_all(args, kwargs)
         except Exception as error:  # training comes first: what cannot be measured passes through
-            self.open_calls.append(((), None))
+            self._open_call((), None)
             self.fail(error)
             return None
 
@@ -169,21 +174,27 @@ class Probe:
         if not (handed or self.input_detached or self.input_numberless):
             self.input_detached = has_numbers((args, kwargs))
             self.input_numberless = not self.input_detached
-        self.open_calls.append((handed, stand_ins))
+        self._open_call(handed, stand_ins)
         return handed_on
+
+    def _open_call(self, handed: Sequence[tuple[Tensor, Node]] | None, stand_ins: StandIns | None) -> None:
+        thread = get_ident()
+        self.open_calls[thread] = (handed, stand_ins, self.open_calls.get(thread))
 
     @never_compiled_alone
     def _after_forward(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if is_dynamo_compiling():
             return self._after_compiled(args, kwargs, output)
-        sums, row = self.sums, self.row
-        call = self.open_calls.pop() if self.open_calls else None
+        sums, row, thread = self.sums, self.row, get_ident()
+        call = self.open_calls.pop(thread, None)
         if call is None:
             return None
-        handed, stand_ins = call
+        handed, stand_ins, outer = call
+        if outer is not None:
+            self.open_calls[thread] = outer
         if stand_ins is not None:
             stand_ins.put_back()
-        if sums is None or row is None:
+        if handed is None or sums is None or row is None:
             return None
         try:
             for alias, node in handed:
@@ -271,7 +282,7 @@ class Probe:
         """Note that the module ran with gradients where nobody listens to it, and why."""
         if self.sums is None:
             return
-        self.open_calls.append(None)
+        self._open_call(None, None)
         if not is_grad_enabled():
             return
         if self.muted or self.sums.paused:

@@ -1,7 +1,9 @@
 """Who is measured: the watched modules by name, in the order they were attached, each with its probe and its row."""
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from threading import get_ident
 from typing import Any
 
 from torch import Tensor, nn
@@ -83,9 +85,11 @@ class Roster(Mapping[str, Watched]):
 
     def forget_open_calls(self) -> None:
         """Of forwards that raised: what they hold is the graph in front of them."""
-        for watched in self._watched.values():
-            if watched.probe.open_calls:
-                watched.probe.forget_open_calls()
+        probes = [watched.probe for watched in self._watched.values() if watched.probe.open_calls]
+        # In autograd's own threads, where checkpoints run forward on a GPU, nothing runs between two backwards.
+        running = sys._current_frames().keys() - {get_ident()} if probes else ()
+        for probe in probes:
+            probe.forget_open_calls(running)
 
     def begin_epoch(self) -> None:
         """Forget what was noted of the epoch before."""
