@@ -588,6 +588,14 @@ class TestStructures:
         x, y = leaf(4, 16), leaf(4, 16)
         check(module, [""], lambda module: module(x, more={"y": y}).square().sum())
 
+    def test_a_container_that_is_given_twice(self):
+        module, x = Wrapped(lambda state, *, context: context["state"]["x"], lambda y: y), leaf(4, 16) * 1
+        state = {"x": x}
+        monitor = GradientMonitor({"m": module})
+        module(state, context={"state": state}).square().sum().backward()
+        assert monitor.close_epoch()["m"].grad_ratio == pytest.approx(3.0, rel=1e-5)
+        assert state["x"] is x
+
     def test_a_dataclass_keeps_what_holds_no_tensor(self):
         module = Wrapped(lambda batch: batch.x if batch.note == "mine" else None, lambda y: Batch(y, "yours"))
         monitor = GradientMonitor({"m": module})

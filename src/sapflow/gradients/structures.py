@@ -67,7 +67,7 @@ class StandIns:
         self._change = change
         self._stand_ins: dict[int, Any] = {}  # by the id of the original, which `_originals` keeps alive
         self._originals: dict[int, Any] = {}  # by the id of the stand-in
-        self._containers: list[Any] = []
+        self._containers: dict[int, Any] = {}  # by their ids
 
     def put_in(self, node: Any) -> Any:
         """The structure with the stand-ins in it; a tuple that holds one is another tuple."""
@@ -78,8 +78,9 @@ class StandIns:
             changed = any(item is not before for item, before in zip(items, node, strict=True))
             return self._note(node, _tuple_like(node, items)) if changed else node
         entries = _entries(node)
-        if entries:
-            self._containers.append(node)
+        if not entries or id(node) in self._containers:  # once, wherever else it stands
+            return node
+        self._containers[id(node)] = node
         for key, item in entries:
             stand_in = self.put_in(item)
             if stand_in is not item:
@@ -88,7 +89,7 @@ class StandIns:
 
     def put_back(self) -> None:
         """Leave none of them in any list, dict or dataclass instance, wherever the module has moved them inside."""
-        for container in self._containers:
+        for container in self._containers.values():
             for key, item in _entries(container):
                 original = self._originals.get(id(item), item)
                 if original is not item:
