@@ -63,6 +63,14 @@ def test_what_means_nothing_is_an_error_that_shows_what_comes_near(model, what, 
     assert help_ in str(error.value)
 
 
+def test_a_shared_module_is_meant_by_any_of_its_names_and_given_by_the_first(model):
+    model["shared"], model["layers"][1] = model["layers"][0], checkpoint_wrapper(model["layers"][0])
+    for what in ("shared", "layers.1", ["layers.1", "shared", "layers.0"], Block):
+        assert select(model, what) == {"layers.0": model["layers"][0]}
+    assert select(model, "shared.adapter.*") == select(model, "layers.0.adapter.*")
+    assert list(select(model, "*")) == ["layers", "layers.0", "head"]
+
+
 def test_a_model_without_submodules():
     with pytest.raises(InputError, match="no submodules"):
         select(nn.Linear(1, 1), "x")

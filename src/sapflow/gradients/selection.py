@@ -25,7 +25,8 @@ def select(model: nn.Module, what: Selector | Iterable[Selector]) -> dict[str, n
     """The modules of `model` that any of the selectors means, by name, in the model's order; the model itself is "".
 
     A wrapper and what it wraps are one module with one name, of which either may be meant. torch.compile's wrapper is
-    the one that is given, since its hooks run outside of the compiled code; of others, what they wrap.
+    the one that is given, since its hooks run outside of the compiled code; of others, what they wrap. A shared module
+    may be meant by any of its names, and is given by the first.
 
     Raises:
         InputError: a selector means none; the message names what comes near.
@@ -38,14 +39,19 @@ def select(model: nn.Module, what: Selector | Iterable[Selector]) -> dict[str, n
         if not found:
             raise InputError(_nothing_found(selector, chains))
         chosen |= found
-    return {name: _to_be_measured(chain) for name, chain in chains.items() if name in chosen}
+    measured = {name: _to_be_measured(chain) for name, chain in chains.items()}
+    first_names: dict[nn.Module, str] = {}
+    for name, module in measured.items():
+        first_names.setdefault(module, name)
+    meant = {measured[name] for name in chosen}
+    return {name: module for module, name in first_names.items() if module in meant}
 
 
 def _chains(model: nn.Module) -> dict[str, list[nn.Module]]:
     """By the name that it has without wrappers: each module, after the wrappers around it, outermost first."""
     plain_names: dict[str, str] = {}
     chains: dict[str, list[nn.Module]] = {}
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name, module in modules.items():
         parent, _, part = name.rpartition(".")
         if not name:
