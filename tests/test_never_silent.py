@@ -202,6 +202,24 @@ class TestNeverSilent:
         assert monitor.close_epoch()["m"].measurement_reason == ""
 
 
+def test_gradients_that_stand_from_before_have_not_reached_the_parameters():
+    used, idle = nn.Linear(4, 4), nn.Linear(4, 4)
+    (used(leaf(2, 4)).sum() + idle(leaf(2, 4)).sum()).backward()
+
+    def of_epoch(loss):
+        loss.backward()  # and no gradient is ever zeroed
+        monitor.step()
+        return monitor.close_epoch()["idle"]
+
+    with GradientMonitor({"used": used, "idle": idle}) as monitor:
+        for _ in range(2):
+            health = of_epoch(used(leaf(2, 4)).sum())
+            assert (health.measurement, "call it" in health.measurement_reason) == (Measurement.UNMEASURED, True)
+        past_the_hooks = nn.functional.linear(leaf(2, 4), idle.weight).sum()
+        assert of_epoch(used(leaf(2, 4)).sum() + past_the_hooks).measurement is Measurement.PROBE_LOST
+        assert of_epoch(used(leaf(2, 4)).sum()).measurement is Measurement.UNMEASURED
+
+
 def test_zeros_that_an_optimizer_has_put_there_have_not_reached_the_parameters():
     model = nn.ModuleDict({name: nn.Linear(4, 4) for name in ("used", "unused", "idle")})
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Collection, Sequence
 from threading import get_ident
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, compiler, is_grad_enabled, nn
@@ -87,13 +88,25 @@ class Probe:
         self.transformed = False  # it ran inside of torch.func, or was traced
         self.pass_ended = False
         self.parameters_reached = False
+        # What stands on the parameters from before, by its id, with its version: a loop may never zero it.
+        self._standing = {id(gradient): (ref(gradient), gradient._version) for gradient in self._gradients()}
         self.failure = ""
 
     def end_pass(self) -> None:
         """Note that a pass has ended, and whether a gradient has reached the parameters."""
         self.pass_ended = True
-        if not self.parameters_reached and self.module is not None:
-            self.parameters_reached = any(p.grad is not None for p in self.module.parameters())
+        if not self.parameters_reached:
+            self.parameters_reached = any(not self._stands(gradient) for gradient in self._gradients())
+
+    def _gradients(self) -> list[Tensor]:
+        """Those on the parameters."""
+        parameters = () if self.module is None else self.module.parameters()
+        return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+    def _stands(self, gradient: Tensor) -> bool:
+        """Whether it has stood there since before the epoch, as it is."""
+        known, version = self._standing.get(id(gradient), (lambda: None, 0))
+        return known() is gradient and version == gradient._version
 
     def forget_open_calls(self, running: Collection[int] = ()) -> None:
         """Of forwards that raised, as one does that a checkpoint stops early; not those of threads that are running."""
