@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 import sapflow
 from sapflow.gradients.gradient_monitor import GradientMonitor
+from sapflow.gradients.norms import add_mean_squares
 from sapflow.health.policy import HealthPolicy, Need
 
 
@@ -44,6 +46,16 @@ def test_an_orthogonal_layer_scales_what_runs_through_it_by_its_gain(policy, gai
     assert monitor.health()["m"].output_input_rms == pytest.approx(gain, rel=1e-5)
     assert monitor.close_epoch()["m"].output_input_rms == pytest.approx(gain, rel=1e-5)
     assert monitor.health()["m"].output_input_rms is None  # a new epoch has not been measured yet
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_activations_on_several_devices(beside):
+    """As where a model is split over several GPUs, and what is beside the signal was not moved along."""
+    with FakeTensorMode():  # of devices that need not be there
+        cells = torch.zeros(2, device="cuda:0")
+        given = [torch.ones(4, device=device, requires_grad=True) for device in ("cuda:1", "cuda:2")]
+        other = torch.ones(3, dtype=torch.float64, device="cpu", requires_grad=not beside)
+        assert add_mean_squares(cells, (*given, other), given[1]) is False
 
 
 @pytest.mark.parametrize("mask", [float("-inf"), torch.finfo(torch.float32).min, -1e4])

@@ -62,14 +62,14 @@ def _in_order_of_memory(tensor: Tensor) -> Tensor:
 
 
 class MeanSquare(NamedTuple):
-    """The mean of the squares of so many numbers, fp32 on their device."""
+    """The mean of the squares of so many numbers, fp32."""
 
     value: Tensor
     numbers: int
 
 
-def mean_square_of(value: Any, every: int = 1) -> MeanSquare | None:
-    """That of the signal in a structure, as far as this rank holds it; None if there are no numbers.
+def mean_square_of(value: Any, home: torch.device, every: int = 1) -> MeanSquare | None:
+    """That of the signal in a structure, as far as this rank holds it, on the device `home`; None without numbers.
 
     The signal is what needs a gradient; where nothing does, all that there is. What stands beside it, such as a mask of
     −inf, does not count, but NaN there is NaN in the whole.
@@ -83,9 +83,9 @@ def mean_square_of(value: Any, every: int = 1) -> MeanSquare | None:
         return None
     signal = _first_parts(signal, every)
     numbers = sum(tensor.numel() for tensor in signal)
-    square = _norm_of_all(signal).square() / numbers
+    square = _norm_of_all(signal, home).square() / numbers
     if beside:
-        square = square.masked_fill(_norm_of_all(_first_parts(beside, every)).isnan(), torch.nan)
+        square = square.masked_fill(_norm_of_all(_first_parts(beside, every), home).isnan(), torch.nan)
     return MeanSquare(square, numbers)
 
 
@@ -95,20 +95,21 @@ def _first_parts(tensors: list[Tensor], every: int) -> list[Tensor]:
     return [tensor[: (len(tensor) + every - 1) // every] if tensor.dim() else tensor for tensor in tensors]
 
 
-def _norm_of_all(tensors: list[Tensor]) -> Tensor:
-    norms = [norm_of(tensor) for tensor in tensors]
+def _norm_of_all(tensors: list[Tensor], home: torch.device) -> Tensor:
+    """In fp32, of tensors that may lie on several devices."""
+    # On the CPU, where nothing is queued, a value that was not waited for would be read before it is there.
+    waits_not = home.type != "cpu"
+    norms = [norm_of(tensor).to(home, torch.float32, non_blocking=waits_not) for tensor in tensors]
     norm: Tensor = norms[0] if len(norms) == 1 else vector_norm(torch.stack(norms))
     return norm
 
 
 def add_mean_squares(cells: Tensor, taken: Any, given: Any, every: int = 1) -> bool:
     """Add those of a call's inputs and outputs to a pair of cells; whether both are of as many numbers."""
-    seen = [mean_square_of(value, every) for value in (taken, given)]
+    seen = [mean_square_of(value, cells.device, every) for value in (taken, given)]
     # What has no numbers leaves its cell as it is: −0.0 and −0.0 are −0.0.
-    values = [torch.tensor(NEVER_FIRED) if one is None else one.value for one in seen]
-    # On the CPU, where nothing is queued, a value that was not waited for would be read before it is there.
-    waits_not = cells.device.type != "cpu"
-    cells.add_(torch.stack([value.to(cells.device, cells.dtype, non_blocking=waits_not) for value in values]))
+    values = [torch.full((), NEVER_FIRED, device=cells.device) if one is None else one.value for one in seen]
+    cells.add_(torch.stack(values))
     return len({None if one is None else one.numbers for one in seen}) == 1
 
 
