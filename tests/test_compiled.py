@@ -337,6 +337,7 @@ class TestMeasuredUnderCompile:
         loss_of(compiled_whole(net, "aot_eager"), data).backward()
         health = monitor.close_epoch()["embed"]
         assert health.measurement is Measurement.INPUT_DETACHED
+        assert "needs no gradient" in health.measurement_reason
         assert health.grad_ratio == 0.0
 
     def test_dead_branch_is_measured_and_vanishing(self, data):

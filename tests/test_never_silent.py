@@ -158,6 +158,12 @@ MISSING = {
         lambda m, x: (m(needing(x)) * math.nan).sum().backward(),
         ("NaN",),
     ),
+    "its parts are called": (
+        Measurement.PROBE_LOST,
+        SideDoor(),
+        lambda m, x: m.layer(needing(x)).sum().backward(),
+        ("not its parts",),
+    ),
     "trained by a side door": (
         Measurement.PROBE_LOST,
         SideDoor(),

@@ -161,7 +161,7 @@ def _measurement(epoch: EpochSums, row: int, probe: Probe, *, reached: bool) -> 
 def _why_nothing_left(probe: Probe) -> str:
     if probe.compiled and not probe.taps_input:
         return "it changes its input in place under torch.compile: set inplace=False, or watch the module around it"
-    if probe.input_detached:
+    if probe.input_detached or (probe.traced.detached and not probe.traced.tapped):
         return "its input needs no gradient: feed it one that does to know what leaves"
     if probe.input_numberless:
         return (
@@ -182,7 +182,11 @@ def _why_it_did_not_run(probe: Probe, *, reached: bool) -> tuple[Measurement, st
             "it ran only inside of torch.func or a trace, where nothing is measured: call it outside",
         )
     if reached:
-        return Measurement.PROBE_LOST, f"gradients reached its parameters, but its hooks did not run: {ATTACH_FIRST}"
+        return (
+            Measurement.PROBE_LOST,
+            "gradients reached its parameters, but its hooks did not run: call it, and not its parts or another method "
+            f"of it; if it is compiled, {ATTACH_FIRST}",
+        )
     return (
         Measurement.UNMEASURED,
         f"it did not run forward with gradients: call it; if it did, and was compiled: {ATTACH_FIRST}",
