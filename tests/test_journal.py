@@ -3,8 +3,10 @@
 import json
 import sqlite3
 import threading
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +39,7 @@ from sapflow.telemetry.events import (
     TelemetryEvent,
 )
 from sapflow.telemetry.journal import Journal, JournalReport
+from sapflow.telemetry.journal_opening import BUSY_SECONDS
 from sapflow.telemetry.run_directory import JOURNAL_NAME
 from sapflow.telemetry.source import RunState, Source
 from sapflow.telemetry.vocabulary import EventType, Severity
@@ -317,6 +320,35 @@ def test_what_a_stranger_noted_in_a_journal_keeps_nobody_from_going_on_with_it(t
     journal.emit(epoch_completed(2))
     assert journal.close(PATIENCE).acknowledged == 1
     assert epochs(run_dir) == [1, 2]
+
+
+@contextmanager
+def read_for(run_dir: Path, seconds: float) -> Iterator[None]:
+    """Somebody reads a finished journal, as one look, for so long."""
+    with closing(sqlite3.connect(run_dir / JOURNAL_NAME, isolation_level=None, check_same_thread=False)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM events").fetchall()
+        timer = threading.Timer(seconds, reader.execute, ["COMMIT"])
+        timer.start()
+        yield
+        timer.cancel()
+        timer.join()
+
+
+def test_who_reads_a_journal_at_length_keeps_nobody_from_going_on_with_it(tmp_path):
+    run_dir = finished_run(tmp_path, epoch_completed(1))
+    with read_for(run_dir, 3 * BUSY_SECONDS):
+        journal = Journal(run_dir, resume=True)
+    journal.emit(epoch_completed(2))
+    assert journal.close(PATIENCE).acknowledged == 1
+    assert epochs(run_dir) == [1, 2]
+
+
+def test_who_never_ends_reading_a_journal_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("sapflow.telemetry.journal_opening.OPENING_SECONDS", 0.1)
+    run_dir = finished_run(tmp_path, epoch_completed(1))
+    with read_for(run_dir, PATIENCE), pytest.raises(RunDirectoryError, match="read by somebody at length: wait until"):
+        Journal(run_dir, resume=True)
 
 
 FULL_DISK = """

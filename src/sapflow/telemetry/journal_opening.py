@@ -8,6 +8,7 @@ from sapflow.errors import RunDirectoryError
 from sapflow.telemetry.journal_layout import CREATE
 from sapflow.telemetry.run_directory import refuse_rolled
 
+OPENING_SECONDS = 10.0  # that are waited for those who read a finished journal: they keep it from becoming a live one
 BUSY_SECONDS = 0.25
 
 
@@ -21,13 +22,16 @@ def reopen(path: Path) -> sqlite3.Connection:
         connection = sqlite3.connect(
             f"{path.resolve().as_uri()}?mode=rw",
             uri=True,
-            timeout=BUSY_SECONDS,
+            timeout=OPENING_SECONDS,
             isolation_level=None,
             check_same_thread=False,
         )
         connection.execute("PRAGMA journal_mode = WAL").fetchall()
         connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000:.0f}").fetchall()
     except sqlite3.Error as error:
+        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+            raise RunDirectoryError(f"{path} is being read by somebody at length: wait until they are done") from error
         raise RunDirectoryError(f"cannot write the journal {path} ({error}): check the file and the disk") from error
     return connection
 
