@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -55,6 +56,18 @@ def test_nothing_is_overwritten(mailbox):
     with pytest.raises(InputError, match="is there already"):
         mailbox.post(Request(request_id="p-1", env_id=0, action="stop"))
     assert mailbox.pending() == [PRUNE]
+
+
+def test_a_file_system_without_hard_links_will_do(mailbox, monkeypatch):
+    def refuse(path: Path, target: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    mailbox.post(PRUNE)
+    with pytest.raises(InputError, match="is there already"):
+        mailbox.post(PRUNE)
+    assert mailbox.pending() == [PRUNE]
+    assert [path.name for path in mailbox.folder.iterdir()] == ["p-1.json"]
 
 
 @pytest.mark.parametrize("request_id", ["", "../p", "a/b", ".hidden", "-", "a" * 65, "a\n", "a.json", "ä", "a\0b"])

@@ -177,9 +177,15 @@ def _write_whole(path: Path, content: bytes) -> None:
     try:
         with os.fdopen(file, "wb") as stream:
             stream.write(content)
-        path.hardlink_to(unfinished)
+        try:
+            path.hardlink_to(unfinished)
+        except FileExistsError:
+            raise
+        except OSError:  # the file system has no hard links, such as exFAT
+            path.touch(exist_ok=False)
+            unfinished.replace(path)
     finally:
-        unfinished.unlink()
+        unfinished.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> bytes | None:
