@@ -324,6 +324,12 @@ def test_the_log_is_in_the_order_of_time_and_bounded() -> None:
     assert [entry.env_id for entry in late] == [0, 1]
 
 
+def test_what_is_said_after_the_clock_was_set_back_is_the_newest_in_the_log() -> None:
+    numbers = range(LOG_LIMIT + 10)
+    lines = [event(RunResumed(from_epoch=n), None, n, time=1e9 + n if n < LOG_LIMIT else 1e6 + n) for n in numbers]
+    assert [entry.sequence for entry in folded(lines).log] == list(numbers)[10:]
+
+
 @pytest.mark.parametrize("number", range(8))
 def test_looking_at_it_meanwhile_changes_nothing(number: int) -> None:
     """What is shown is only made when it is looked at: seldom or after each event, it is the same."""

@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from textual import events
 from textual.widgets import Input
 
@@ -463,6 +464,18 @@ def test_what_cannot_be_read_is_not_taken_for_the_end_of_the_log(tmp_path: Path,
             book.want_more()
             book.look()
         assert book.shown[0].kind is EventType.RUN_STARTED
+
+
+def test_what_is_said_after_the_clock_was_set_back_stands_at_the_end_of_the_log(tmp_path: Path) -> None:
+    told = [replace(pruning(number), time=1e9 - number) for number in range(700)]
+    with Source(finished_run(tmp_path, *told)) as source:
+        source.read(limit=650)
+        book = LogBook(source, LogFilter())
+        book.look()
+        source.read()
+        book.want_more(700)
+        book.look()
+        assert [entry.sequence for entry in book.shown] == [event.sequence for event in told]
 
 
 async def test_enter_opens_the_seed_that_an_entry_is_about(tmp_path: Path) -> None:

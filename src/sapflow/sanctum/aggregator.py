@@ -1,6 +1,6 @@
 """Events in, snapshots out: keeps what is known of a run, whatever order its envs' events arrive in."""
 
-from bisect import insort
+from bisect import bisect
 from functools import singledispatchmethod
 from math import inf
 from types import MappingProxyType
@@ -30,6 +30,8 @@ class SanctumAggregator:
     Events of one env come in the order of their sequence; one that is not newer than the last is a duplicate, counted
     and left out. A step of more than one is a gap, counted once, and the env goes on from there.
 
+    The log is in the order of time; lines of one env stand as they were written, even where the clock was set back.
+
     An event costs what it changes: what a snapshot shows is made when one is asked for, of the envs that changed.
 
     Attributes:
@@ -47,6 +49,8 @@ class SanctumAggregator:
         self._run_id = ""
         self._read_until = -inf
         self._log: list[LogLine] = []
+        self._log_order: list[tuple[float, int, int]] = []  # of the same lines, what they are sorted by
+        self._latest: dict[int | None, float] = {}  # the latest time of a line, by env
         self._last_run_sequence = -1
         self._run = SanctumSnapshot()
         self._run_changed = False
@@ -199,6 +203,10 @@ class SanctumAggregator:
         line = log_line(event)
         if line is None:
             return None
-        insort(self._log, line, key=lambda entry: entry.order)
-        del self._log[:-LOG_LIMIT]
+        latest = self._latest[event.env_id] = max(self._latest.get(event.env_id, -inf), line.time)
+        order = (latest, *line.order[1:])
+        at = bisect(self._log_order, order)
+        self._log_order.insert(at, order)
+        self._log.insert(at, line)
+        del self._log_order[:-LOG_LIMIT], self._log[:-LOG_LIMIT]
         return line

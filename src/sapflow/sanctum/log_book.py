@@ -42,7 +42,7 @@ class LogBook:
     def search(self, wanted: LogFilter) -> None:
         """Looks for something else, in what is known already; older entries are taken in by the next `look`."""
         self.wanted = wanted
-        self.shown = [entry for entry in self._entries if wanted.lets_through(entry)]
+        self.shown = self._found(self._entries)
         self.want_more()
 
     def want_more(self, enough: int = ENOUGH) -> None:
@@ -55,23 +55,26 @@ class LogBook:
         Raises:
             JournalError: the journal cannot be read; the next `look` goes on where this one ended.
         """
-        self._take(self._stretch.look_on())
+        self._take(newer=self._stretch.look_on())
         while not self.complete and len(self.shown) < self._aim:
-            self._take(self._stretch.look_back(self._page))
+            self._take(older=self._stretch.look_back(self._page))
             self._page = min(2 * self._page, MOST)  # what is seldom found is looked for in greater leaps
 
-    def _take(self, events: Iterable[TelemetryEvent]) -> None:
-        new = [entry for event in events if (entry := log_line(event)) is not None]
-        if not new:
-            return
-        self._entries = _in_order([*self._entries, *new])
-        found = [entry for entry in new if self.wanted.lets_through(entry)]
-        if found:  # a new list: what is shown of the old one must not change unseen
-            self.shown = _in_order([*self.shown, *found])
+    def _take(self, older: Iterable[TelemetryEvent] = (), newer: Iterable[TelemetryEvent] = ()) -> None:
+        """As they were written: by their times they would not be in order where the clock was set back."""
+        before, behind = _entries(older), _entries(newer)
+        if before or behind:
+            self._entries = [*before, *self._entries, *behind][-MOST:]
+        found_before, found_behind = map(self._found, (before, behind))
+        if found_before or found_behind:  # a new list: what is shown of the old one must not change unseen
+            self.shown = [*found_before, *self.shown, *found_behind][-MOST:]
+
+    def _found(self, entries: Iterable[LogLine]) -> list[LogLine]:
+        return [entry for entry in entries if self.wanted.lets_through(entry)]
 
 
-def _in_order(entries: Iterable[LogLine]) -> list[LogLine]:
-    return sorted(entries, key=lambda entry: entry.order)[-MOST:]
+def _entries(events: Iterable[TelemetryEvent]) -> list[LogLine]:
+    return [entry for event in events if (entry := log_line(event)) is not None]
 
 
 def entry_key(entry: LogLine) -> tuple[object, ...]:
