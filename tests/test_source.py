@@ -297,6 +297,34 @@ def test_a_live_run_is_followed_without_the_right_to_write(folder):
         journal.close()
 
 
+@pytest.mark.parametrize("suffixes", [(), ("-wal",)], ids=["without -wal", "with -wal"])
+def test_a_run_that_goes_on_is_followed_without_the_right_to_write(folder, suffixes):
+    journal = Journal(folder)
+    with Source(folder):  # keeps the journal in WAL mode
+        journal.emit(epoch_completed(1))
+        assert journal.flush(PATIENCE)
+        journal.emit(epoch_completed(2))
+        assert journal.flush(PATIENCE)
+        if not suffixes:
+            journal.close()
+    run_dir = seal(copy_of_live(folder, folder / "copy", *suffixes))
+    journal.close()
+    with plain_user():
+        source = Source(run_dir)
+        first = source.read()
+        assert source.status().state is RunState.ENDED
+    (run_dir / JOURNAL_NAME).chmod(0o644)
+    with TrainerLock(run_dir):
+        going_on = Journal(run_dir, resume=True)
+        going_on.emit(epoch_completed(3))
+        assert going_on.flush(PATIENCE)
+        with plain_user():
+            assert source.status().state is RunState.LIVE
+            assert [each.epoch for each in (*first, *source.read())] == [1, 2, 3]
+            source.close()
+        going_on.close()
+
+
 def test_a_reader_leaves_a_killed_run_as_it_found_it(tmp_path):
     run_dir = killed_run(tmp_path / "run")
     before = fingerprints(run_dir)

@@ -33,6 +33,7 @@ class JournalFile:
         self.run_dir = self.path.parent
         self._connection: sqlite3.Connection | None = None
         self._found: os.stat_result | None = None  # the file that was connected to
+        self._nobody_writes = False  # is what it is read by
         self._connected()
 
     def rows(self, sql: str, *parameters: object) -> Generator[tuple[Any, ...], None, None]:
@@ -78,6 +79,11 @@ class JournalFile:
             with suppress(sqlite3.Error):  # nothing was written; that a file is damaged is for its rows to say
                 connection.execute("COMMIT")
 
+    def expect_news(self) -> None:
+        """A trainer is at work: what was opened as a journal that nobody writes is opened anew."""
+        if self._nobody_writes and not self.was_replaced:
+            self.close()
+
     @property
     def was_replaced(self) -> bool:
         """Whether another file has the place of the one that is read: a new run of that name, or a copy put there."""
@@ -114,6 +120,7 @@ class JournalFile:
             raise _no_access(self.path, error) from error
 
     def _connect(self) -> sqlite3.Connection | None:
+        self._nobody_writes = False
         try:
             return self._open("mode=ro")
         except sqlite3.Error as error:
@@ -124,6 +131,7 @@ class JournalFile:
             if error.sqlite_errorcode not in NO_FILES_BESIDE or trainer_is_alive(self.run_dir):
                 raise self._explained(error) from error
         # In a read-only directory, and nobody writes: SQLite can do without locks and files beside the journal.
+        self._nobody_writes = True
         try:
             return self._open("mode=ro&vfs=unix-none" if self._has_wal() else "mode=ro&immutable=1")
         except sqlite3.Error as error:

@@ -224,6 +224,8 @@ class Source:
         """How the run stands now, which may be further than `read` has come."""
         # Asked before the journal is: a trainer that is gone by then has written all it ever will.
         alive = trainer_is_alive(self.run_dir)
+        if alive:
+            self._file.expect_news()
         rows = self._file.rows(questions.SELECT_STATUS)
         for newest, completed, last_event_time, dropped_events, dropped_samples in rows:
             replaced = self._file.was_replaced
