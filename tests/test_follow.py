@@ -114,6 +114,14 @@ def test_to_a_pipe(run_dir):
     assert done.stderr == f"sapflow: jsonlines: {len(DEMO)} events exported\n"
 
 
+def test_to_a_pipe_and_elsewhere(run_dir):
+    with receiver() as server:
+        more = ("--export", "jsonlines", "--option", "jsonlines.path=-")
+        done = finish_forked(webhook(run_dir, server.url, *more), run_dir)
+    assert [json.loads(line)["key"] for line in done.stdout.splitlines()] == KEYS
+    assert f"webhook: {len(DEMO)} events exported" in done.stderr.splitlines()
+
+
 def test_a_backend_that_hangs_holds_up_nobody_else(run_dir):
     with receiver() as server:
         server.always = lambda body: 200 if server.released.wait(PATIENCE) else 500

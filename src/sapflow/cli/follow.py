@@ -12,13 +12,12 @@ from cyclopts import Parameter
 
 from sapflow.cli import EXIT_FAILED, complain, guarded
 from sapflow.cli.console import say
-from sapflow.cli.followers import Exporting
+from sapflow.cli.followers import Exporting, prints
 from sapflow.errors import InputError
 from sapflow.exporters import registry
 from sapflow.exporters.config import chosen
 from sapflow.exporters.exporter import Setting
 from sapflow.exporters.follower import Follower
-from sapflow.exporters.jsonlines import STDOUT
 from sapflow.exporters.ledger import Ledger
 from sapflow.exporters.run_identity import identity_of, wait_for_run
 from sapflow.history.restoring import with_journal
@@ -105,7 +104,7 @@ def _follow_with(name: str, options: dict[str, Any], run_dir: Path, patience: fl
         before, dropped_before = progress.exported, sum(progress.dropped.values())
         Follower(journal, exporter, ledger, patience=patience).run(wait)
     dropped = sum(progress.dropped.values()) - dropped_before
-    tell = complain if (name, options.get("path")) == ("jsonlines", STDOUT) else say  # there it would be one line more
+    tell = complain if prints(name, options) else say
     tell(f"{name}: {progress.exported - before} events exported" + (f", {dropped} dropped" if dropped else ""))
     if not dropped:
         return 0

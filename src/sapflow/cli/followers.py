@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from sapflow.cli import EXIT_FAILED
 from sapflow.cli.console import say
 from sapflow.errors import InputError
 from sapflow.exporters import ledger
 from sapflow.exporters.config import chosen
+from sapflow.exporters.jsonlines import STDOUT
 
 BEGINNING_SECONDS = 60.0  # that a training may take to begin
 OPENING_SECONDS = 30.0
@@ -106,9 +107,10 @@ class Followers:
 
 @dataclass(frozen=True)
 class Exporting:
-    """What is to be exported: by exporter, the options that its follower is given."""
+    """What is to be exported: by exporter, the options that its follower is given; and which of them have stdout."""
 
     arguments: dict[str, list[str]]
+    printing: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, names: tuple[str, ...], config: Path | None, options: tuple[str, ...]) -> Self:
@@ -120,11 +122,13 @@ class Exporting:
         if not (names or config or options):
             return cls({})
         file = ["--config", str(config)] if config is not None else []
+        tables = chosen(names, config, options)
         return cls(
             {
                 name: [*file, *(part for text in options if text.startswith(f"{name}.") for part in ("--option", text))]
-                for name in chosen(names, config, options)
-            }
+                for name in tables
+            },
+            frozenset(name for name, table in tables.items() if prints(name, table)),
         )
 
     def run_beside(self, run_dir: Path, more: list[str]) -> int:
@@ -135,7 +139,8 @@ class Exporting:
         followers = Followers(run_dir)
         with followers.all_or_none():
             for name, own in self.arguments.items():
-                followers.processes[name] = subprocess.Popen(_command(run_dir, name, [*own, *more]))
+                said_to = sys.stderr if self.printing - {name} else None
+                followers.processes[name] = subprocess.Popen(_command(run_dir, name, [*own, *more]), stdout=said_to)
             codes = [process.wait() for process in followers.processes.values()]
         return EXIT_FAILED if min(codes) < 0 else max(codes)  # below 0: killed
 
@@ -151,6 +156,11 @@ class Exporting:
                         command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
                     )
         return followers
+
+
+def prints(name: str, options: dict[str, Any]) -> bool:
+    """Whether stdout is where an exporter brings what it exports: then nothing else is said there."""
+    return (name, options.get("path")) == ("jsonlines", STDOUT)
 
 
 def _command(run_dir: Path, name: str, arguments: list[str]) -> list[str]:
