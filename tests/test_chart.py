@@ -178,6 +178,19 @@ def test_the_spread_counts_every_pass_once(counts: list[int]) -> None:
     assert small == [count for count in shown if count < 1000]
 
 
+@pytest.mark.parametrize("rows", [1, 4, 5, 9, 17, 18])
+def test_no_pass_is_left_out_of_a_spread_over_more_octaves_than_there_are_rows(rows: int) -> None:
+    counts = [0] * HISTOGRAM_BINS
+    counts[0], counts[5], counts[17] = 3, 20, 100
+    lines = [
+        text(spans) for spans in spread_lines([SeedTelemetry(slot_id="a", ratio_histogram=tuple(counts))], 60, rows)
+    ]
+    assert len(lines) <= rows
+    assert sum(int(line.split()[-1]) for line in lines) == 123
+    assert "– 2×" in lines[0]
+    assert lines[-1].strip().startswith("0 –")
+
+
 def test_a_bar_of_the_spread_names_its_octave() -> None:
     counts = [0] * HISTOGRAM_BINS
     counts[1 - HISTOGRAM_LOWEST_OCTAVE - 1] = 5  # 2**-1 up to 1

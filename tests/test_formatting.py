@@ -23,6 +23,7 @@ from sapflow.sanctum.plots import accuracy_trend, loss_trend, ratio_plot, sparkl
 from sapflow.sanctum.schema import EnvState, EnvStatus, SeedState
 from sapflow.sanctum.spans import Line, clean, ends, fit, line, width_of
 from sapflow.telemetry.events import (
+    HISTOGRAM_BINS,
     EnvCompleted,
     EnvFailed,
     GradientHealth,
@@ -330,6 +331,15 @@ def test_a_trend_is_that_of_all_epochs_however_narrow() -> None:
     assert sparkline(range(64), 8) == "▁▂▃▄▅▆▇█"
     assert sparkline([math.nan] * 4 + [1.0, math.nan, 3.0, 3.0], 4) == "  ▁█"
     assert sparkline(range(64), 0) == ""
+
+
+@pytest.mark.parametrize(("width", "octaves"), [(33, 2), (36, 1), (60, 1)])
+def test_the_spread_on_a_card_leaves_no_octave_out(width: int, octaves: int) -> None:
+    """Passes of which nothing came through stand far from all others."""
+    counts = [0] * HISTOGRAM_BINS
+    counts[0], counts[17] = 1, 100
+    (spread,) = [shown for shown in card(width=width, ratio_histogram=tuple(counts)) if "spread" in shown]
+    assert spread.strip("│ ") == f"spread 0× ▂{' ' * (18 // octaves - 2)}█ 2×"
 
 
 @pytest.mark.parametrize(("width", "cells"), [(32, 6), (33, 7), (50, 12), (66, 20)])

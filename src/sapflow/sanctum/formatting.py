@@ -156,14 +156,18 @@ def extremes_line(seed: GradientHealth) -> Line:
 
 
 def histogram_line(seed: GradientHealth, width: int) -> Line:
-    """How the ratios of single passes are spread: a block an octave, from the lowest to the highest that occurs."""
+    """How the ratios of single passes are spread, from the lowest octave to the highest that occurs.
+
+    A block is an octave, or several where there is no room for one of each.
+    """
     counts = seed.ratio_histogram
     filled = [index for index, count in enumerate(counts) if count]
     if not filled:
         return line(("spread --", DIM))
     first, last = filled[0], filled[-1]
     ends_of_it = (f"{_octave(first)} ", f" {_octave(last + 1)}")
-    shown = counts[first : last + 1][: max(width - 7 - sum(map(len, ends_of_it)), 1)]
+    size = ceil((last + 1 - first) / max(width - 7 - sum(map(len, ends_of_it)), 1))
+    shown = [sum(counts[begin : min(begin + size, last + 1)]) for begin in range(first, last + 1, size)]
     highest = max(shown)
     blocks = "".join(BLOCKS[ceil(7 * count / highest)] if count else " " for count in shown)
     return line("spread ", (ends_of_it[0], DIM), (blocks, SKY_BLUE), (ends_of_it[1], DIM))

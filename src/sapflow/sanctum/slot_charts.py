@@ -139,7 +139,10 @@ def _margin(label: str, frame: Frame) -> Span:
 
 
 def spread_lines(seeds: Iterable[SeedTelemetry], width: int, rows: int) -> list[Line]:
-    """How the ratios of single passes are spread over the octaves: a bar and a count for each that occurs."""
+    """How the ratios of single passes are spread, from the lowest octave to the highest that occurs.
+
+    A row with a bar and a count is an octave, or several where there are not enough rows for one of each.
+    """
     counts: dict[int, int] = {}
     for seed in seeds:
         for index, count in enumerate(seed.ratio_histogram):
@@ -147,11 +150,16 @@ def spread_lines(seeds: Iterable[SeedTelemetry], width: int, rows: int) -> list[
     filled = [index for index, count in counts.items() if count > 0]
     if not filled:
         return [line(("no pass with a finite ratio", DIM))]
-    shown = range(max(filled), max(min(filled), max(filled) - rows + 1) - 1, -1)
-    most = max(counts.values())
-    labels = {index: f"{_power(_octave(index))} – {_power(_octave(index) + 1)}×" for index in shown}
-    margin = max(map(len, labels.values()))
-    return [_bar(f"{labels[index]:>{margin}}", _octave(index), counts.get(index, 0), most, width) for index in shown]
+    lowest, highest = min(filled), max(filled)
+    size = ceil((highest - lowest + 1) / max(rows, 1))
+    parts = [range(max(last - size + 1, lowest), last + 1) for last in range(highest, lowest - 1, -size)]
+    sums = [sum(counts.get(index, 0) for index in part) for part in parts]
+    labels = [f"{_power(_octave(part[0]))} – {_power(_octave(part[-1]) + 1)}×" for part in parts]
+    margin = max(map(len, labels))
+    return [
+        _bar(f"{label:>{margin}}", (_octave(part[0]) + _octave(part[-1]) + 1) / 2, count, max(sums), width)
+        for part, label, count in zip(parts, labels, sums, strict=True)
+    ]
 
 
 def _octave(index: int) -> int:
@@ -159,10 +167,10 @@ def _octave(index: int) -> int:
     return index - 1 + HISTOGRAM_LOWEST_OCTAVE
 
 
-def _bar(label: str, exponent: int, count: int, most: int, width: int) -> Line:
+def _bar(label: str, middle: float, count: int, most: int, width: int) -> Line:
     room = width - len(label) - 8
     bar = "█" * (ceil(room * count / most) if count else 0) if room > 0 else ""
-    style = state_style(2.0 ** (exponent + 0.5))
+    style = state_style(2.0**middle)
     return line((f"{label} ", DIM), *fit(line((bar, style)), max(room, 0)), f" {humanised(count):>6}")
 
 
