@@ -169,6 +169,7 @@ async def test_the_keys_are_seen_however_little_room_there_is(size: tuple[int, i
         await pilot.pause()
         assert "enter keep" in bottom(screen_lines(app))
         assert any(line.strip() == "0" for line in screen_lines(app))
+        assert not app.screen.show_vertical_scrollbar
 
 
 async def test_v_forces_cards_or_lines() -> None:
