@@ -21,7 +21,7 @@ from sapflow.sanctum.header import header_lines
 from sapflow.sanctum.numbers import clock, compact, duration, humanised, ratio
 from sapflow.sanctum.plots import accuracy_trend, loss_trend, ratio_plot, sparkline
 from sapflow.sanctum.schema import EnvState, EnvStatus, SeedState
-from sapflow.sanctum.spans import Line, clean, ends, fit, line, width_of
+from sapflow.sanctum.spans import Line, clean, ends, fit, line, slot_name, width_of
 from sapflow.telemetry.events import (
     HISTOGRAM_BINS,
     EnvCompleted,
@@ -295,6 +295,17 @@ def test_the_blend_of_a_row_is_whole_and_its_blueprint_is_what_is_cut(width: int
     held = text(seed_row(SeedState.from_telemetry(replace(blending, paused=True)), width, 5))
     assert " 93% held " in held or " 93% ‖ " in held
     assert len(row) == len(held) == width
+
+
+def test_of_a_long_name_the_end_is_shown_and_the_model_itself_has_a_name_too() -> None:
+    assert slot_name("transformer.h.11.mlp.c_proj", 12) == "….mlp.c_proj"
+    assert slot_name("mid", 3) == "mid"
+    assert slot_name("", 20) == "the model"
+    for cells in range(1, 12):
+        assert cell_len(slot_name("層" * 9, cells)) <= cells
+    titles = [card(seed(f"transformer.h.11.attn.adapter.{part}"), 33)[0] for part in ("up", "down")]
+    assert titles[0] != titles[1]
+    assert "─ the model ─" in card(seed(""), 33)[0]
 
 
 @pytest.mark.parametrize("stage", list(SeedStage))

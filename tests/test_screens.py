@@ -485,6 +485,19 @@ async def test_enter_opens_the_seed_that_an_entry_is_about(tmp_path: Path) -> No
         assert (now.app.screen.env_id, now.app.screen.slot_id) == (1, "late")
 
 
+async def test_enter_opens_the_model_itself_where_that_is_watched(tmp_path: Path) -> None:
+    steep = replace(explosion(1), slot_id="", seed_id="")
+    told = EnvStarted(host="Net", host_params=9, slot_ids=("", "body"), epochs=0)
+    modules = [seed(name, 7.0, seed_id=name, stage=SeedStage.WATCHED) for name in ("", "body")]
+    payloads = told, AlertRaised(epoch=1, alert=steep), epoch(1, *modules, open_alerts=(steep,))
+    async with sitting(tmp_path, [event(payload, 0, number) for number, payload in enumerate(payloads)]) as now:
+        await now.press("a")
+        assert "env 00 the model" in now.text
+        await now.press("enter")
+        assert isinstance(now.app.screen, SeedDetailScreen)
+        assert "env 00 › the model" in now.text
+
+
 async def test_a_click_moves_the_cursor_and_the_wheel_too(tmp_path: Path) -> None:
     async with sitting(tmp_path, demo_run()) as now:
         await now.press("e")

@@ -6,7 +6,7 @@ from sapflow.sanctum.glyphs import BLUISH_GREEN, CONDITION_GLYPHS, CONDITION_STY
 from sapflow.sanctum.numbers import clock
 from sapflow.sanctum.panels import SEVERITY_STYLES
 from sapflow.sanctum.schema import Condition
-from sapflow.sanctum.spans import DIM, Line, clean, fit, labelled, line, padded
+from sapflow.sanctum.spans import DIM, Line, clean, fit, labelled, line, padded, slot_column, slot_name
 from sapflow.telemetry.events import ActionTaken
 
 LABEL_WIDTH = 10
@@ -22,7 +22,7 @@ def alert_row(life: AlertLife, width: int, slot_width: int) -> Line:
         line(
             mark if life.is_open else closed,
             ("run    " if life.env_id is None else f"env {life.env_id:02} ", "bold"),
-            f"{padded(alert.slot_id, slot_width)} ",
+            f"{slot_column(alert.slot_id, slot_width)} ",
             (f"{padded(alert.rule, RULE_WIDTH)} ", SEVERITY_STYLES[alert.severity] if life.is_open else ""),
             f"{alert.value:>8.3g}  ",
             (f"{_epochs(life):<9} ", DIM),
@@ -55,7 +55,7 @@ def alert_details(life: AlertLife, width: int) -> list[Line]:
     """All that is known of one alert, its texts in full."""
     alert = life.alert
     raised = "" if life.raised_epoch is None else f", raised in epoch {life.raised_epoch} at {clock(life.raised_at)}"
-    seed = f"{clean(alert.blueprint_id, 60)} {clean(alert.seed_id, 60)} in {clean(alert.slot_id, 80)}"
+    seed = f"{clean(alert.blueprint_id, 60)} {clean(alert.seed_id, 60)} in {slot_name(alert.slot_id, 80)}"
     rows = [
         ("rule", f"{clean(alert.rule, 100)} ({alert.severity}), at value {alert.value:.6g}", "bold"),
         ("seed", seed, ""),

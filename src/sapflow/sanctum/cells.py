@@ -17,7 +17,7 @@ from sapflow.sanctum.header import of_epochs
 from sapflow.sanctum.numbers import known
 from sapflow.sanctum.plots import accuracy_trend, loss_trend
 from sapflow.sanctum.schema import Condition, EnvState, EnvStatus, SlotMark
-from sapflow.sanctum.spans import DIM, Line, Span, box, clean, fit, line, width_of
+from sapflow.sanctum.spans import DIM, Line, Span, box, clean, fit, line, slot_name, width_of
 
 CARD_WIDTH = 32  # at least
 WIDE_CARD = 50  # cells: what a card has a use for
@@ -30,7 +30,7 @@ def env_card(env: EnvState, width: int, rows: int, focused: bool = False) -> lis
     """An env of the overview: rows + 3 lines of `width` cells, a row for each slot, the rest blank."""
     condition = env.condition
     inner = width - 3
-    longest = max((cell_len(slot_id) for slot_id in env.seeds), default=0)
+    longest = max((cell_len(slot_name(slot_id, inner)) for slot_id in env.seeds), default=0)
     slot_width = min(longest, max(inner - _ROW_WITHOUT_SLOT, 8))
     slots = [seed_row(seed, inner, slot_width) for seed in env.seeds.values()]
     body = [_learning_line(env, inner), *slots, *[()] * (rows - len(slots))]

@@ -23,7 +23,7 @@ from sapflow.sanctum.glyphs import ORANGE, SKY_BLUE
 from sapflow.sanctum.numbers import compact
 from sapflow.sanctum.slot_charts import band_guides
 from sapflow.sanctum.slot_history import epochs_of
-from sapflow.sanctum.spans import DIM, Line, clean, fit, line, spaced
+from sapflow.sanctum.spans import DIM, Line, clean, fit, line, slot_name, spaced
 from sapflow.telemetry.events import EpochCompleted, SeedTelemetry
 from sapflow.telemetry.source import Source
 from sapflow.telemetry.vocabulary import Measurement
@@ -113,7 +113,7 @@ def comparison_lines(a: Side, b: Side, width: int, rows: int) -> list[Line]:
         _measure("accuracy, %", a, b, lambda epoch: epoch.accuracy, linear),
         _measure("validation loss", a, b, lambda epoch: epoch.validation_loss, decades),
         *(
-            _measure(f"ratio in {clean(slot_id, 30)}", a, b, _ratio_in(slot_id), octaves, band_guides())
+            _measure(f"ratio in {slot_name(slot_id, 30)}", a, b, _ratio_in(slot_id), octaves, band_guides())
             for slot_id in _slots(a, b)
         ),
     ]

@@ -15,7 +15,20 @@ from sapflow.sanctum.glyphs import (
 from sapflow.sanctum.numbers import compact, humanised, norm, ratio
 from sapflow.sanctum.plots import ratio_plot
 from sapflow.sanctum.schema import Condition, SeedState
-from sapflow.sanctum.spans import DIM, Line, Span, box, clean, ends, first_that_fits, fit, line, padded, width_of
+from sapflow.sanctum.spans import (
+    DIM,
+    Line,
+    Span,
+    box,
+    clean,
+    ends,
+    first_that_fits,
+    fit,
+    line,
+    slot_column,
+    slot_name,
+    width_of,
+)
 from sapflow.telemetry.events import (
     HISTOGRAM_HIGHEST_OCTAVE,
     HISTOGRAM_LOWEST_OCTAVE,
@@ -77,7 +90,7 @@ def seed_card(seed: SeedState, width: int, plot_rows: int = 3, focused: bool = F
         fit(evidence_line(seed), inner),
     ]
     style = "bold" if focused else CONDITION_STYLES[condition]
-    return box(line((clean(seed.slot_id, inner - 6), "bold")), mark, body, width, style, heavy=focused)
+    return box(line((slot_name(seed.slot_id, inner - 6), "bold")), mark, body, width, style, heavy=focused)
 
 
 def evidence_line(seed: SeedTelemetry) -> Line:
@@ -198,7 +211,7 @@ def seed_row(seed: SeedState, width: int, slot_width: int) -> Line:
     Where there is little room, the blueprint is cut and "held" is its glyph; the blend is always whole.
     """
     condition, stage_style = seed.condition, STAGE_STYLES[seed.stage]
-    slot = line(f"{padded(seed.slot_id, slot_width)} ", (f"{STAGE_GLYPHS[seed.stage]} ", stage_style))
+    slot = line(f"{slot_column(seed.slot_id, slot_width)} ", (f"{STAGE_GLYPHS[seed.stage]} ", stage_style))
     blueprint = clean(seed.blueprint_id, 40)
     blend: Line = ((f" {seed.alpha:.0%}", stage_style),) if seed.stage is SeedStage.BLENDING else ()
     end = _row_end(seed, condition)

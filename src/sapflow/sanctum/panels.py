@@ -7,7 +7,7 @@ from sapflow.sanctum.glyphs import CONDITION_GLYPHS, CONDITION_STYLES, EVENT_MAR
 from sapflow.sanctum.numbers import clock, compact, humanised, known
 from sapflow.sanctum.plots import accuracy_trend, loss_trend
 from sapflow.sanctum.schema import Condition, EnvState, LogLine
-from sapflow.sanctum.spans import DIM, Line, clean, fit, line, padded, spaced
+from sapflow.sanctum.spans import DIM, Line, clean, fit, line, slot_column, spaced
 from sapflow.telemetry.vocabulary import Severity
 from sapflow.telemetry.wording import describe_alert
 
@@ -47,7 +47,7 @@ def alert_lines(env: EnvState, width: int) -> list[Line]:
         fit(
             line(
                 (f"{'open':<9} ⚑ ", CONDITION_STYLES[Condition.ALERTED]),
-                (f"{padded(alert.slot_id, _SLOT_WIDTH)} ", "bold"),
+                (f"{slot_column(alert.slot_id, _SLOT_WIDTH)} ", "bold"),
                 (_joined(describe_alert(alert)), SEVERITY_STYLES[alert.severity]),
             ),
             width,
@@ -68,13 +68,14 @@ def log_row(entry: LogLine, width: int, slot_width: int) -> Line:
     """One entry: when, what, where, and its words."""
     mark, style = EVENT_MARKS.get(entry.kind, ("·", DIM))
     place = "run   " if entry.env_id is None else f"env {entry.env_id:02}"
+    slot = slot_column(entry.slot_id, slot_width) if entry.slot_id else " " * slot_width
     severity = SEVERITY_STYLES[entry.severity] if entry.severity else ""
     return fit(
         line(
             (f"{clock(entry.time)}  ", DIM),
             (f"{mark} ", style),
             (f"{place} ", "bold"),
-            f"{padded(entry.slot_id, slot_width)} ",
+            f"{slot} ",
             (_joined(entry.parts), severity),
         ),
         width,

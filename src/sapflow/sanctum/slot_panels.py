@@ -18,7 +18,7 @@ from sapflow.sanctum.slot_charts import (
     spread_lines,
 )
 from sapflow.sanctum.slot_history import SlotHistory
-from sapflow.sanctum.spans import DIM, Line, clean, ends, labelled, line, spaced
+from sapflow.sanctum.spans import DIM, Line, clean, ends, labelled, line, slot_name, spaced
 from sapflow.telemetry.events import Alert, SeedTelemetry
 from sapflow.telemetry.vocabulary import Measurement
 
@@ -35,7 +35,7 @@ def slot_line(env_id: int, seed: SeedState, window: str, width: int) -> Line:
     """Which seed it is, how it stands now, and which epochs are shown."""
     condition, measured = seed.condition, seed.measurement is Measurement.MEASURED
     parts = (
-        line((f"env {env_id:02} › {clean(seed.slot_id, 30)}", "bold")),
+        line((f"env {env_id:02} › {slot_name(seed.slot_id, 30)}", "bold")),
         line((f"{STAGE_GLYPHS[seed.stage]} {seed.stage}", STAGE_STYLES[seed.stage])),
         line((clean(seed.blueprint_id, 30) or "--", "bold"), (f" {clean(seed.seed_id, 30)}", DIM)),
         line(

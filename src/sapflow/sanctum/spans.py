@@ -13,6 +13,7 @@ Span = tuple[str, str]
 Line = tuple[Span, ...]
 
 DIM = "dim"
+NAME_LIMIT = 1_000  # cells of a name, wherever it is shown
 
 # Control characters, bidirectional and other invisible format characters, surrogates, line and paragraph separators.
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
@@ -29,6 +30,20 @@ def clean(text: str, limit: int) -> str:
 def padded(text: str, width: int) -> str:
     """`text` from a stranger, clean and at exactly `width` cells."""
     return set_cell_size(clean(text, width), width)
+
+
+def slot_name(slot_id: str, limit: int) -> str:
+    """What a slot is called, in at most `limit` cells: of a long name the end, which tells a model's modules apart.
+
+    The model itself, where that is watched, has no name among its modules.
+    """
+    name = clean(slot_id, NAME_LIMIT) or "the model"
+    return name if cell_len(name) <= limit else "…" + set_cell_size(name[::-1], max(limit - 1, 0))[::-1].lstrip()
+
+
+def slot_column(slot_id: str, width: int) -> str:
+    """What a slot is called, at exactly `width` cells."""
+    return set_cell_size(slot_name(slot_id, width), width)
 
 
 def _printable(character: str) -> str:

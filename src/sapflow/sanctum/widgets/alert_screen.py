@@ -11,8 +11,9 @@ from sapflow.sanctum.alert_panels import alert_details, alert_row
 from sapflow.sanctum.event_panels import alert_filter_line
 from sapflow.sanctum.query import STATES, AlertFilter, Query
 from sapflow.sanctum.slot_panels import title_line
+from sapflow.sanctum.spans import slot_name
 from sapflow.sanctum.stretch import Stretch
-from sapflow.sanctum.widgets.list_screen import ListScreen, choices, slot_width
+from sapflow.sanctum.widgets.list_screen import MOST_SLOT, ListScreen, choices, slot_width
 from sapflow.sanctum.widgets.panel import Panel, ScrollPanel
 from sapflow.sanctum.widgets.row_list import RowList
 from sapflow.sanctum.widgets.shell import Subject, shell
@@ -55,7 +56,7 @@ class AlertScreen(ListScreen[AlertLife]):
         """Draws the alerts that are wanted, and one of them in full."""
         wanted = AlertFilter(query=Query.parse(self.text, self.env_id), state=self.choice)
         self._read(wanted)
-        slots = slot_width(life.alert.slot_id for life in self._lives[:SEEN])
+        slots = slot_width(slot_name(life.alert.slot_id, MOST_SLOT) for life in self._lives[:SEEN])
         rows = self.rows
         rows.show(self._lives, lambda life, width: alert_row(life, width, slots), "no alert like that")
         place = (rows.cursor, len(rows.rows))

@@ -96,7 +96,8 @@ class ListScreen(SnapshotScreen, Generic[Row]):
     async def on_row_list_chosen(self) -> None:
         """Opens the seed that the row is about."""
         env_id, slot_id, _ = self.subject
-        if env_id is not None and slot_id:
+        envs = self.snapshot.envs
+        if env_id is not None and (slot_id or (env_id in envs and slot_id in envs[env_id].seeds)):
             await shell(self).open(SeedDetailScreen(env_id, slot_id))
 
     def action_search(self) -> None:
