@@ -160,6 +160,7 @@ def test_sql_is_answered_from_a_journal_and_from_parquet_alike(home, name):
 def test_many_runs_are_one_set_of_tables(home):
     sql = "SELECT run, count(*) AS n FROM gradients GROUP BY run ORDER BY run"
     assert home.rows(sql, "runs/demo", "runs/rolled") == [{"run": "demo", "n": 112}, {"run": "rolled", "n": 112}]
+    assert home.rows(sql, f"runs/demo/{JOURNAL_NAME}", "runs/rolled")[0] == {"run": "demo", "n": 112}
 
 
 def test_many_runs_are_joined_at_once_however_many(home):

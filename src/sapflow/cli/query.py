@@ -97,7 +97,7 @@ def _named(paths: list[str]) -> dict[str, str]:
     for place, path in zip(places, paths, strict=True):
         if places.count(place) > 1:
             raise InputError(f"{path} is named more than once: a run counts once")
-    names = [Path(path).resolve().name for path in paths]
+    names = [place.name for place in places]
     unique = len(set(names)) == len(names)
     return dict(zip(map(_text, names if unique else paths), paths, strict=True))
 
