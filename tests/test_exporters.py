@@ -334,7 +334,8 @@ def test_a_run_directory_that_goes_away_is_said_and_not_made_again(tmp_path):
 
 
 def test_one_follower_a_run_and_exporter(run_dir):
-    with Ledger(run_dir, "mine"), Ledger(run_dir, "yours"), pytest.raises(RunDirectoryError, match="one is enough"):
+    at_work = f"already, as process {os.getpid()}: wait until it is done, or stop it"
+    with Ledger(run_dir, "mine"), Ledger(run_dir, "yours"), pytest.raises(RunDirectoryError, match=at_work):
         Ledger(run_dir, "mine").__enter__()
 
 

@@ -70,9 +70,8 @@ class Ledger:
             self.save()
         except BlockingIOError as error:
             self.__exit__()
-            raise RunDirectoryError(
-                f"an exporter {self.path.stem} follows {self.path.parent.parent} already: one is enough"
-            ) from error
+            at_work = f"an exporter {self.path.stem} is at work on {self.path.parent.parent} already"
+            raise RunDirectoryError(f"{at_work}{_as_process(self.path)}: wait until it is done, or stop it") from error
         except OSError as error:
             self.__exit__()
             raise RunDirectoryError(f"an exporter cannot keep its place in {self.path} ({error.strerror})") from error
@@ -113,6 +112,11 @@ class Ledger:
             with contextlib.suppress(OSError):
                 new.unlink(missing_ok=True)
             raise
+
+
+def _as_process(path: Path) -> str:
+    found = read(path)
+    return f", as process {found.pid}" if found is not None and found.pid else ""
 
 
 def path_of(run_dir: Path, name: str) -> Path:
