@@ -8,8 +8,10 @@ from sanctum_events import Recorder, demo_run, epoch, seeds_of
 from sanctum_pilot import sanctum, screen_lines
 from sanctum_screens import sitting
 from sapflow.sanctum.app import SanctumApp
+from sapflow.sanctum.schema import EnvStatus
 from sapflow.sanctum.widgets.key_bar import working_keys
 from sapflow.sanctum.widgets.request_dialog import RequestDialog
+from sapflow.telemetry.events import EnvFailed
 from sapflow.telemetry.stream import EventStream
 
 
@@ -70,6 +72,20 @@ async def test_a_pause_is_of_one_epoch_of_all_envs_once_they_have_reached_it(tmp
         streams[0].emit(epoch(8, *seeds_of(0, 8)))
         await now.write(recorder.events[-1])
         assert now.app.shown.envs == then
+
+
+async def test_a_pause_has_what_is_said_at_the_end_of_its_epoch_after_it_was_made(tmp_path: Path) -> None:
+    events = demo_run(6)
+    stream = EventStream(recorder := Recorder(), events[0].run_id, 0)
+    stream.next_sequence = max(each.sequence or 0 for each in events if each.env_id == 0) + 1
+    stream.emit(epoch(7, *seeds_of(0, 7)))
+    stream.emit(EnvFailed(epoch=7, error="out of memory"))
+    async with sitting(tmp_path, [*events, recorder.events[0]]) as now:
+        await now.press("space")
+        assert now.app.shown.envs[0].status is EnvStatus.TRAINING
+        await now.write(recorder.events[1])
+        assert now.app.moment == 7
+        assert now.app.shown.envs[0].status is EnvStatus.FAILED
 
 
 async def test_no_frame_of_a_screen_shows_what_is_not_so(monkeypatch: pytest.MonkeyPatch) -> None:

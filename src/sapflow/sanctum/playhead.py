@@ -18,7 +18,7 @@ class Playhead:
         self._film = Film(source)
         self._live = live
         self._then = SanctumSnapshot()
-        self._reached = 0  # envs that had ended the moment's epoch when it was looked up
+        self._told: dict[int, int] = {}  # what was known of the envs when the moment was looked up: see _telling
 
     @property
     def shown(self) -> SanctumSnapshot:
@@ -46,21 +46,28 @@ class Playhead:
             self._look_up(moment)
 
     def catch_up(self) -> None:
-        """Looks the moment up again once more envs have reached it: those behind are shown as far as they were.
+        """Looks the moment up again once more envs have reached it, or have said what was done at its end.
+
+        Those behind are shown as far as they were.
 
         Raises:
             JournalError: the journal cannot be read there.
         """
-        if self.moment is not None and self._that_reached(self.moment) > self._reached:
+        if self.moment is None:
+            return
+        telling = self._telling(self.moment)
+        if any(sequence > self._told.get(env_id, -1) for env_id, sequence in telling.items()):
             self._look_up(self.moment)
 
     def _look_up(self, moment: int) -> None:
-        reached = self._that_reached(moment)
+        told = self._telling(moment)
         self._then = self._film.at(moment)
-        self.moment, self._reached = moment, reached
+        self.moment, self._told = moment, told
 
-    def _that_reached(self, moment: int) -> int:
-        return sum(env.epoch >= moment for env in self._live().envs.values())
+    def _telling(self, moment: int) -> dict[int, int]:
+        """The envs that have ended the moment's epoch; of those that stand at its end, how much they have said."""
+        envs = self._live().envs.values()
+        return {env.env_id: env.last_sequence if env.epoch == moment else 0 for env in envs if env.epoch >= moment}
 
     def go_live(self) -> None:
         """Shows what happens now."""
