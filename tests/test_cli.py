@@ -249,6 +249,8 @@ ANSWERS = {
     "train --help": "--rng-seed",
     "sanctum --help": "RUN_DIR",
     "records --help": "verify",
+    "query --help": "The tables are gradients",
+    "show --help": "asterisk",
     "--version": "0.",
     "records": "TELE-557",
 }

@@ -26,8 +26,17 @@ rules = cyclopts.App(name="rules", help="Explain alert rules, and try them on a 
 app.command("sapflow.cli.train:train", name="train", help="Train hosts in whose slots seeds grow, and record it.")
 app.command("sapflow.cli.sanctum:sanctum", name="sanctum", help="Show a run in the terminal, live or finished.")
 app.command("sapflow.cli.runs:runs", name="runs", help="List the runs in a directory.")
-app.command("sapflow.cli.runs:show", name="show", help="Show what a run was, and what became of each of its seeds.")
-app.command("sapflow.cli.query:query", name="query", help="Ask runs in SQL.")
+app.command(
+    "sapflow.cli.runs:show",
+    name="show",
+    help="Show what a run was, and what became of each of its seeds.\n\nA seed with an asterisk was planted.",
+)
+app.command(
+    "sapflow.cli.query:query",
+    name="query",
+    help='Ask runs in SQL.\n\nAs in `sapflow query RUN… "SELECT …"`. The tables are gradients, epochs, seeds, alerts, '
+    "events and runs; over several runs each has a column run. Nothing else can be read, and nothing written.",
+)
 app.command("sapflow.cli.query:export", name="export", help="Write a whole table of a run into a file.")
 app.command("sapflow.cli.schema:schema", name="schema", help="Print the JSON Schema of all events.")
 app.command("sapflow.cli.roll:roll", name="roll", help="Write finished runs into Parquet.")
