@@ -20,7 +20,7 @@ from sapflow.sanctum.widgets.count_strip import CountStrip
 from sapflow.sanctum.widgets.env_detail_screen import EnvDetailScreen
 from sapflow.sanctum.widgets.env_grid import EnvGrid
 from sapflow.sanctum.widgets.key_bar import KeyBar
-from sapflow.telemetry.events import EnvStarted, SeedTelemetry, TelemetryEvent
+from sapflow.telemetry.events import EnvStarted, SeedPruned, SeedTelemetry, TelemetryEvent
 from sapflow.telemetry.source import RunState, RunStatus
 from sapflow.telemetry.vocabulary import Measurement, SeedStage
 
@@ -59,6 +59,16 @@ async def test_s_sorts_by_each_order_in_turn() -> None:
             "by loss": [2, 1, 0],
             "by ratio": [1, 2, 0],
         }
+
+
+async def test_the_ratio_of_a_seed_that_was_pruned_brings_no_env_to_the_front() -> None:
+    cut = SeedPruned(epoch=1, slot_id="a", seed_id="a-1", stage=SeedStage.TRAINING, rule="dying seed", grad_ratio=0.001)
+    events = [event(epoch(1, seed("a", ratio)), env_id, 0) for env_id, ratio in enumerate((0.001, 1.9))]
+    async with sanctum([*events, event(cut, 0, 1)]) as (app, _, pilot):
+        await pilot.press("s", "s", "s", "s")
+        await pilot.pause()
+        assert "2 envs  by ratio" in screen_text(app)
+        assert shown_envs(app) == [1, 0]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from math import inf, isfinite, isnan, log2
 
 from sapflow.sanctum.census import Census, Kind
 from sapflow.sanctum.query import Query
-from sapflow.sanctum.schema import EnvState, SanctumSnapshot
+from sapflow.sanctum.schema import Condition, EnvState, SanctumSnapshot
 from sapflow.telemetry.vocabulary import Measurement
 
 _TEXT_LIMIT = 10_000  # of what is searched in an env, in characters
@@ -39,8 +39,9 @@ def _loss(env: EnvState) -> float:
 
 
 def _ratio(env: EnvState) -> float:
-    """Where a seed's ratio is farthest from 1, up or down, first."""
-    ratios = [seed.grad_ratio for seed in env.seeds.values() if seed.measurement is Measurement.MEASURED]
+    """Where the ratio of a seed that lives is farthest from 1, up or down, first."""
+    living = (seed for seed in env.seeds.values() if seed.condition is not Condition.RESTING)
+    ratios = [seed.grad_ratio for seed in living if seed.measurement is Measurement.MEASURED]
     return -max((abs(log2(ratio)) if ratio > 0 and isfinite(ratio) else inf for ratio in ratios), default=-1.0)
 
 
