@@ -8,7 +8,6 @@ import logging
 from collections.abc import Collection, Sequence
 from threading import get_ident
 from typing import Any
-from weakref import ref
 
 import torch
 from torch import Tensor, compiler, is_grad_enabled, nn
@@ -23,6 +22,7 @@ from sapflow.gradients.frames import never_compiled_alone, run_at_compile_time
 from sapflow.gradients.nodes import NodeHook, alias_of, listen, listen_at_changed, node_of
 from sapflow.gradients.norms import add_mean_squares, has_numbers
 from sapflow.gradients.pass_sums import PassSums
+from sapflow.gradients.reach import ParameterReach
 from sapflow.gradients.structures import StandIns, map_tensors
 from sapflow.gradients.taps import Traced, changes_in_place, inputs_to_tap, tap_inputs, tap_outputs
 
@@ -60,6 +60,7 @@ class Probe:
         self.failure_said = False
         self.traced = Traced()
         self.taps_input = module is not None and not changes_in_place(module)
+        self.parameters = ParameterReach(module)
         self.begin_epoch()
         if module is not None:
             self._enters, self._leaves = adder(self, ENTERING), adder(self, LEAVING)
@@ -87,26 +88,13 @@ class Probe:
         self.unheard = False  # it ran in a pass that is left out, or for another module's sake
         self.transformed = False  # it ran inside of torch.func, or was traced
         self.pass_ended = False
-        self.parameters_reached = False
-        # What stands on the parameters from before, by its id, with its version: a loop may never zero it.
-        self._standing = {id(gradient): (ref(gradient), gradient._version) for gradient in self._gradients()}
         self.failure = ""
+        self.parameters.begin_epoch()
 
     def end_pass(self) -> None:
         """Note that a pass has ended, and whether a gradient has reached the parameters."""
         self.pass_ended = True
-        if not self.parameters_reached:
-            self.parameters_reached = any(not self._stands(gradient) for gradient in self._gradients())
-
-    def _gradients(self) -> list[Tensor]:
-        """Those on the parameters."""
-        parameters = () if self.module is None else self.module.parameters()
-        return [parameter.grad for parameter in parameters if parameter.grad is not None]
-
-    def _stands(self, gradient: Tensor) -> bool:
-        """Whether it has stood there since before the epoch, as it is."""
-        known, version = self._standing.get(id(gradient), (lambda: None, 0))
-        return known() is gradient and version == gradient._version
+        self.parameters.look()
 
     def forget_open_calls(self, running: Collection[int] = ()) -> None:
         """Of forwards that raised, as one does that a checkpoint stops early; not those of threads that are running."""
@@ -124,6 +112,7 @@ class Probe:
         self._handles = []
         self.forget_open_calls()
         self.module = self.sums = None
+        self.parameters = ParameterReach(None)
 
     def listening(self) -> bool:
         """Whether a forward that runs now is to be measured."""

@@ -49,7 +49,7 @@ class Watched:
         """The reading over the passes that `epoch` holds; the fields are described in `Reading`."""
         row = self.row.index
         # A gradient of 0 may stand there since it was zeroed.
-        reached = self.probe.parameters_reached and signs.parameter_liveness != 0
+        reached = self.probe.parameters.reached and signs.parameter_liveness != 0
         measurement, reason = _measurement(epoch, row, self.probe, reached=reached)
         if not reason and self.vitals is not None and self.vitals.failure:
             reason = f"whether its parameters are alive is not known: {self.vitals.failure}"
