@@ -18,6 +18,7 @@ from sapflow.errors import InputError
 from sapflow.history.arrow import pa, pa_csv, pc, pq
 from sapflow.history.cells import values_of
 from sapflow.history.text import aligned
+from sapflow.telemetry.placing import place
 from sapflow.telemetry.run_directory import owner_of
 
 Format = Literal["table", "csv", "json", "parquet", "arrow"]
@@ -91,23 +92,12 @@ def new_file(path: Path, *, force: bool) -> Iterator[IO[bytes]]:
         if force:
             Path(name).replace(path)
         else:
-            _name(Path(name), path)
+            place(Path(name), path)
     except FileExistsError as error:
         raise InputError(f"{path} exists: choose another name, or overwrite it with --force") from error
     finally:
         with suppress(FileNotFoundError):
             Path(name).unlink()
-
-
-def _name(file: Path, path: Path) -> None:
-    """Give the file that name, and never replace what came meanwhile, as a rename would."""
-    try:
-        path.hardlink_to(file)
-    except FileExistsError:
-        raise
-    except OSError:  # the file system has no hard links, such as exFAT
-        path.touch(exist_ok=False)
-        file.replace(path)
 
 
 def _umask() -> int:

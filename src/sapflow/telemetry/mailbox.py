@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from sapflow.errors import InputError
+from sapflow.telemetry.placing import place
 from sapflow.telemetry.run_directory import REQUESTS_NAME, trainer_is_alive
 
 MAX_REQUEST_BYTES = 4_096
@@ -177,13 +178,7 @@ def _write_whole(path: Path, content: bytes) -> None:
     try:
         with os.fdopen(file, "wb") as stream:
             stream.write(content)
-        try:
-            path.hardlink_to(unfinished)
-        except FileExistsError:
-            raise
-        except OSError:  # the file system has no hard links, such as exFAT
-            path.touch(exist_ok=False)
-            unfinished.replace(path)
+        place(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
 
