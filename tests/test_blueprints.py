@@ -53,7 +53,7 @@ def gain_of(seed: nn.Module, activations: torch.Tensor, gradient: torch.Tensor) 
 def plant(blueprint: Blueprint, shape, *, dtype=torch.float32, random_seed=3) -> tuple[SeedSlot, float]:
     slot = SeedSlot("mid", shape)
     give = exchange(shape, dtype=dtype)
-    seed, gain = germinate(slot, blueprint, exchange=give, random_seed=random_seed)
+    seed, gain, _ = germinate(slot, blueprint, exchange=give, random_seed=random_seed)
     slot.plant(seed, seed_id="mid-1", blueprint_id=blueprint.blueprint_id)
     return slot, gain
 

@@ -216,7 +216,7 @@ def test_germination_draws_from_a_stream_of_its_own():
         slot = SeedSlot("mid", (24,))
         before = torch.get_rng_state()
         blueprint = blueprint_for("mlp", (24,))
-        born, _ = germinate(slot, blueprint, exchange=exchange((24,)), random_seed=seed)
+        born, *_ = germinate(slot, blueprint, exchange=exchange((24,)), random_seed=seed)
         assert torch.equal(torch.get_rng_state(), before)
         return torch.cat([p.flatten() for p in born.parameters()])
 

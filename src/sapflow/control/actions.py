@@ -100,6 +100,7 @@ class SlotActions:
         return {
             "slots": {slot_id: slot.snapshot() for slot_id, slot in self.slots.items()},
             "lives": msgspec.to_builtins(self.lives),
+            "held": sorted(self.held),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -110,6 +111,7 @@ class SlotActions:
         """
         like = next(self.host.parameters())
         self.lives = msgspec.convert(state["lives"], list[Life])
+        self.held = set(state.get("held", ()))
         for slot_id, snapshot in state["slots"].items():
             slot, seed = self.slots[slot_id], None
             if snapshot["seed"] is not None:
@@ -142,23 +144,21 @@ class SlotActions:
         slot_id, closure = slot.state.slot_id, self.closure
         seed_id = f"{slot_id}-{sum(life.slot_id == slot_id for life in self.lives) + 1}"
 
-        births: list[Tensor] = []
-
-        def born() -> tuple[nn.Module, float, torch.optim.Optimizer]:
-            seed, birth_gain = germinate(
+        def born() -> tuple[nn.Module, float, Tensor, torch.optim.Optimizer]:
+            seed, birth_gain, birth = germinate(
                 slot,
-                replace(blueprint, build=partial(self._build, blueprint, births)),
+                replace(blueprint, build=partial(self._build_new, blueprint)),
                 exchange=lambda: exchange_at(self.host, slot, closure, slots=self.slots.values(), monitor=self.monitor),
                 random_seed=stream_seed(self.random_name, seed_id),
             )
-            return seed, birth_gain, self.make_optimizer(seed)
+            return seed, birth_gain, birth, self.make_optimizer(seed)
 
         with torch.inference_mode(False):  # the loop may end its epochs where it validates, without gradients
-            seed, birth_gain, optimizer = on_all_ranks(born, self.process_group, device_of(self.host))
+            seed, birth_gain, birth, optimizer = on_all_ranks(born, self.process_group, device_of(self.host))
             if self.process_group is not None:
                 broadcast_from_first([*seed.parameters(), *seed.buffers()], self.process_group)
             slot.plant(seed, seed_id=seed_id, blueprint_id=blueprint.blueprint_id)
-            slot.optimizer, slot.birth = optimizer, births[-1]
+            slot.optimizer, slot.birth = optimizer, birth
             self.monitor.attach(slot_id, seed)
         life = Life(
             slot_id=slot_id,
@@ -181,9 +181,8 @@ class SlotActions:
             )
         )
 
-    def _build(self, blueprint: Blueprint, births: list[Tensor], shape: tuple[int, ...]) -> nn.Module:
-        """What the blueprint builds, if it is new; and where random numbers stood then goes into `births`."""
-        births.append(torch.get_rng_state())
+    def _build_new(self, blueprint: Blueprint, shape: tuple[int, ...]) -> nn.Module:
+        """What the blueprint builds, if nothing of it is trained already, which germination would scale."""
         seed = blueprint.build(shape)
         others = (self.host, *(slot.seed for slot in self.slots.values() if slot.seed is not None))
         taken = {id(parameter) for other in others for parameter in other.parameters()}

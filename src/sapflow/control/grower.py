@@ -198,7 +198,6 @@ class Grower:
             "steps": self.trainer.steps,
             "shadows": self.trainer.shadows,
             "stop_reason": self.responses.stop_reason,
-            "held_by_hand": sorted(self.actions.held),
             "sequence": self.stream.next_sequence,
             "actions": self.actions.state_dict(),
             "rules": self.rules.state_dict(),
@@ -216,7 +215,6 @@ class Grower:
         self.responses.total_alerts = state["alerts"]
         self.trainer.steps, self.trainer.shadows = state["steps"], state["shadows"]
         self.responses.stop_reason = state["stop_reason"]
-        self.actions.held = set(state.get("held_by_hand", ()))
         self.stream.next_sequence = state["sequence"]
         self.actions.load_state_dict(state["actions"])
         self.rules.load_state_dict(state["rules"])

@@ -25,10 +25,11 @@ def germinate(
     *,
     exchange: Callable[[], tuple[Tensor, Tensor]],
     random_seed: int,
-) -> tuple[nn.Module, float]:
+) -> tuple[nn.Module, float, Tensor]:
     """A seed of `blueprint`, ready to be planted in the slot, and its gain at birth, ‖∂L/∂h‖₂ / ‖∂L/∂seed(h)‖₂.
 
-    The gain is NaN, and the seed as it was built, where the gradient at the slot is zero or not finite.
+    With them where torch's random numbers stood when it was built. The gain is NaN, and the seed as it was built, where
+    the gradient at the slot is zero or not finite.
 
     Everything random is drawn from the seed's own stream: the host's generators stand where they stood.
 
@@ -45,6 +46,7 @@ def germinate(
     with RandomState.seeded(random_seed).replayed():
         activations, gradient = exchange()
         check_fit(blueprint, tuple(activations.shape[1:]), activations.dtype)
+        birth = torch.get_rng_state()
         seed = build_seed(blueprint, slot.shape).to(activations)
         gain = _gain(seed, activations, gradient, blueprint)
         if blueprint.calibrated and 0 < gain < math.inf:  # where no gradient comes, there is nothing to scale by
@@ -56,7 +58,7 @@ def germinate(
                     "with a weight, or register it with calibrated=False",
                     blueprint.blueprint_id, gain, slot.state.slot_id,
                 )  # fmt: skip
-    return seed, gain
+    return seed, gain, birth
 
 
 def _gain(seed: nn.Module, activations: Tensor, gradient: Tensor, blueprint: Blueprint) -> float:
