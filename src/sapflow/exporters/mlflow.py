@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit
 from zlib import crc32
 
 import msgspec
@@ -60,8 +59,7 @@ class MLflow:
 
     def __init__(self, client: "MlflowClient", uri: str, experiment: str, setting: Setting) -> None:
         self._client = client
-        by_http = urlsplit(uri).scheme in SCHEMES
-        self._log = partial(_log_by_http, uri) if by_http else partial(_log_by_client, client)
+        self._log = partial(_log_by_http, uri) if _is_http(uri) else partial(_log_by_client, client)
         self._experiment = experiment
         self._setting = setting
         self._run = setting.run
@@ -157,6 +155,10 @@ def status_of(view: RunView, state: RunState | None) -> str:
     return "FINISHED" if view.completed else "KILLED"
 
 
+def _is_http(uri: str) -> bool:
+    return uri.partition(":")[0].lower() in SCHEMES
+
+
 def _log_by_client(client: "MlflowClient", run: str, metrics: Sequence[Measured]) -> None:
     from mlflow.entities import Metric
 
@@ -243,7 +245,7 @@ def open_exporter(setting: Setting) -> MLflow:
         raise ExporterRefusedError(
             "exporter mlflow needs a tracking server: set MLFLOW_TRACKING_URI, or exporters.mlflow.tracking_uri"
         )
-    if uri.partition(":")[0].lower() in SCHEMES:
+    if _is_http(uri):
         check_url(uri)  # MLflow writes it into logs and errors
     # The follower has its own way to try again, and nothing is gained by MLflow's minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
