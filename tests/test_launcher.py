@@ -31,8 +31,14 @@ from sapflow.telemetry.journal import Journal
 from sapflow.telemetry.run_directory import JOURNAL_NAME, LOG_NAME, trainer_is_alive, wal_of
 from sapflow.telemetry.source import RunState
 from sapflow.training import launcher
-from sapflow.training.recording import record
+from sapflow.training.recording import prepare, record
 from sapflow.training.trainer import RunPlan
+
+
+def launched(plan: RunPlan, run_dir: Path) -> subprocess.Popen[bytes]:
+    """A trainer behind Sanctum, as `sapflow train --sanctum` starts it."""
+    prepare(plan, run_dir)
+    return launcher.start(run_dir)
 
 
 @dataclass
@@ -134,7 +140,7 @@ def test_bad_input_in_a_terminal_is_one_line_and_leaves_nothing(command, words, 
 
 def test_a_launched_trainer_stops_in_order_when_it_is_told_to(tmp_path):
     run_dir = tmp_path / "run"
-    trainer = launcher.start(RunPlan(task="digits-mlp", envs=1, epochs=1_000_000), run_dir)
+    trainer = launched(RunPlan(task="digits-mlp", envs=1, epochs=1_000_000), run_dir)
     try:
         follow_to(run_dir, EpochCompleted)
         trainer.terminate()
@@ -153,7 +159,7 @@ def test_what_may_be_a_secret_is_neither_in_the_arguments_nor_in_the_log(tmp_pat
         '[[rules]]\nname = "loud"\nwhen = "exploding"\nfor_epochs = 9\nactions = ["notify"]\n'
         '[notify]\nurls = ["json://ada:hunter2@localhost"]\n'
     )
-    trainer = launcher.start(RunPlan(task="digits-mlp", envs=1, epochs=1, rules=rules), tmp_path / "run")
+    trainer = launched(RunPlan(task="digits-mlp", envs=1, epochs=1, rules=rules), tmp_path / "run")
     assert trainer.wait(PATIENCE) == 0
     assert "hunter2" not in " ".join(map(str, trainer.args))
     log = (tmp_path / "run" / LOG_NAME).read_text()
@@ -163,14 +169,14 @@ def test_what_may_be_a_secret_is_neither_in_the_arguments_nor_in_the_log(tmp_pat
 
 def test_what_cannot_be_trained_is_not_launched(tmp_path):
     with pytest.raises(InputError, match="at least 1 env"):
-        launcher.start(RunPlan(envs=0), tmp_path / "run")
+        launched(RunPlan(envs=0), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_trainer_that_never_begins_is_reported_with_its_log(tmp_path, monkeypatch):
     monkeypatch.setattr(launcher.sys, "executable", "/bin/false")
     with pytest.raises(SapflowError, match=rf"ended with code 1 before it began: see .*{LOG_NAME}"):
-        launcher.start(RunPlan(task="digits-mlp"), tmp_path / "run")
+        launched(RunPlan(task="digits-mlp"), tmp_path / "run")
 
 
 def test_ctrl_c_before_anything_was_made_is_one_line(tmp_path):
@@ -182,11 +188,11 @@ def test_ctrl_c_before_anything_was_made_is_one_line(tmp_path):
 
 
 def test_ctrl_c_before_there_is_anything_to_watch_takes_the_trainer_along(tmp_path, monkeypatch):
-    launched = []
+    trainers = []
 
     def launch(*arguments, **options):
-        launched.append(subprocess.Popen(*arguments, **options))
-        return launched[0]
+        trainers.append(subprocess.Popen(*arguments, **options))
+        return trainers[0]
 
     def ctrl_c(_seconds):
         raise KeyboardInterrupt
@@ -194,8 +200,8 @@ def test_ctrl_c_before_there_is_anything_to_watch_takes_the_trainer_along(tmp_pa
     monkeypatch.setattr(launcher, "subprocess", SimpleNamespace(Popen=launch, DEVNULL=subprocess.DEVNULL))
     monkeypatch.setattr(launcher, "time", SimpleNamespace(sleep=ctrl_c))
     with pytest.raises(KeyboardInterrupt):
-        launcher.start(RunPlan(task="digits-mlp", envs=1, epochs=1_000_000), tmp_path / "run")
-    (trainer,) = launched
+        launched(RunPlan(task="digits-mlp", envs=1, epochs=1_000_000), tmp_path / "run")
+    (trainer,) = trainers
     try:
         assert trainer.wait(PATIENCE) in (-signal.SIGTERM, 130)
     finally:

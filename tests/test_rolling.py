@@ -302,7 +302,7 @@ def test_a_rolled_run_without_its_journal_takes_no_other(demo):
         lambda: plan_of(demo),
         lambda: record(plan, demo, resume=True),
         lambda: record(plan, demo),
-        lambda: start(plan, demo, resume=True),
+        lambda: start(demo, resume=True),
         lambda: Journal(demo),
     ):
         with pytest.raises(RunDirectoryError, match="is rolled and its journal removed"):

@@ -192,7 +192,7 @@ def _train_under_sanctum(plan: "RunPlan", run_dir: Path, exporting: Exporting, *
     check_terminal()
     followers = _prepared(plan, run_dir, exporting, resume=resume)
     with followers.all_or_none(), needs("training", "train"):
-        trainer = launcher.start(plan, run_dir, resume=resume, prepared=True)
+        trainer = launcher.start(run_dir, resume=resume)
     try:
         show(run_dir)
     finally:

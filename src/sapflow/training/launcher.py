@@ -11,27 +11,22 @@ import msgspec
 
 from sapflow.errors import SapflowError
 from sapflow.telemetry import run_directory
-from sapflow.training.recording import plan_of, prepare, record, stop_on_signals
-from sapflow.training.trainer import RunPlan
+from sapflow.training.recording import plan_of, record, stop_on_signals
 
 JOURNAL_POLL_SECONDS = 0.05
 EXIT_STOPPED = 130
 
 
-def start(plan: RunPlan, run_dir: Path, *, resume: bool = False, prepared: bool = False) -> subprocess.Popen[bytes]:
-    """Start a trainer that records `plan` into `run_dir`, logs there, and outlives this process and its terminal.
+def start(run_dir: Path, *, resume: bool = False) -> subprocess.Popen[bytes]:
+    """Start a trainer that records into a directory that `prepare` has made, logs there, and outlives this process.
 
-    With `resume` it goes on with the run that ended there; a directory that is `prepared` was made for it by `prepare`.
-
-    Returns once there is a journal to follow.
+    With `resume` it goes on with the run that ended there. Returns once there is a journal to follow.
 
     Raises:
-        InputError: the plan cannot be carried out, or the directory is taken.
+        RunDirectoryError: the run is rolled and its journal removed.
         SapflowError: the trainer ended before it had begun.
     """
     run_directory.refuse_rolled(run_dir)
-    if not (resume or prepared):
-        prepare(plan, run_dir)
     log_path = run_dir / run_directory.LOG_NAME
     # The plan lies in the directory: arguments and logs are read by others, and addresses in its rules may be secrets.
     arguments = [sys.executable, "-m", "sapflow.training.launcher", str(run_dir)]
