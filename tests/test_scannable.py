@@ -7,7 +7,7 @@ import pytest
 import sapflow
 from journals import finished_run
 from sanctum_events import demo_run
-from sapflow.history.scannable import Scannable
+from sapflow.history.scannable import of_journal
 from sapflow.history.schemas import TABLES
 from sapflow.history.selection import Selection
 
@@ -47,7 +47,7 @@ def test_no_more_is_made_than_is_asked_for(run, sql, columns, env, epochs):
         connection.from_arrow(run.batches(table).read_all()).create_view(table)
         expected = connection.sql(sql).fetchall()
     with duckdb.connect(":memory:") as connection:
-        connection.from_arrow(Scannable(table, batches)).create_view(table)
+        connection.from_arrow(of_journal(table, batches)).create_view(table)
         assert connection.sql(sql).fetchall() == expected
     for selection in asked:
         assert columns <= set(selection.columns) <= {*columns, TABLES[table].names[0]}  # by which rows are counted

@@ -2,16 +2,17 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
 
 from msgspec.structs import asdict
 
 from sapflow.errors import InputError, MissingExtraError
-from sapflow.history.arrow import ds, pa, pc
+from sapflow.history.arrow import pa, pc
 from sapflow.history.manifest import summary_of
 from sapflow.history.run import Run
+from sapflow.history.scannable import Scannable
 from sapflow.history.schemas import TABLES, TIME
 from sapflow.history.summary import RunSummary
 
@@ -132,7 +133,7 @@ def _make_views(connection: duckdb.DuckDBPyConnection, runs: Mapping[str, Run]) 
             for number, name in enumerate(runs)
         )
         connection.execute(f"CREATE VIEW {table} AS {' UNION ALL '.join(parts)}")
-    connection.from_arrow(_Runs(runs)).create_view("runs")
+    connection.from_arrow(Scannable(RUNS, partial(_runs, runs))).create_view("runs")
 
 
 def _with_intervals_as_text(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
@@ -164,26 +165,11 @@ def _text(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
-class _Runs(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
-    """The table of the runs themselves, made when it is asked for; only what `skipped` counts takes every event."""
-
-    def __init__(self, runs: Mapping[str, Run]) -> None:
-        self._runs = runs
-
-    @property
-    def schema(self) -> pa.Schema:
-        """Of the whole table."""
-        return RUNS
-
-    def scanner(
-        self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None, **_: Any
-    ) -> ds.Scanner:
-        """What reads the columns (None: all) of the rows that meet the filter."""
-        wanted = RUNS.names if columns is None else list(columns)
-        counted = "skipped" in wanted or "skipped" in str(filter)
-        rows = [_row(name, run.summary if counted else summary_of(run.path)) for name, run in self._runs.items()]
-        batches = pa.Table.from_pylist(rows, RUNS).to_reader()
-        return ds.Scanner.from_batches(batches, columns=wanted, filter=filter, use_threads=False)
+def _runs(runs: Mapping[str, Run], columns: tuple[str, ...], _: pc.Expression | None) -> pa.RecordBatchReader:
+    """The table of the runs themselves; only what `skipped` counts takes every event."""
+    counted = "skipped" in columns
+    rows = [_row(name, run.summary if counted else summary_of(run.path)) for name, run in runs.items()]
+    return pa.Table.from_pylist(rows, RUNS).to_reader()
 
 
 def _row(name: str, summary: RunSummary) -> dict[str, object]:

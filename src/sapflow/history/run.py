@@ -13,7 +13,7 @@ from sapflow.history.journal_rows import JournalRows
 from sapflow.history.lives import alert_batches, seed_batches
 from sapflow.history.manifest import preferred
 from sapflow.history.rolled import RolledTables
-from sapflow.history.scannable import Scannable
+from sapflow.history.scannable import Scannable, of_journal
 from sapflow.history.selection import Selection
 from sapflow.history.summary import RunSummary, summarize
 from sapflow.telemetry.run_directory import ROLLED_NAME
@@ -221,7 +221,7 @@ class JournalTables:
 
     def scannable(self, table: str) -> Scannable:
         """What an engine takes that takes Arrow."""
-        return Scannable(table, self.batches)
+        return of_journal(table, self.batches)
 
     def close(self) -> None:
         """Let go of the journal."""

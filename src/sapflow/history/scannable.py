@@ -1,4 +1,4 @@
-"""A table of a journal for engines: made anew for each look at it, and no more of it than is looked at."""
+"""Tables for engines: made anew for each look at one, and no more of it than is looked at."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -12,17 +12,24 @@ INT32: Final = range(-(2**31), 2**31)
 EVERYTHING: Final = (INT32.start, INT32.stop)
 NO_FILE: Final = ds.ParquetFileFormat()
 
+Make = Callable[[tuple[str, ...], pc.Expression | None], pa.RecordBatchReader]
+
 
 class Scannable(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
-    """The table of that name, made by `batches`. Engines ask its schema, and a scanner of what they want of it."""
+    """A table of which no more is made than is looked at. Engines ask its schema, and a scanner of what they want.
 
-    def __init__(self, table: str, batches: Callable[[Selection], pa.RecordBatchReader]) -> None:
-        self._table, self._batches = table, batches
+    Args:
+        schema: of the whole table.
+        make: gives these columns, or more, of the rows that meet the filter, or more.
+    """
+
+    def __init__(self, schema: pa.Schema, make: Make) -> None:
+        self._schema, self._make = schema, make
 
     @property
     def schema(self) -> pa.Schema:
         """Of the whole table."""
-        return TABLES[self._table]
+        return self._schema
 
     def scanner(
         self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None, **_: Any
@@ -31,17 +38,26 @@ class Scannable(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
         wanted = self.schema.names if columns is None else list(columns)
         condition = str(filter)  # which names the columns that it looks at, and at most some more in its texts
         looked_at = tuple(name for name in self.schema.names if name in wanted or name in condition)
-        first_env, last_env = bounds(filter, "env", self.schema)
-        epochs = bounds(filter, "epoch", self.schema)
+        made = self._make(looked_at, filter)
+        return ds.Scanner.from_batches(made, columns=wanted, filter=filter, batch_readahead=1, use_threads=False)
+
+
+def of_journal(table: str, batches: Callable[[Selection], pa.RecordBatchReader]) -> Scannable:
+    """The table of that name, of which `batches` gives what is selected."""
+    schema = TABLES[table]
+
+    def make(looked_at: tuple[str, ...], condition: pc.Expression | None) -> pa.RecordBatchReader:
+        first_env, last_env = bounds(condition, "env", schema)
+        epochs = bounds(condition, "epoch", schema)
         selection = Selection(
-            table=self._table,
+            table=table,
             columns=looked_at,
             env=first_env if first_env == last_env else None,
             epochs=None if epochs == EVERYTHING else epochs,
         )
-        return ds.Scanner.from_batches(
-            self._batches(selection), columns=wanted, filter=filter, batch_readahead=1, use_threads=False
-        )
+        return batches(selection)
+
+    return Scannable(schema, make)
 
 
 def bounds(condition: pc.Expression | None, column: str, schema: pa.Schema) -> tuple[int, int]:
