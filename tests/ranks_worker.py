@@ -676,6 +676,15 @@ class Gardener:
             actions.advance(outcome.epoch, slot, stages[outcome.epoch], "test")
 
 
+def train_share(growth, optimizer):
+    """An epoch of this rank's shares of the global batches."""
+    for (batch,) in global_batches():
+        x, target = share_of(batch)
+        optimizer.zero_grad()
+        growth.loss(lambda net: F.mse_loss(net(x), target)).backward()  # noqa: B023
+        optimizer.step()
+
+
 @case(2)
 def growing(scratch):
     """After every step all ranks hold the same seed, which one process would hold that trains on the global batch."""
@@ -756,11 +765,7 @@ def a_seed_that_ranks_use_in_part(scratch):
             model, {"block": "after"}, optimizer=optimizer, controller=Trying(), rules=[rule],
             functions={"seen": called.append},
         )  # fmt: skip
-        for (batch,) in global_batches():
-            x, target = share_of(batch)
-            optimizer.zero_grad()
-            growth.loss(lambda net, x=x, target=target: F.mse_loss(net(x), target)).backward()
-            optimizer.step()
+        train_share(growth, optimizer)
         growth.epoch()
         weights = [p.tolist() for p in growth.actions.slots["block"].seed.parameters()]
         growth.close()
@@ -794,11 +799,7 @@ def a_seed_that_breaks_on_one_rank(scratch):
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     with Said() as said:
         growth = grow(model, {"block": "after"}, optimizer=optimizer, controller=Planting())
-        for (batch,) in global_batches():
-            x, target = share_of(batch)
-            optimizer.zero_grad()
-            growth.loss(lambda net, x=x, target=target: F.mse_loss(net(x), target)).backward()
-            optimizer.step()
+        train_share(growth, optimizer)
         shadows = growth.epoch().total_shadows
         growth.close()
     (life,) = growth.actions.lives
@@ -820,11 +821,7 @@ def growing_in_what_is_compiled_around_ddp(scratch):
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     growth = grow(model, {"block": "after"}, optimizer=optimizer, controller=Sower())
     with torch.compiler.set_stance("force_eager"):
-        for (batch,) in global_batches():
-            x, target = share_of(batch)
-            optimizer.zero_grad()
-            growth.loss(lambda net, x=x, target=target: F.mse_loss(net(x), target)).backward()
-            optimizer.step()
+        train_share(growth, optimizer)
         growth.epoch()
     growth.close()
     return {"weights": [p.tolist() for p in growth.actions.slots["block"].seed.parameters()]}
@@ -838,11 +835,7 @@ def asked_by_hand(scratch):
     growth = grow(model, {"block": "after"}, optimizer=optimizer, run_dir=scratch / "asked", controller=Sower())
     stages = []
     for epoch in (1, 2, 3):
-        for (batch,) in global_batches():
-            x, target = share_of(batch)
-            optimizer.zero_grad()
-            growth.loss(lambda net, x=x, target=target: F.mse_loss(net(x), target)).backward()
-            optimizer.step()
+        train_share(growth, optimizer)
         if epoch == 2 and rank == 0:
             fields = {"env_id": 0, "slot_id": "block", "seed_id": "block-1", "by": "ä" * 200}
             for order, action in enumerate(("hold", "prune", "prune")):
