@@ -13,10 +13,11 @@ from sapflow import SeedTraining, grow
 from sapflow.control.controllers import ScheduledController
 from sapflow.control.life_cycle import GrowthPlan
 from sapflow.errors import InputError
+from sapflow.growth.blueprints import blueprint, catalogue
 from sapflow.health.rules import Condition, Rule
 from sapflow.telemetry.events import ActionTaken, AlertCleared, AlertRaised, GradientSampled, Payload, SeedPruned
 from sapflow.telemetry.source import Source
-from sapflow.telemetry.vocabulary import SeedStage
+from sapflow.telemetry.vocabulary import EventType, SeedStage
 from test_grow import Script, batches
 from test_notify import served
 
@@ -110,6 +111,43 @@ def test_what_a_program_holds_no_rule_lets_go(tmp_path):
     assert [alert.epoch for alert in run.of(AlertCleared)] == [3]
     assert [seed.paused for seed in run.stages] == [False, True, True, True]
     assert run.slot.state.paused
+
+
+def test_what_a_program_holds_no_rule_lets_go_when_growth_is_resumed_either(tmp_path, monkeypatch):
+    monkeypatch.setattr(catalogue, "_catalogue", catalogue.Catalogue())
+    blueprint("loud", dimensions=1, calibrated=False)(orthogonal(5.0))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+    rules = [above(2.0, "hold", clear_after=1)]
+
+    def begun():
+        return grow(
+            model, {"1": "after"}, optimizer=optimizer, run_dir=tmp_path / "run", rules=rules,
+            controller=ScheduledController(GrowthPlan(first_germination=0), 0, plants={"1": "loud"}),
+        )  # fmt: skip
+
+    def epoch(growth):
+        for x, y in batches(5):
+            optimizer.zero_grad()
+            growth.loss(lambda net, x=x, y=y: F.cross_entropy(net(x), y)).backward()
+            optimizer.step()
+        growth.epoch()
+
+    with begun() as growth:
+        epoch(growth)
+        growth.actions.hold(growth.actions.slots["1"])
+        state = growth.state_dict()
+    with begun() as growth:
+        growth.load_state_dict(state)
+        slot = growth.actions.slots["1"]
+        with torch.no_grad():
+            slot.seed.weight.div_(5.0)
+        epoch(growth)
+        assert slot.state.paused
+    with Source(growth.run_dir) as source:
+        assert [event.payload.epoch for event in source.events([EventType.ALERT_CLEARED], 0)] == [2]
 
 
 def test_what_nobody_validated_prunes_no_seed_for_its_accuracy(tmp_path):

@@ -476,6 +476,8 @@ def test_what_is_said_after_the_clock_was_set_back_stands_at_the_end_of_the_log(
         book.want_more(700)
         book.look()
         assert [entry.sequence for entry in book.shown] == [event.sequence for event in told]
+        book.search(LogFilter(kind="pruned"))  # of what is known already
+        assert [entry.sequence for entry in book.shown] == [event.sequence for event in told]
 
 
 async def test_enter_opens_the_seed_that_an_entry_is_about(tmp_path: Path) -> None:
