@@ -22,7 +22,7 @@ from sapflow.sanctum.hand import new_request, question_lines
 from sapflow.sanctum.schema import EnvState, SeedState
 from sapflow.sanctum.widgets.env_detail_screen import EnvDetailScreen, SeedCard
 from sapflow.sanctum.widgets.request_dialog import RequestDialog
-from sapflow.telemetry.events import RequestAnswered, RunCompleted, SeedPruned
+from sapflow.telemetry.events import RequestAnswered, RunCompleted, SeedPruned, SeedStageChanged
 from sapflow.telemetry.mailbox import Mailbox, Request
 from sapflow.telemetry.run_directory import JOURNAL_NAME
 from sapflow.telemetry.source import RunState, Source
@@ -245,16 +245,30 @@ def test_no_text_breaks_the_question(words: str, action: str) -> None:
 
 
 @contextlib.contextmanager
-def trainer(cwd: Path) -> Iterator[Path]:
+def trainer(cwd: Path) -> Iterator[tuple[Path, Forked]]:
     """`sapflow train` at work in another process, on one env with seeds in its slots."""
     run_dir = cwd / "run"
     trainer = Forked((*ENDLESS[len(SAPFLOW) :], "--run-dir", str(run_dir), "--checkpoint-every", "0"), cwd)
     try:
         wait_until((run_dir / JOURNAL_NAME).exists, "a journal")
-        yield run_dir
+        yield run_dir, trainer
     finally:
         trainer.send_signal(signal.SIGKILL)
         trainer.finish()
+
+
+def stop_when_a_seed_learns(run_dir: Path, trainer: Forked) -> None:
+    """Let it run for moments only: it would be past that before a viewer has looked, where the machine is busy."""
+
+    def learns() -> bool:
+        trainer.send_signal(signal.SIGCONT)
+        time.sleep(0.02)
+        trainer.send_signal(signal.SIGSTOP)
+        changes = [told.payload for told in source.events([EventType.SEED_STAGE_CHANGED], 0)]
+        return any(isinstance(one, SeedStageChanged) and one.to_stage is SeedStage.TRAINING for one in changes)
+
+    with Source(run_dir) as source:
+        wait_until(learns, "a seed that learns")
 
 
 @asynccontextmanager
@@ -284,7 +298,8 @@ async def focus_slot(app: SanctumApp, pilot: Pilot[None], slot_id: str) -> None:
 
 
 async def test_a_seed_is_pruned_by_hand_and_a_fossil_is_not(tmp_path: Path) -> None:
-    with trainer(tmp_path) as run_dir:
+    with trainer(tmp_path) as (run_dir, process):
+        stop_when_a_seed_learns(run_dir, process)
         async with watching(run_dir) as (app, pilot):
             seeds = lambda: app.snapshot.envs[0].seeds if 0 in app.snapshot.envs else {}  # noqa: E731
 
@@ -293,27 +308,24 @@ async def test_a_seed_is_pruned_by_hand_and_a_fossil_is_not(tmp_path: Path) -> N
             def first_in(stage: SeedStage) -> str:
                 return next((slot_id for slot_id, seed in seeds().items() if seed.stage is stage), "")
 
-            await until(pilot, lambda: 0 in app.snapshot.envs)
+            await until(pilot, lambda: bool(first_in(SeedStage.TRAINING)))
             await pilot.press("enter")
-            done = False
-            while not done:  # the trainer does not wait: a seed may be past it by the time that it is asked for
-                await until(pilot, lambda: bool(first_in(SeedStage.TRAINING)))
-                slot_id = first_in(SeedStage.TRAINING)
-                await focus_slot(app, pilot, slot_id)
-                doomed = app.subject.seed_id
-                await pilot.press("p", "y")
-                asked = app.screen
-                assert isinstance(asked, RequestDialog)
-                await until(pilot, lambda asked=asked: asked.answer is not None)
-                assert asked.answer is not None
-                assert asked.answer.seed_id == doomed
-                done = asked.answer.done
-                await pilot.press("escape")
+            slot_id = first_in(SeedStage.TRAINING)
+            await focus_slot(app, pilot, slot_id)
+            doomed = app.subject.seed_id
+            await pilot.press("p", "y")
+            asked = app.screen
+            assert isinstance(asked, RequestDialog)
+            process.send_signal(signal.SIGCONT)
+            await until(pilot, lambda: asked.answer is not None)
+            assert asked.answer is not None
+            assert (asked.answer.done, asked.answer.seed_id) == (True, doomed)
+            await pilot.press("escape")
             await until(pilot, lambda: seeds()[slot_id].stage is SeedStage.PRUNED or seeds()[slot_id].seed_id != doomed)
             with Source(run_dir) as source:
-                cuts = [told.payload for told in source.events([EventType.SEED_PRUNED], 0)]
-            (cut,) = [one for one in cuts if isinstance(one, SeedPruned) and one.rule == "by hand"]
-            assert cut.seed_id == doomed
+                (cut,) = source.events([EventType.SEED_PRUNED], 0)
+            assert isinstance(cut.payload, SeedPruned)
+            assert (cut.payload.seed_id, cut.payload.rule) == (doomed, "by hand")
 
             await until(pilot, lambda: bool(first_in(SeedStage.FOSSILIZED)))
             fossil = first_in(SeedStage.FOSSILIZED)
